@@ -1,0 +1,173 @@
+"""Train a small image tokenizer: a diffusers `VQModel` that turns 28x28 grey images into 7x7 codes and back.
+
+    accelerate launch examples/train_vq.py --dataset ylecun/mnist --output_dir runs/mnist-vq --mixed_precision bf16
+
+`--data_dir FOLDER` reads local files instead; add `--resume_from_checkpoint latest` to go on after a stop. The folder
+loads with plain diffusers, `VQModel.from_pretrained("runs/mnist-vq")`. Images are in [0, 1] on both sides; clip what
+`decode` returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from diffusers import VQModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
+
+from hf_maskdiff.evaluation.image_data import load_labelled_images
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
+    parser.add_argument("--num_channels", type=int, default=1, help="1: grey, 3: colour")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64], help="each but the last halves")
+    parser.add_argument("--latent_channels", type=int, default=16, help="width of a code vector")
+    parser.add_argument("--codebook_size", type=int, default=128)
+    parser.add_argument("--commitment_weight", type=float, default=0.25)
+    parser.add_argument("--codebook_decay", type=float, default=0.99, help="of the running means that are the codes")
+    parser.add_argument("--max_train_steps", type=int, default=6000)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--ema_decay", type=float, default=0.998)
+    return parser.parse_args(argv)
+
+
+class CodebookUpdater(nn.Module):
+    """Moves each code to the running mean of the latents it stands for, and dead codes to latents just seen.
+
+    A codebook trained by gradient uses a handful of its codes. Running means (van den Oord, Vinyals, Kavukcuoglu,
+    arXiv 1711.00937, appendix A.1) with restarts (Dhariwal et al., arXiv 2005.00341) use them all. At the first step
+    every code is dead, so the codebook starts as a sample of latents.
+    """
+
+    def __init__(self, quantizer: nn.Module, decay: float, min_share: float = 0.03) -> None:
+        super().__init__()
+        # Held in a tuple, for the quantizer is a part of the model and not of this module's state.
+        self.quantizer, self.decay, self.min_share = (quantizer,), decay, min_share
+        codes = quantizer.embedding.weight.requires_grad_(False)
+        self.register_buffer("counts", torch.zeros(len(codes)))
+        self.register_buffer("sums", torch.zeros_like(codes))
+        # Distances between latents and codes need float32, whatever the precision around them.
+        quantizer.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        quantizer.register_forward_hook(self._remember)
+
+    def _remember(self, _: nn.Module, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor, tuple]) -> None:
+        self.latents, self.indices = inputs[0].detach().movedim(1, -1).flatten(0, -2), outputs[2][2]
+
+    @torch.no_grad()
+    def step(self, accelerator: Accelerator, generator: torch.Generator) -> None:
+        """Uses what the quantizer saw in its latest forward pass, on all processes together."""
+        one_hot = F.one_hot(self.indices, len(self.counts)).to(self.latents.dtype)
+        counts = accelerator.reduce(one_hot.sum(0), "sum")
+        sums = accelerator.reduce(one_hot.T @ self.latents, "sum")
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        # Alive: a fair share of the latents, or at least `min_share` of it.
+        fair = counts.sum() / len(counts)
+        picks = torch.randint(len(self.latents), (len(counts),), generator=generator, device=self.latents.device)
+        candidates = broadcast(self.latents[picks])
+        dead = self.counts < self.min_share * fair
+        self.counts.copy_(torch.where(dead, fair, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], candidates * fair, self.sums))
+        self.quantizer[0].embedding.weight.copy_(self.sums / self.counts[:, None])
+
+
+@torch.no_grad()
+def evaluate(model: VQModel, images: Tensor, device: torch.device) -> tuple[float, float, int]:
+    """Mean squared error of clipped reconstructions, perplexity of the codes, and number of codes used."""
+    model.eval()
+    squared_error, counts = 0.0, torch.zeros(model.config.num_vq_embeddings, dtype=torch.float64)
+    for batch in images.split(500):
+        batch = batch.to(device).float() / 255
+        latents = model.encode(batch).latents
+        indices = model.quantize(latents)[2][2]
+        reconstruction = model.decode(latents).sample.clamp(0, 1)
+        squared_error += F.mse_loss(reconstruction, batch, reduction="sum").item()
+        counts += indices.flatten().bincount(minlength=len(counts)).cpu()
+    perplexity = torch.distributions.Categorical(counts).entropy().exp().item()
+    return squared_error / images.numel(), perplexity, int((counts > 0).sum())
+
+
+def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
+    """Trains, saves, and returns the error, the perplexity and the number of codes used on the test split."""
+    args = parse_args(argv)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    set_seed(args.seed)
+    source = (args.dataset, args.data_dir, args.image_size, args.num_channels)
+    with accelerator.main_process_first():
+        images = load_labelled_images("train", *source).images.to(accelerator.device)
+        test_images = load_labelled_images("test", *source).images
+    levels = len(args.block_out_channels)
+    model = VQModel(
+        in_channels=args.num_channels,
+        out_channels=args.num_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(args.block_out_channels),
+        layers_per_block=1,
+        latent_channels=args.latent_channels,
+        sample_size=images.shape[-1],
+        num_vq_embeddings=args.codebook_size,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+    ).to(accelerator.device)
+    codebook = CodebookUpdater(model.quantize, args.codebook_decay).to(accelerator.device)
+    ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
+    # The schedule stays unprepared: a prepared one steps once per process.
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(codebook, ema, schedule)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    ema.to(accelerator.device)
+
+    model.train()
+    progress = tqdm(
+        index_batches(len(images), args.batch_size, start, args.max_train_steps, args.seed, accelerator),
+        desc="tokenizer",
+        initial=start,
+        total=args.max_train_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step, indices, generator in progress:
+        batch = images[indices].float() / 255
+        output = model(batch)
+        error = F.mse_loss(output.sample, batch)
+        # The quantizer's loss pulls latents to their codes; the codes themselves take no gradient.
+        accelerator.backward(error + args.commitment_weight * output.commit_loss)
+        accelerator.clip_grad_norm_(weights, args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        codebook.step(accelerator, generator)
+        ema.step(accelerator.unwrap_model(model).parameters())
+        if step % 50 == 0:
+            progress.set_postfix(mse=f"{error.item():.4f}")
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
+            save_checkpoint(accelerator, args.output_dir, step + 1)
+
+    trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    ema.copy_to(trained.parameters())
+    result = evaluate(trained, test_images, accelerator.device)
+    if accelerator.is_main_process:
+        trained.save_pretrained(args.output_dir)
+    accelerator.print(
+        f"test split: mean squared error {result[0]:.5f}, {result[2]} of {args.codebook_size} codes used, "
+        f"perplexity {result[1]:.1f}; {trained.num_parameters():,} parameters, saved in {args.output_dir}"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    main()

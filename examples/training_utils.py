@@ -1,0 +1,102 @@
+"""What the training programs share: arguments, batches that can be resumed, and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+CHECKPOINT_PREFIX = "checkpoint-"
+NUM_KEPT_CHECKPOINTS = 2
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
+    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
+    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--batch_size", type=int, default=256, help="per process")
+    parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--warmup_steps", type=int, default=200)
+    parser.add_argument("--max_grad_norm", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--checkpointing_steps", type=int, default=500)
+    parser.add_argument("--resume_from_checkpoint", help='"latest", or the path of a checkpoint')
+
+
+def index_batches(
+    num_examples: int, batch_size: int, start_step: int, max_steps: int, seed: int, accelerator: Accelerator
+) -> Iterator[tuple[int, Tensor, torch.Generator]]:
+    """Yields `(step, indices, generator)`: which examples this process reads in a step, and its source of noise.
+
+    Both depend on the seed, the process and the step alone, so a resumed run goes on as if it had never stopped, and
+    nothing has to be skipped. Every epoch is a new permutation, cut into batches (the rest is dropped).
+    """
+    total = batch_size * accelerator.num_processes
+    per_epoch = num_examples // total
+    if per_epoch == 0:
+        raise ValueError(f"`batch_size` must be at most {num_examples // accelerator.num_processes}, got {batch_size}.")
+    epoch, permutation = -1, torch.empty(0)
+    for step in range(start_step, max_steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            permutation = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        start = step % per_epoch * total + batch_size * accelerator.process_index
+        noise_seed = (seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
+        yield step, permutation[start : start + batch_size].to(accelerator.device), generator
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(output_dir.glob(f"{CHECKPOINT_PREFIX}*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
+    """Writes aside and renames: at any moment every folder named `checkpoint-*` is complete."""
+    final = output_dir / f"{CHECKPOINT_PREFIX}{step}"
+    partial = output_dir / f"partial-{final.name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        # A folder of that name can only be there if the run was resumed from an older one: it is the same, written twice.
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in checkpoints(output_dir)[:-NUM_KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None) -> int:
+    """Restores everything registered with `accelerator`, and returns the number of steps already done."""
+    found = checkpoints(output_dir)
+    if resume_from_checkpoint is None:
+        if found:
+            raise ValueError(
+                f"`output_dir` must hold no checkpoints of an earlier run, got {found[-1]}. "
+                "Pass --resume_from_checkpoint latest to go on from there, or another --output_dir."
+            )
+        return 0
+    if resume_from_checkpoint == "latest":
+        if not found:
+            accelerator.print(f"No checkpoint in {output_dir}: starting from the beginning.")
+            return 0
+        path = found[-1]
+    else:
+        path = Path(resume_from_checkpoint)
+        if path not in checkpoints(path.parent):
+            raise ValueError(
+                f"`resume_from_checkpoint` must be 'latest' or a folder {CHECKPOINT_PREFIX}STEP, got {str(path)!r}."
+            )
+    accelerator.load_state(str(path))
+    accelerator.print(f"Resumed from {path}.")
+    return int(path.name.rpartition("-")[2])

@@ -1,0 +1,52 @@
+"""hf_maskdiff: swappable samplers for masked diffusion, images and text, on diffusers and transformers.
+
+Importing it registers the package with diffusers, so that a pipeline whose `model_index.json` names components of
+`hf_maskdiff` loads with `from_pretrained` and no remote code.
+"""
+
+from ._versions import require_supported_versions
+
+require_supported_versions()
+
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E402
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
+
+from .models import HaltonMaskGITTransformer2DModel  # noqa: E402
+from .pipelines import MaskGITPipeline  # noqa: E402
+from .schedulers import (  # noqa: E402
+    Choice,
+    ChooseThenSampleScheduler,
+    ConfidenceScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskedDiffusionScheduler,
+    MaskedDiffusionSchedulerOutput,
+    MaskGITScheduler,
+    MomentScheduler,
+    StepContext,
+    UniformScheduler,
+)
+
+__version__ = "0.1.0"
+
+# diffusers looks a component's base class up by name in the library that `model_index.json` records for it.
+LOADABLE_CLASSES["hf_maskdiff"] = LOADABLE_CLASSES["diffusers"]
+
+__all__ = [
+    "Choice",
+    "ChooseThenSampleScheduler",
+    "ConfidenceScheduler",
+    "DiffusionPipeline",
+    "HaltonMaskGITTransformer2DModel",
+    "HaltonScheduler",
+    "HybridScheduler",
+    "MaskGITPipeline",
+    "MaskGITScheduler",
+    "MaskedDiffusionScheduler",
+    "MaskedDiffusionSchedulerOutput",
+    "ModelMixin",
+    "MomentScheduler",
+    "SchedulerMixin",
+    "StepContext",
+    "UniformScheduler",
+]

@@ -1,0 +1,1 @@
+"""The metrics the field quotes, and exact test-beds. Import the module you need: nothing here is loaded with the package."""

@@ -1,0 +1,140 @@
+"""Labelled images as tensors, from the Hub, from an image folder, or from MNIST's own IDX files."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IDX_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+class LabelledImages(NamedTuple):
+    """
+    Args:
+        images (`Tensor` of shape `(num_images, channels, height, width)`): uint8, on the CPU.
+        labels (`Tensor` of shape `(num_images,)`): int64, on the CPU.
+        class_names (`tuple[str, ...]`): the name of each label.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+
+def load_labelled_images(
+    split: str,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    num_channels: int = 1,
+) -> LabelledImages:
+    """Reads one split of a set of small images into memory: one tensor, which a training loop indexes for free.
+
+    Example:
+        >>> images, labels, class_names = load_labelled_images("test", dataset="ylecun/mnist")
+        >>> images.shape
+        torch.Size([10000, 1, 28, 28])
+
+    Args:
+        split (`str`): "train" or "test". Where a source has no test split, its validation split serves; where it
+            has neither, a fixed tenth of the training split is held out.
+        dataset (`str`, *optional*): name of a data set on the Hub with an image and a class column.
+        data_dir (`str` or `Path`, *optional*): a local folder instead: IDX files named as MNIST's
+            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder a class
+            (`train/cat/1.png`).
+        image_size (`int`, *optional*): resizes to squares of this side; None keeps the size, which must then be
+            the same everywhere.
+        num_channels (`int`): 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: if not exactly one source is given, or the source does not hold what is asked for.
+    """
+    if (dataset is None) == (data_dir is None):
+        raise ValueError(
+            f"exactly one of `dataset` and `data_dir` must be given, got {dataset!r} and {data_dir!r}. "
+            "Pass a data set of the Hub, such as dataset='ylecun/mnist', or a local folder."
+        )
+    if split not in IDX_PREFIXES:
+        raise ValueError(f"`split` must be 'train' or 'test', got {split!r}.")
+    if num_channels not in (1, 3):
+        raise ValueError(f"`num_channels` must be 1 (grey) or 3 (colour), got {num_channels}.")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ValueError(f"`data_dir` must be a folder, got {str(data_dir)!r}. Check the path.")
+    if data_dir is not None and any(Path(data_dir).glob("*-images*ubyte*")):
+        return _load_idx(Path(data_dir), split, image_size, num_channels)
+    return _load_dataset(split, dataset, data_dir, image_size, num_channels)
+
+
+def read_idx(path: str | Path) -> NDArray[np.uint8]:
+    """Reads one IDX file of unsigned bytes (yann.lecun.com/exdb/mnist), gzipped if its name ends in `.gz`."""
+    path = Path(path)
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"an IDX file of unsigned bytes must start with 00 00 08, {path} starts with {data[:3]!r}.")
+    header = 4 + 4 * data[3]
+    shape = tuple(np.frombuffer(data[4:header], dtype=">u4").astype(int).tolist())
+    if len(data) != header + int(np.prod(shape)):
+        raise ValueError(f"{path} must hold {shape} bytes after its header, got {len(data) - header}. Fetch it again.")
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: int) -> LabelledImages:
+    def read(kind: str) -> NDArray[np.uint8]:
+        matches = sorted(folder.glob(f"{IDX_PREFIXES[split]}-{kind}*ubyte*"))
+        if not matches:
+            raise ValueError(
+                f"`data_dir` must hold a file {IDX_PREFIXES[split]}-{kind}-...-ubyte(.gz) for the {split} split, "
+                f"got {sorted(path.name for path in folder.iterdir())}."
+            )
+        return read_idx(matches[0])
+
+    images, labels = read("images"), read("labels")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(f"images and labels must be as many, got the shapes {images.shape} and {labels.shape}.")
+    if num_channels != 1 or image_size not in (None, images.shape[1]):
+        raise ValueError(
+            f"IDX files are read as they are: grey, {images.shape[1]} pixels a side; got num_channels={num_channels} "
+            f"and image_size={image_size}. Leave both out, or pass an image folder."
+        )
+    names = tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
+    return LabelledImages(torch.tensor(images)[:, None], torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _load_dataset(
+    split: str, dataset: str | None, data_dir: str | Path | None, image_size: int | None, num_channels: int
+) -> LabelledImages:
+    # Imported here: it takes a second, which the IDX files do not need.
+    import datasets
+
+    if dataset is not None:
+        splits = datasets.load_dataset(dataset)
+    else:
+        splits = datasets.load_dataset("imagefolder", data_dir=str(data_dir))
+    if "test" not in splits and "validation" not in splits:
+        splits = splits["train"].train_test_split(test_size=0.1, seed=0)
+    rows = splits["validation"] if split == "test" and "test" not in splits else splits[split]
+    image_columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    label_columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not image_columns or not label_columns:
+        raise ValueError(
+            f"the data set must have an image column and a class column, got {rows.features}. "
+            "In an image folder, each class is a sub-folder."
+        )
+
+    images = []
+    for image in rows[image_columns[0]]:
+        image = image.convert("L" if num_channels == 1 else "RGB")
+        if image_size is not None and image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size))
+        images.append(np.asarray(image).reshape(image.height, image.width, num_channels).transpose(2, 0, 1))
+    sizes = {image.shape[1:] for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"all images must have one size, got {sorted(sizes)[:3]} and so on. Pass `image_size`.")
+    labels = torch.tensor(rows[label_columns[0]], dtype=torch.int64)
+    return LabelledImages(torch.from_numpy(np.stack(images)), labels, tuple(rows.features[label_columns[0]].names))

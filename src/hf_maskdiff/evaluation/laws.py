@@ -1,0 +1,414 @@
+"""The exact laws of one sampling round, and of a whole generation, for models small enough to enumerate.
+
+A round reveals `k` of `N` masked positions. Its outcome is a partly masked sequence: a tuple of length `N` that holds
+a token where a position was revealed and `MASK` elsewhere. A `Law` maps every possible outcome to its probability, so a
+sampler's implementation can be held against what it should do, and one sampler against another, without sampling error.
+
+Why this is possible: adding Gumbel noise to log-rates and keeping the k largest is an exponential race in which
+position j rings at rate `w_j` and the first k bells win (Gumbel-top-k). Given the moment t at which the last winner
+rings, all positions are independent, so one integral over t replaces the sum over orders and over the tokens of the
+losers. With `beta = 1 + 1/alpha`, `phi_j(t) = sum_x p_j(x) exp(-t p_j(x)^(1/alpha))` and `m_j = sum_x p_j(x)^beta`:
+
+    P_maskgit(I, x_I) = prod_{i in I} p_i(x_i)
+                        * int_0^inf d/dt[ prod_{i in I} (1 - exp(-t p_i(x_i)^(1/alpha))) ] prod_{j not in I} phi_j(t) dt
+
+    P_moment(I, x_I)  = prod_{i in I} p_i(x_i)^beta / m_i
+                        * int_0^inf d/dt[ prod_{i in I} (1 - exp(-t m_i)) ] prod_{j not in I} exp(-t m_j) dt
+
+The samplers are those of Hayakawa, Takida, Imaizumi, Wakaki, Mitsufuji, "Demystifying MaskGIT Sampler and Beyond:
+Adaptive Order Selection in Masked Diffusion", arXiv 2510.04525. All laws obey the final-step rule: the step that
+empties a row (`k == N`) draws its tokens plainly from the marginals.
+
+Arguments common to all laws: `marginals`, float64 of shape (N, V), the model's distribution at each masked position;
+`k`, how many of them the round reveals; `choice_temperature`, the `alpha` of this round (not of the schedule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, product
+from math import comb
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+MASK = -1
+
+State = tuple[int, ...]
+Law = dict[State, float]
+Subsets = Mapping[tuple[int, ...], float]
+RoundLaw = Callable[[np.ndarray, int, tuple[int, ...]], Law]
+
+
+# The race ----------------------------------------------------------------------------------------------------------
+
+
+def race_probabilities(
+    draws: ArrayLike, log_rates: ArrayLike, outcomes: ArrayLike, copies: ArrayLike | None = None
+) -> np.ndarray:
+    """The probability of chosen outcomes of a race, for when there are too many to list them all.
+
+    Every position draws a candidate from its row of `draws`; it rings at the rate that belongs to this candidate;
+    the first to ring are revealed, as many as the outcome reveals.
+
+    Args:
+        draws: (N, V) distribution of each position's candidate.
+        log_rates: (N, V) logarithm of the rate at which a position with this candidate rings; -inf never rings.
+        outcomes: (M, N) int, tokens where revealed and `MASK` elsewhere; each row reveals at least one position.
+        copies: (N,) how many equal positions a masked entry of an outcome stands for; one each by default.
+
+    Returns:
+        (M,) float64, with absolute error near 1e-15 for any range of rates.
+    """
+    draws, log_rates = np.asarray(draws, dtype=np.float64), np.asarray(log_rates, dtype=np.float64)
+    outcomes = np.asarray(outcomes, dtype=np.int64)
+    if draws.ndim != 2 or draws.shape != log_rates.shape or outcomes.ndim != 2 or outcomes.shape[1] != len(draws):
+        raise ValueError(
+            "`draws` and `log_rates` must be (N, V) and `outcomes` (M, N), got "
+            f"{draws.shape}, {log_rates.shape} and {outcomes.shape}. Pass one row of rates per position."
+        )
+    if not (outcomes != MASK).any(axis=1).all():
+        raise ValueError("Each row of `outcomes` must reveal a position, got one without. Leave it out.")
+    exponents = np.ones(len(draws)) if copies is None else np.asarray(copies, dtype=np.float64)
+
+    # In u = log t the integrand is analytic in a strip and decays at both ends, so the trapezoid rule converges
+    # exponentially in 1/step. Everything stays in logarithms: rates may differ by hundreds of orders of magnitude.
+    step = 0.1
+    finite = log_rates[np.isfinite(log_rates) & (draws > 0)]
+    nodes = np.arange(np.log(1e-18) - finite.max(), np.log(40.0) - finite.min() + step, step)
+    with np.errstate(over="ignore", under="ignore"):
+        log_rung = nodes + log_rates[:, :, None]  # log(t w)
+        silent = np.exp(-np.exp(log_rung))
+        rung = -np.expm1(-np.exp(log_rung))
+        density = np.exp(log_rung - np.exp(log_rung))  # d rung / du
+    survival = (draws[:, None, :] @ silent) ** exponents[:, None, None]
+    # `MASK` is -1: the last entry along the token axis is the factor of a position that has not rung.
+    factor = np.concatenate([rung, survival], axis=1)
+    slope = np.concatenate([density, np.zeros_like(survival)], axis=1)
+
+    result = np.empty(len(outcomes))
+    block = max(1, 2**20 // len(nodes))
+    for start in range(0, len(outcomes), block):
+        part = outcomes[start : start + block]
+        value, derivative = np.ones((len(part), len(nodes))), np.zeros((len(part), len(nodes)))
+        weight = np.ones(len(part))
+        for i in range(len(draws)):
+            # The product rule over the revealed positions; a survivor multiplies both.
+            chosen = factor[i, part[:, i]]
+            derivative = derivative * chosen + value * slope[i, part[:, i]]
+            value = value * chosen
+            weight = weight * np.append(draws[i], 1.0)[part[:, i]]
+        result[start : start + block] = step * derivative.sum(axis=1) * weight
+    return result
+
+
+def race_subsets(log_rates: ArrayLike, k: int) -> Subsets:
+    """Which k positions Gumbel-top-k keeps: k draws without replacement in proportion to `exp(log_rates)`, (N,)."""
+    log_rates = np.asarray(log_rates, dtype=np.float64)
+    _check_count(k, len(log_rates))
+    subsets = list(combinations(range(len(log_rates)), k))
+    if k == len(log_rates):
+        return {subsets[0]: 1.0}
+    outcomes = np.full((len(subsets), len(log_rates)), MASK)
+    np.put_along_axis(outcomes, np.asarray(subsets), 0, axis=1)
+    probabilities = race_probabilities(np.ones((len(log_rates), 1)), log_rates[:, None], outcomes)
+    return dict(zip(subsets, probabilities.tolist(), strict=True))
+
+
+def choose_then_sample_law(subsets: Subsets, tokens: ArrayLike) -> Law:
+    """The law of any sampler that first chooses positions (`subsets`), then draws each from its row of `tokens`.
+
+    Tuples of `subsets` may be ordered; only their sets matter, for tokens of one round are independent.
+    """
+    tokens = np.asarray(tokens, dtype=np.float64)
+    law: Law = {}
+    for subset, chance in subsets.items():
+        for values in product(range(tokens.shape[1]), repeat=len(subset)):
+            outcome = [MASK] * len(tokens)
+            for position, value in zip(subset, values, strict=True):
+                outcome[position] = value
+            probability = chance * float(np.prod(tokens[list(subset), list(values)]))
+            law[tuple(outcome)] = law.get(tuple(outcome), 0.0) + probability
+    return law
+
+
+# One round of each sampler -----------------------------------------------------------------------------------------
+
+
+def plain_round_law(marginals: ArrayLike) -> Law:
+    """All positions at once, each from its own marginal: the last round of every sampler, `prod_i p_i(x_i)`."""
+    marginals = _check_marginals(marginals)
+    return choose_then_sample_law({tuple(range(len(marginals))): 1.0}, marginals)
+
+
+def maskgit_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -> Law:
+    """Sample, then choose: `x_i ~ p_i`, keep the k largest `log p_i(x_i) + alpha G_i`. Equation at the top.
+
+    With `choice_temperature` 0 or below no law is defined here (ties decide): use a small positive one.
+    """
+    marginals = _check_marginals(marginals)
+    return sample_then_choose_law(marginals, _log(marginals) / _check_alpha(choice_temperature), k)
+
+
+def sample_then_choose_law(draws: ArrayLike, log_rates: ArrayLike, k: int) -> Law:
+    """`maskgit_round_law` with candidates and rates set apart, (N, V) each: what a defective sampler would do."""
+    draws = _check_marginals(draws)
+    _check_count(k, len(draws))
+    outcomes = _outcomes(draws, k)
+    probabilities = race_probabilities(draws, log_rates, outcomes)
+    return dict(zip(map(tuple, outcomes.tolist()), probabilities.tolist(), strict=True))
+
+
+def moment_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -> Law:
+    """Choose k positions in proportion to `m_i = sum_x p_i(x)^beta`, then draw tokens from `p_i^beta / m_i`."""
+    marginals = _check_marginals(marginals)
+    if k == len(marginals):
+        return plain_round_law(marginals)
+    log_moments, tokens = moments(marginals, choice_temperature)
+    return choose_then_sample_law(race_subsets(log_moments, k), tokens)
+
+
+def uniform_round_law(marginals: ArrayLike, k: int, choice_temperature: float | None = None) -> Law:
+    """Every k positions equally likely; tokens from `p_i`, or from `p_i^beta / m_i` with a choice temperature."""
+    marginals = _check_marginals(marginals)
+    return choose_then_sample_law(uniform_subsets(len(marginals), k), _tokens(marginals, k, choice_temperature))
+
+
+def ordered_round_law(
+    marginals: ArrayLike, k: int, order: Sequence[int], choice_temperature: float | None = None
+) -> Law:
+    """The first k of a fixed `order` of the positions, such as Halton's; tokens as in `uniform_round_law`."""
+    marginals = _check_marginals(marginals)
+    _check_count(k, len(marginals))
+    if sorted(order) != list(range(len(marginals))):
+        raise ValueError(
+            f"`order` must be a permutation of the {len(marginals)} positions, got {tuple(order)}. "
+            "Rank the masked positions among themselves."
+        )
+    return choose_then_sample_law({tuple(order[:k]): 1.0}, _tokens(marginals, k, choice_temperature))
+
+
+def confidence_round_law(
+    marginals: ArrayLike, k: int, measure: str = "confidence", choice_temperature: float | None = None
+) -> Law:
+    """The surest positions first; tokens from `p_i`.
+
+    Args:
+        marginals: (N, V).
+        k: positions revealed.
+        measure: "confidence" (`max p_i`), "margin" (largest minus second largest) or "entropy" (`exp(-H(p_i))`).
+        choice_temperature: None takes the k largest measures, which must not tie; `alpha` adds `alpha G_i` to the
+            logarithm of the measure.
+    """
+    marginals = _check_marginals(marginals)
+    _check_count(k, len(marginals))
+    log_measures = log_confidence(marginals, measure)
+    if choice_temperature is not None:
+        return choose_then_sample_law(race_subsets(log_measures / _check_alpha(choice_temperature), k), marginals)
+    order = np.argsort(-log_measures, kind="stable")
+    if k < len(order) and np.isclose(log_measures[order[k - 1]], log_measures[order[k]], rtol=0, atol=1e-6):
+        raise ValueError(
+            f"The {measure} of the positions {order[k - 1]} and {order[k]} must differ, got a tie at the cut. "
+            "Ties are broken by the implementation: choose other marginals."
+        )
+    return ordered_round_law(marginals, k, order.tolist())
+
+
+def hybrid_round_law(
+    marginals: ArrayLike,
+    k: int,
+    exploration: Subsets,
+    choice_temperature: float,
+    plain_exploration: bool = False,
+) -> Law:
+    """Some positions from an exploration order, then the moment sampler among the rest: a mixture,
+
+        P(I, x_I) = sum_{J within I} P_explore(J) P_moment(I minus J | rest) prod_{i in I} q_i(x_i).
+
+    Args:
+        marginals: (N, V).
+        k: positions revealed, explored ones included.
+        exploration: probability of each explored tuple of positions, at most k long; `race_subsets`,
+            `uniform_subsets` or `{(first, second): 1.0}`.
+        choice_temperature: `alpha` of the weights `m_i` and of the tokens `q_i = p_i^beta / m_i`.
+        plain_exploration: explored positions draw from `p_i` instead.
+    """
+    marginals = _check_marginals(marginals)
+    _check_count(k, len(marginals))
+    if k == len(marginals):
+        return plain_round_law(marginals)
+    log_moments, tempered = moments(marginals, choice_temperature)
+    law: Law = {}
+    for explored, chance in exploration.items():
+        if len(explored) > k:
+            raise ValueError(f"`exploration` must hold at most k = {k} positions, got {explored}. Cut it to the first.")
+        tokens = tempered.copy()
+        if plain_exploration:
+            tokens[list(explored)] = marginals[list(explored)]
+        rest = [i for i in range(len(marginals)) if i not in explored]
+        exploited = race_subsets(log_moments[rest], k - len(explored)) if len(explored) < k else {(): 1.0}
+        subsets = {(*explored, *(rest[i] for i in s)): chance * c for s, c in exploited.items()}
+        _accumulate(law, choose_then_sample_law(subsets, tokens), 1.0)
+    return law
+
+
+# Ingredients -------------------------------------------------------------------------------------------------------
+
+
+def moments(marginals: ArrayLike, choice_temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """`log m_i = log sum_x p_i(x)^beta`, (N,), and the tempered tokens `p_i^beta / m_i`, (N, V)."""
+    logits = (1.0 + 1.0 / _check_alpha(choice_temperature)) * _log(_check_marginals(marginals))
+    peak = logits.max(axis=1, keepdims=True)
+    log_moments = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
+    return log_moments[:, 0], np.exp(logits - log_moments)
+
+
+def log_confidence(marginals: ArrayLike, measure: str) -> np.ndarray:
+    """The logarithm of how sure each position is, (N,): of `max p`, of the margin, or minus the entropy in nats."""
+    marginals = _check_marginals(marginals)
+    ranked = np.sort(marginals, axis=1)[:, ::-1]
+    if measure == "confidence":
+        return np.log(ranked[:, 0])
+    if measure == "margin":
+        return _log(ranked[:, 0] - ranked[:, 1])
+    if measure == "entropy":
+        return (marginals * np.log(np.where(marginals > 0, marginals, 1.0))).sum(axis=1)
+    raise ValueError(f"`measure` must be 'confidence', 'margin' or 'entropy', got {measure!r}. Pass one of these.")
+
+
+def uniform_subsets(num_positions: int, k: int) -> Subsets:
+    """Every k of the positions with the same probability."""
+    _check_count(k, num_positions)
+    return dict.fromkeys(combinations(range(num_positions), k), 1.0 / comb(num_positions, k))
+
+
+# A whole generation ------------------------------------------------------------------------------------------------
+
+
+def generation_law(
+    denoiser: Callable[[State], ArrayLike],
+    round_laws: Iterable[RoundLaw],
+    counts: Iterable[int],
+    start: State,
+) -> Law:
+    """The law of the sequence after several rounds, by enumeration of every partly masked sequence on the way.
+
+    Args:
+        denoiser: maps a state to marginals of shape (N, V); rows of known positions are ignored.
+        round_laws: one for each step, called as `round_law(marginals of the masked positions, k, masked positions)`.
+        counts: how many positions each step reveals. If they do not add up to all, the law is that of partly
+            masked sequences.
+        start: the first state; `(MASK,) * N` to generate from nothing. Known tokens never change.
+
+    Returns:
+        The law over states after the last step.
+
+    Example, MaskGIT in three steps on four positions:
+
+        laws = [lambda p, k, masked, a=a: maskgit_round_law(p, k, a) for a in (4.0, 2.0, 1.0)]
+        law = generation_law(denoiser, laws, counts=[1, 1, 2], start=(MASK,) * 4)
+    """
+    law: Law = {start: 1.0}
+    for round_law, k in zip(round_laws, counts, strict=True):
+        following: Law = {}
+        for state, chance in law.items():
+            masked = tuple(i for i, token in enumerate(state) if token == MASK)
+            marginals = _check_marginals(np.asarray(denoiser(state), dtype=np.float64)[list(masked)])
+            completed: Law = {}
+            for outcome, probability in round_law(marginals, k, masked).items():
+                tokens = list(state)
+                for position, token in zip(masked, outcome, strict=True):
+                    tokens[position] = token
+                completed[tuple(tokens)] = probability
+            _accumulate(following, completed, chance)
+        law = following
+    return law
+
+
+# Distances ---------------------------------------------------------------------------------------------------------
+
+
+def total_variation(first: Mapping[State, float], second: Mapping[State, float]) -> float:
+    """Half the sum of absolute differences: the largest difference in probability that any event can show."""
+    return 0.5 * sum(abs(first.get(s, 0.0) - second.get(s, 0.0)) for s in first.keys() | second.keys())
+
+
+def symmetric_round_distance(marginal: ArrayLike, num_masked: int, k: int, choice_temperature: float) -> float:
+    """Total variation between a MaskGIT and a moment round when all positions share one marginal, for any N.
+
+    By symmetry every subset has the same law of tokens, so one subset stands for all `binom(N, k)` of them and the
+    survivors enter as a power:
+
+        TV = 1/2 sum_{x in V^k} | binom(N, k) P_maskgit({1..k}, x) - prod_i p(x_i)^beta / m |,
+
+    which falls as `C k^1.5 / N`: moment is MaskGIT's limit once N is large beside k^2 (arXiv 2510.04525).
+
+    Args:
+        marginal: (V,) the distribution at every position.
+        num_masked: N, in the thousands if you like.
+        k: positions revealed, fewer than N; the sum has V^k terms.
+        choice_temperature: `alpha`.
+    """
+    row = _check_marginals(np.asarray(marginal, dtype=np.float64)[None])
+    _check_count(k, num_masked)
+    if k == num_masked:
+        return 0.0
+    tokens = np.array(list(product(range(row.shape[1]), repeat=k)))
+    outcomes = np.concatenate([tokens, np.full((len(tokens), 1), MASK)], axis=1)
+    draws = np.repeat(row, k + 1, axis=0)
+    log_rates = _log(draws) / _check_alpha(choice_temperature)
+    maskgit = race_probabilities(draws, log_rates, outcomes, copies=[1] * k + [num_masked - k])
+    moment = np.prod(moments(row, choice_temperature)[1][0][tokens], axis=1)
+    return float(0.5 * np.abs(comb(num_masked, k) * maskgit - moment).sum())
+
+
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def _tokens(marginals: np.ndarray, k: int, choice_temperature: float | None) -> np.ndarray:
+    if choice_temperature is None or k == len(marginals):
+        return marginals
+    return moments(marginals, choice_temperature)[1]
+
+
+def _outcomes(marginals: np.ndarray, k: int) -> np.ndarray:
+    tokens = np.array(list(product(range(marginals.shape[1]), repeat=k)))
+    subsets = np.array(list(combinations(range(len(marginals)), k)))
+    outcomes = np.full((len(subsets), len(tokens), len(marginals)), MASK)
+    np.put_along_axis(outcomes, np.broadcast_to(subsets[:, None], (*outcomes.shape[:2], k)), tokens[None], axis=2)
+    return outcomes.reshape(-1, len(marginals))
+
+
+def _accumulate(law: Law, part: Law, chance: float) -> None:
+    for state, probability in part.items():
+        if probability > 0:  # a denoiser is never asked about a state that cannot arise
+            law[state] = law.get(state, 0.0) + chance * probability
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
+def _check_marginals(marginals: ArrayLike) -> np.ndarray:
+    marginals = np.asarray(marginals, dtype=np.float64)
+    if marginals.ndim != 2 or not (marginals >= 0).all() or not np.allclose(marginals.sum(axis=1), 1.0, atol=1e-9):
+        raise ValueError(
+            "`marginals` must be (N, V) with non-negative rows that sum to 1, got shape "
+            f"{marginals.shape}. Normalise them in float64."
+        )
+    return marginals
+
+
+def _check_count(k: int, num_masked: int) -> None:
+    if not 1 <= k <= num_masked:
+        raise ValueError(f"`k` must lie between 1 and the {num_masked} masked positions, got {k}. Pass such a count.")
+
+
+def _check_alpha(choice_temperature: float) -> float:
+    if not choice_temperature > 0:
+        raise ValueError(
+            f"`choice_temperature` must be positive, got {choice_temperature}. Pass a small number such as 0.01 for "
+            "a nearly greedy choice."
+        )
+    return choice_temperature

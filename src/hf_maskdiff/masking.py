@@ -1,0 +1,138 @@
+"""How many positions stay masked: schedules ``t -> m(t)`` and the counts that follow from them.
+
+Pure functions. Time ``t`` runs from 1 (all masked) to 0 (none); ``m`` is the mask ratio, ``m(1) = 1`` and ``m(0) = 0``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+MaskingSchedule = str | Sequence[int]
+
+# The usual forms in progress r = 1 - t are cos(pi r / 2), 1 - r, (2 / pi) arccos(r) and 1 - r^2. Written in t they are
+# exact at both ends: cos(pi / 2) would leave 6e-17.
+MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda t: torch.sin(math.pi / 2 * t),
+    "linear": lambda t: t,
+    "arccos": lambda t: 2 / math.pi * torch.arccos(1 - t),
+    "square": lambda t: t * (2 - t),
+}
+
+# A product that is an integer in exact arithmetic may come out a hair below it in float64.
+_TIE = 1e-9
+
+
+def _floor(value: Tensor) -> Tensor:
+    return torch.floor(value + _TIE).to(torch.int64)
+
+
+def _spread_evenly(initial: Tensor, ratio: float, done: int, num_steps: int) -> Tensor:
+    return initial - (initial // num_steps) * done - (initial % num_steps).clamp(max=done)
+
+
+# rounding -> (initial masks, mask ratio, steps done, steps in all) -> masks left
+ROUNDINGS: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
+    "floor_masked": lambda initial, ratio, done, num_steps: _floor(initial.double() * ratio),
+    "floor_revealed": lambda initial, ratio, done, num_steps: initial - _floor(initial.double() * (1 - ratio)),
+    "even": _spread_evenly,
+}
+
+
+def check_masking_schedule(masking_schedule: MaskingSchedule, rounding: str) -> None:
+    """Raise `ValueError` unless the schedule is a known name or an increasing table, and the rounding is known."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"`rounding` must be one of {sorted(ROUNDINGS)}, got {rounding!r}. Pick one of these.")
+    if isinstance(masking_schedule, str):
+        if masking_schedule not in MASKING_SCHEDULES:
+            raise ValueError(
+                f"`masking_schedule` must be one of {sorted(MASKING_SCHEDULES)} or a table of cumulative counts, got "
+                f"{masking_schedule!r}. Pick one of these names or pass a list of integers."
+            )
+        return
+    table = list(masking_schedule)
+    increasing = all(a < b for a, b in zip([0, *table], table, strict=False))
+    if not table or not all(isinstance(count, int) for count in table) or not increasing:
+        raise ValueError(
+            "A `masking_schedule` table must hold strictly increasing positive integers, the positions revealed after "
+            f"each step, got {table}. For 10 positions in 3 steps write for example [2, 5, 10]."
+        )
+
+
+def mask_ratio(masking_schedule: MaskingSchedule, t: Tensor) -> Tensor:
+    """The mask ratio m(t).
+
+    Args:
+        masking_schedule: a name in `MASKING_SCHEDULES`, or a table of cumulative revealed counts, which is read as the
+            piecewise linear curve through its points.
+        t: times in [0, 1], any shape; computed in the dtype of `t` (float64 for exact counts).
+
+    Returns:
+        Ratios in [0, 1], the shape and dtype of `t`.
+
+    Example:
+        >>> mask_ratio("linear", torch.tensor([1.0, 0.25, 0.0]))
+        tensor([1.0000, 0.2500, 0.0000])
+    """
+    if isinstance(masking_schedule, str):
+        return MASKING_SCHEDULES[masking_schedule](t)
+    left = torch.tensor([0, *masking_schedule], dtype=t.dtype, device=t.device)
+    left = 1 - left / left[-1]
+    place = (1 - t) * (len(left) - 1)
+    before = place.floor().long().clamp(0, len(left) - 2)
+    return torch.lerp(left[before], left[before + 1], place - before)
+
+
+def masks_left(
+    initial: Tensor, step_index: int, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
+) -> Tensor:
+    """Masks that the schedule leaves in each row after a step, before the rule of at least one reveal per step.
+
+    Args:
+        initial: masks each row started with, int64 `(batch_size,)`, on a device with float64.
+        step_index: the step n, 0 to `num_inference_steps - 1`; the last one leaves none.
+        rounding: `"floor_masked"` floors the masks that stay, `"floor_revealed"` floors the positions shown so far,
+            `"even"` ignores the curve and spreads the positions evenly, the larger steps first (LLaDA's rule).
+
+    Returns:
+        int64 `(batch_size,)`.
+    """
+    done = step_index + 1
+    if done >= num_inference_steps:
+        return torch.zeros_like(initial)
+    t = torch.tensor(1 - done / num_inference_steps, dtype=torch.float64)
+    ratio = float(mask_ratio(masking_schedule, t))
+    return ROUNDINGS[rounding](initial, ratio, done, num_inference_steps)
+
+
+def reveal_counts(remaining: Tensor, target: Tensor) -> Tensor:
+    """Positions to reveal so that `target` masks stay: at least one while any is masked, none where none is.
+
+    Args:
+        remaining: masks in each row now, int64 `(batch_size,)`.
+        target: masks that shall stay, int64 `(batch_size,)`, see `masks_left`.
+    """
+    return remaining - torch.minimum(remaining - 1, target).clamp(min=0)
+
+
+def planned_counts(
+    initial: Tensor, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
+) -> Tensor:
+    """The whole plan: how many positions each row reveals in each step.
+
+    Returns:
+        int64 `(num_inference_steps, batch_size)`; a column adds up to that row's `initial`.
+
+    Example:
+        >>> planned_counts(torch.tensor([256]), 8, "cosine", "floor_masked").flatten().tolist()
+        [5, 15, 24, 31, 39, 45, 48, 49]
+    """
+    remaining, plan = initial, []
+    for step_index in range(num_inference_steps):
+        target = masks_left(initial, step_index, num_inference_steps, masking_schedule, rounding)
+        plan.append(reveal_counts(remaining, target))
+        remaining = remaining - plan[-1]
+    return torch.stack(plan)

@@ -1,0 +1,6 @@
+"""Denoisers: models that map partly masked tokens to logits."""
+
+from hf_maskdiff.models.partial_cache import KeyValueSlot
+from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
+
+__all__ = ["HaltonMaskGITTransformer2DModel", "KeyValueSlot"]

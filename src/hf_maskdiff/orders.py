@@ -1,0 +1,134 @@
+"""Which position comes first: scores (larger is earlier), fixed orders, and how two orders merge.
+
+Pure functions. A function of a block reduces rows of unnormalised log-probabilities, `(rows, V)`, to one score per row;
+see `hf_maskdiff.sampling.Marginals`. They lean on `log_softmax`, whose largest entry is `-log sum exp(z - max z)`: one
+fused pass where the exponentials would else be stored.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# --- exploitation: what the model knows -------------------------------------------------------------------------------
+
+
+def log_moment(block: Tensor, beta: Tensor) -> Tensor:
+    r"""`(1 / beta) log sum_x p(x)^beta`, the score of the moment sampler divided by beta.
+
+    Args:
+        block: `(rows, V)`.
+        beta: `(rows, 1)`, at least 1. Dividing keeps the score finite as beta grows: it tends to `log max p`.
+    """
+    log_probs = block.log_softmax(-1)
+    largest = log_probs.amax(-1)
+    return largest - log_probs.mul_(beta).log_softmax(-1).amax(-1) / beta[:, 0]
+
+
+def log_confidence(block: Tensor) -> Tensor:
+    """`log max_x p(x)`."""
+    return block.log_softmax(-1).amax(-1)
+
+
+def log_margin(block: Tensor) -> Tensor:
+    """`log(p_(1) - p_(2))`, the two most probable tokens; -inf where they tie."""
+    if block.shape[-1] == 1:
+        return torch.zeros_like(block[:, 0])
+    first, second = block.log_softmax(-1).topk(2).values.unbind(-1)
+    return first + torch.log1p(-(second - first).exp())
+
+
+def negative_entropy(block: Tensor) -> Tensor:
+    """`sum_x p(x) log p(x)`, in nats."""
+    log_probs = block.log_softmax(-1)
+    # Where p is 0 its logarithm must be finite, so that the product is 0.
+    return log_probs.exp().mul_(log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+
+
+# --- exploration: what spreads ----------------------------------------------------------------------------------------
+
+
+def radical_inverse(index: int, base: int) -> tuple[int, int]:
+    """Van der Corput's radical inverse of `index` as an exact fraction (numerator, denominator)."""
+    numerator, denominator = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return numerator, denominator
+
+
+def halton_order(height: int, width: int) -> list[tuple[int, int]]:
+    """Cells of a grid in the order in which the Halton sequence (bases 2 and 3) first visits them.
+
+    Point k = 1, 2, ... is the cell `(floor(height * vdc_2(k)), floor(width * vdc_3(k)))`, in exact integers; points are
+    taken until every cell is visited. Source: arXiv 2503.17076.
+
+    Example:
+        >>> halton_order(16, 16)[:4]
+        [(8, 5), (4, 10), (12, 1), (2, 7)]
+    """
+    seen: dict[tuple[int, int], None] = {}
+    index = 0
+    while len(seen) < height * width:
+        index += 1
+        (a, b), (c, d) = radical_inverse(index, 2), radical_inverse(index, 3)
+        seen.setdefault((height * a // b, width * c // d))
+    return list(seen)
+
+
+@lru_cache(maxsize=64)
+def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rank of every position in a low-discrepancy order, int64 `(L,)`, 0 first.
+
+    Args:
+        shape: `(height, width)` for a grid, which takes the Halton order row-major; `(L,)` for a sequence, which is
+            sorted by the base-2 radical inverse of the index (bit-reversed order). The relative order of two positions
+            of a sequence does not depend on its length, so padding on the right changes nothing.
+    """
+    if len(shape) == 2:
+        order = torch.tensor([row * shape[1] + column for row, column in halton_order(*shape)])
+    else:
+        fractions = (radical_inverse(index, 2) for index in range(shape[0]))
+        inverses = torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
+        order = inverses.argsort(stable=True)
+    return order.argsort().to(device)
+
+
+# --- choosing and merging ---------------------------------------------------------------------------------------------
+
+
+def ranking(scores: Tensor, candidates: Tensor) -> Tensor:
+    """Positions of each row from first to last: candidates by falling score, then the others; ties by position.
+
+    Args:
+        scores: `(batch_size, L)`; NaN comes first, so that it cannot go unnoticed.
+        candidates: bool `(batch_size, L)`.
+
+    Returns:
+        int64 `(batch_size, L)`, a permutation in every row.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    scores = scores.clamp(min=lowest).masked_fill(~candidates, -torch.inf)
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+def merge_orders(exploration: Tensor, exploitation: Tensor, num_explored: Tensor) -> Tensor:
+    """One order out of two: the first `num_explored` positions of the exploration, then the exploitation of the rest.
+
+    Args:
+        exploration, exploitation: int64 `(batch_size, L)`, each row a permutation, as `ranking` returns it.
+        num_explored: int64 `(batch_size,)`.
+
+    Returns:
+        int64 `(batch_size, L)`, a permutation in every row.
+
+    Example:
+        >>> merge_orders(torch.tensor([[3, 1, 0, 2]]), torch.tensor([[0, 1, 2, 3]]), torch.tensor([2]))
+        tensor([[3, 1, 0, 2]])
+    """
+    explored_rank, exploited_rank = exploration.argsort(-1), exploitation.argsort(-1)
+    length = exploration.shape[-1]
+    merged = torch.where(explored_rank < num_explored[:, None], explored_rank, length + exploited_rank)
+    return merged.argsort(-1)

@@ -1,0 +1,288 @@
+"""Noise that belongs to a position, and exact draws from the model's marginals.
+
+Pure functions and one view of the logits. Randomness is separate from decision: a row draws one 64-bit key per step,
+and the noise at a position is a hash of (key, position, purpose). It does not depend on batch mates, padding or the
+device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Purpose(IntEnum):
+    """What a noise value decides; each purpose is an independent stream of the same key."""
+
+    CHOICE = 0
+    TOKEN = 1
+    EXPLORATION = 2
+    FORWARD = 3
+    SHIFT = 4
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """`device` itself where it computes in float64, else the CPU (Apple's MPS has no float64)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+# --- keys and noise ---------------------------------------------------------------------------------------------------
+
+
+def check_generators(generator: Generators, batch_size: int) -> None:
+    """Raise `ValueError` where a list of generators does not hold one for each row."""
+    if isinstance(generator, Sequence) and len(generator) != batch_size:
+        raise ValueError(
+            f"A list of generators must hold one per row, got {len(generator)} for a batch of {batch_size}. "
+            "Pass one generator for the whole batch or one for each row."
+        )
+
+
+def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
+    """One fresh 64-bit key per row, int64 `(batch_size,)` on `device`.
+
+    With a list, row b takes one draw from generator b, so that the row's noise is its own. With a single generator, or
+    None for torch's global one, all rows draw from that.
+    """
+    check_generators(generator, batch_size)
+    bounds = (-(2**63), 2**63 - 1)
+    if isinstance(generator, Sequence):
+        keys = [torch.randint(*bounds, (1,), generator=g, device=g.device) for g in generator]
+        return torch.cat([key.to(device, non_blocking=True) for key in keys])
+    source = device if generator is None else generator.device
+    return torch.randint(*bounds, (batch_size,), generator=generator, device=source).to(device, non_blocking=True)
+
+
+def run_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
+    """A key per row that stays the same over all steps of a run, int64 `(batch_size,)`; draws nothing.
+
+    It comes from the seed that each generator was given. With one generator (or None) the row's index is mixed in.
+    """
+    check_generators(generator, batch_size)
+    if isinstance(generator, Sequence):
+        seeds = [g.initial_seed() for g in generator]
+    else:
+        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        seeds = [seed + row for row in range(batch_size)]
+    signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]
+    return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    return (value >> bits) & ((1 << (64 - bits)) - 1)  # torch's shift copies the sign bit
+
+
+def _mix(value: Tensor) -> Tensor:
+    """The finalizer of SplitMix64; int64 products wrap as unsigned ones do."""
+    value = (value ^ _shift_right(value, 30)) * _MIX1
+    value = (value ^ _shift_right(value, 27)) * _MIX2
+    return value ^ _shift_right(value, 31)
+
+
+@lru_cache(maxsize=64)
+def _counters(length: int, purpose: Purpose, device: torch.device) -> Tensor:
+    """What SplitMix64 adds to its seed at each position; every purpose has counters of its own."""
+    index = torch.arange(length, device=device) * len(Purpose) + int(purpose)
+    return index * _GOLDEN
+
+
+def position_noise(keys: Tensor, length: int, purpose: Purpose) -> Tensor:
+    """Uniform noise in the open interval (0, 1), a function of key, position and purpose alone.
+
+    SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) with the key as its seed, at the index `5 position + purpose`.
+
+    Args:
+        keys: int64 `(batch_size,)`.
+        length: L, the number of positions.
+
+    Returns:
+        float64 `(batch_size, L)` with 52 random bits: a multiple of 2^-52 plus 2^-53, never 0 and never 1.
+    """
+    bits = _shift_right(_mix(keys[:, None] + _counters(length, purpose, keys.device)), 12)
+    return bits.double().add_(0.5).mul_(2.0**-52)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform noise in (0, 1)."""
+    return uniform.log().neg_().log_().neg_()
+
+
+# --- the model's marginals --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """The distributions p_i that a sampler may draw from, read from logits block by block: no (B, L, V) copy is made.
+
+    A block holds rows of `log p_i` up to a constant, float32, forbidden tokens at -inf. On a CPU blocks fit its cache;
+    elsewhere they are large.
+
+    Args:
+        logits: `(batch_size, L, V)`, any float dtype, any strides.
+        mask_token_id: never drawn. May lie outside the columns.
+        codebook_size: columns from here on are never drawn; None allows all V.
+        temperature: divides the logits.
+        top_k: only the k most probable tokens (and ties with the k-th) may be drawn.
+        top_p: only the smallest set of most probable tokens whose mass reaches `top_p`, the one that crosses it
+            included, after temperature and `top_k`, as in transformers.
+    """
+
+    logits: Tensor
+    mask_token_id: int
+    codebook_size: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Columns that are read: up to the codebook's end, and not a mask column that stands last."""
+        size = self.logits.shape[-1]
+        size = size if self.codebook_size is None else min(size, self.codebook_size)
+        return size - 1 if self.mask_token_id == size - 1 else size
+
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield `(slice of rows, block)`; `rows` int64 `(M,)` counts through the flattened `(batch_size, L)`."""
+        elements = 2**18 if self.logits.device.type == "cpu" else 2**24
+        size = max(1, elements // self.num_tokens)
+        allowed = self.logits[..., : self.num_tokens]
+        length = allowed.shape[1]
+        flat = allowed.flatten(0, 1) if allowed.stride(0) == length * allowed.stride(1) else None
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            block = allowed[part // length, part % length] if flat is None else flat.index_select(0, part)
+            yield slice(start, start + len(part)), self._filtered(block.float())
+
+    def _filtered(self, block: Tensor) -> Tensor:
+        """Apply temperature, top-k and top-p to a block that is ours to overwrite."""
+        if 0 <= self.mask_token_id < self.num_tokens:
+            block[:, self.mask_token_id] = -math.inf
+        if self.temperature != 1.0:
+            block /= self.temperature
+        if self.top_k is not None and self.top_k < self.num_tokens:
+            threshold = block.topk(self.top_k).values[:, -1:]
+            block.masked_fill_(block < threshold, -math.inf)
+        if self.top_p is not None and self.top_p < 1.0:
+            ordered, order = block.sort(dim=-1, descending=True, stable=True)
+            mass = ordered.softmax(-1)
+            before = mass.cumsum(-1) - mass
+            block.scatter_(1, order, ordered.masked_fill_(before >= self.top_p, -math.inf))
+        return block
+
+    def score(self, function: Callable[..., Tensor], wanted: Tensor, *per_row: Tensor) -> Tensor:
+        """Reduce the logits of every wanted position to one number: `function(block, *columns)` gives `(rows,)`.
+
+        Args:
+            wanted: bool `(batch_size, L)`; other positions get 0. On an accelerator they are computed all the same,
+                since gathering the wanted ones would make the host wait.
+            per_row: tensors `(batch_size,)`; a block gets its rows of them as float32 columns `(rows, 1)`.
+
+        Returns:
+            float64 `(batch_size, L)`.
+        """
+        rows = _rows_of(wanted)
+        columns = [values.float()[rows // wanted.shape[1], None] for values in per_row]
+        scores = [function(block, *(c[part] for c in columns)) for part, block in self.blocks(rows)]
+        return _place(scores, rows, wanted)
+
+    def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw one token per row from p_i^beta, normalised, by the inverse of its distribution function.
+
+        Args:
+            rows: int64 `(M,)`, rows of the flattened `(batch_size, L)`.
+            uniform: float64 `(M,)` in (0, 1).
+            beta: inverse temperature `(M,)`; None draws plainly.
+
+        Returns:
+            tokens int64 `(M,)`, -1 where nothing can be drawn (NaN or +inf logits, or no token allowed), and their
+            probabilities float32 `(M,)`.
+        """
+        device = float64_device(self.logits.device)
+        beta = None if beta is None else beta.to(self.logits.device, torch.float32)[:, None]
+        drawn = []
+        for part, block in self.blocks(rows):
+            if beta is not None:
+                # Shifted first: near the largest logit the difference is exact, and its product keeps that.
+                block.sub_(block.amax(-1, keepdim=True)).mul_(beta[part])
+            drawn.append(inverse_cdf(block.softmax(-1).to(device), uniform[part]))
+        if not drawn:
+            return rows, rows.float()
+        tokens, probs = zip(*drawn, strict=True)
+        return torch.cat(tokens), torch.cat(probs)
+
+    def draw_all(self, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a token at every wanted position, `wanted` bool and `uniform` float64, both `(batch_size, L)`.
+
+        Returns:
+            tokens int64 and log-probabilities float64, `(batch_size, L)`; at other positions they mean nothing.
+        """
+        rows = _rows_of(wanted)
+        tokens, probs = self.draw(rows, uniform.flatten()[rows])
+        return _place([tokens], rows, wanted, torch.int64), _place([probs.double().log_()], rows, wanted)
+
+
+def _place(values: list[Tensor], rows: Tensor, wanted: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Values of rows, in blocks, back at their positions `(batch_size, L)`, 0 elsewhere."""
+    device = values[0].device if values else wanted.device
+    flat = torch.zeros(wanted.numel(), dtype=dtype, device=float64_device(device))
+    if values:
+        flat.index_copy_(0, rows.to(flat.device), torch.cat(values).to(flat))
+    return flat.view(wanted.shape)
+
+
+def _rows_of(wanted: Tensor) -> Tensor:
+    """Flat indices of the wanted positions; of all positions on an accelerator, where selecting would synchronise."""
+    flat = wanted.reshape(-1)
+    return flat.nonzero()[:, 0] if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact categorical draws: the first token at which the cumulative mass exceeds `uniform * total`.
+
+    The masses are summed in chunks; the cumulative sum over chunks and the one inside the chosen chunk are float64, so
+    a tail of any size keeps its mass. (A Gumbel-max draw from float32 uniforms does not: arXiv 2409.02908.)
+
+    Args:
+        probs: masses float32 `(M, V)`.
+        uniform: float64 `(M,)` in (0, 1).
+
+    Returns:
+        tokens int64 `(M,)`, -1 where the row holds NaN, and their masses `(M,)`.
+    """
+    num_tokens = probs.shape[1]
+    width = 1 << max(3, (num_tokens - 1).bit_length() // 2)
+    chunks = torch.nn.functional.pad(probs, (0, -num_tokens % width)).unflatten(1, (-1, width))
+    chunk, rest, total = _first_above(chunks.sum(-1).double(), uniform[:, None])
+    inside = chunks.gather(1, chunk[:, :, None].expand(-1, -1, width))[:, 0]
+    token, _, _ = _first_above(inside.double(), rest)
+    token = chunk * width + token
+    return torch.where(total > 0, token, -1)[:, 0], probs.gather(1, token.clamp_(max=num_tokens - 1))[:, 0]
+
+
+def _first_above(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First column whose cumulative mass exceeds `uniform * total`, how far inside it (0 to 1), and the total."""
+    cumulative = mass.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that a column of mass 0 at the end is never reached.
+    level = uniform * total * (1 - 2.0**-51)
+    index = torch.searchsorted(cumulative, level, right=True).clamp_(max=mass.shape[-1] - 1)
+    own = mass.gather(1, index)
+    rest = 1 - (cumulative.gather(1, index) - level) / own
+    return index, rest.clamp_(0, 1), total

@@ -1,0 +1,24 @@
+"""Schedulers: one published sampler a file, on two public abstract bases."""
+
+from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
+from .scheduling_confidence import ConfidenceScheduler
+from .scheduling_halton import HaltonScheduler
+from .scheduling_hybrid import HybridScheduler
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput, StepContext
+from .scheduling_maskgit import MaskGITScheduler
+from .scheduling_moment import MomentScheduler
+from .scheduling_uniform import UniformScheduler
+
+__all__ = [
+    "Choice",
+    "ChooseThenSampleScheduler",
+    "ConfidenceScheduler",
+    "HaltonScheduler",
+    "HybridScheduler",
+    "MaskGITScheduler",
+    "MaskedDiffusionScheduler",
+    "MaskedDiffusionSchedulerOutput",
+    "MomentScheduler",
+    "StepContext",
+    "UniformScheduler",
+]

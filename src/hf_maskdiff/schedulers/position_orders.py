@@ -1,0 +1,65 @@
+"""The orders by name, as the schedulers use them: scores of all positions from the marginals and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks
+from ..sampling import Marginals, Purpose, position_noise
+from .scheduling_masked_diffusion import StepContext
+
+
+def uniform(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """Random order."""
+    return context.uniform(purpose)
+
+
+def halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """Halton order on a grid, bit-reversed order on a sequence."""
+    ranks = spread_ranks(context.grid, context.keys.device)
+    return -ranks.double().expand(context.tokens.shape)
+
+
+def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """Halton order, begun at a place that follows from the seed of each row's generator, the same in all steps."""
+    ranks = spread_ranks(context.grid, context.keys.device)
+    place = position_noise(context.run_keys, 1, Purpose.SHIFT)
+    return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()
+
+
+def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """`log sum_x p_i(x)^beta + G_i`."""
+    # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound.
+    noise = context.gumbel(purpose) / context.beta[:, None]
+    return marginals.score(log_moment, context.masked, context.beta.to(context.tokens.device)) + noise
+
+
+def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """`log max_x p_i(x)`."""
+    return marginals.score(log_confidence, context.masked)
+
+
+def margin(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """`log(p_(1) - p_(2))`."""
+    return marginals.score(log_margin, context.masked)
+
+
+def entropy(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
+    """`-H(p_i)`, in nats."""
+    return marginals.score(negative_entropy, context.masked)
+
+
+CERTAINTIES: dict[str, Callable[[Marginals, StepContext, Purpose], Tensor]] = {
+    "confidence": confidence,
+    "margin": margin,
+    "entropy": entropy,
+}
+POSITION_ORDERS = {
+    "uniform": uniform,
+    "halton": halton,
+    "randomized_halton": randomized_halton,
+    "moment": moment,
+    **CERTAINTIES,
+}

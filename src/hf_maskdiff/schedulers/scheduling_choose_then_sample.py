@@ -1,0 +1,159 @@
+"""The base of all schedulers that choose positions first and sample tokens afterwards."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..orders import ranking
+from ..sampling import Generators, Marginals, Purpose
+from .scheduling_masked_diffusion import (
+    MaskedDiffusionScheduler,
+    MaskedDiffusionSchedulerOutput,
+    StepContext,
+    require_drawn,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The positions of one step, in order, and all that their tokens depend on besides the logits.
+
+    Args:
+        positions: int64 `(batch_size, K)`, distinct in a row, chosen first and in order; rank r is valid where
+            `r < count`.
+        count: valid ranks of each row, int64 `(batch_size,)`.
+        tokens: the current tokens at `positions`, int64 `(batch_size, K)`.
+        noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
+        beta: inverse temperature of the draws, float64 `(batch_size, K)`.
+        step_index: the step, for error messages.
+    """
+
+    positions: Tensor
+    count: Tensor
+    tokens: Tensor
+    noise: Tensor
+    beta: Tensor
+    step_index: int
+
+    @property
+    def valid(self) -> Tensor:
+        """bool `(batch_size, K)`."""
+        return torch.arange(self.positions.shape[1], device=self.count.device) < self.count[:, None]
+
+
+class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
+    r"""Base of the samplers that know their positions before they draw a token, which is what partial caching needs.
+
+    The general algorithm (Algorithm 3 of arXiv 2510.04525), step n of T, for every row:
+
+        1. order the masked positions:   `choose`, by falling `order(...)`
+        2. keep the first k_n of them
+        3. draw `x_i ~ p_i^beta / ||p_i||_beta^beta` at each of these
+
+    with `beta = 1 + 1 / alpha_n` where the scheduler has a choice temperature, and `beta = 1` where it has none and in
+    the step that empties the row. A subclass gives the order; see `examples/custom_scheduler.py`.
+
+    The two halves are public: `choose` reads logits of all positions, `sample_tokens` only those of the chosen ones,
+        and
+    may be called again for later ranks with fresher logits.
+    """
+
+    @abstractmethod
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        """Scores of all positions, float64 `(batch_size, L)`, larger is earlier; only masked positions count."""
+
+    def rank_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        """All positions from first to last, int64 `(batch_size, L)`, the masked ones ahead."""
+        return ranking(self.score_positions(marginals, context), context.masked.to(context.keys.device))
+
+    def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
+        """Inverse temperature of the draws by rank, float64 `(batch_size, num_ranks)`."""
+        return context.beta[:, None].expand(-1, num_ranks)
+
+    def choose(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor = 1.0,
+        generator: Generators = None,
+        max_count: int | None = None,
+    ) -> Choice:
+        """The first half of `step`, with the same arguments: which positions, in which order.
+
+        Returns:
+            A `Choice` of K ranks: K is `max_count` where given, else the largest count on a CPU, else L.
+        """
+        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+        return self._choose(self.marginals(logits), context, max_count)
+
+    def _choose(self, marginals: Marginals, context: StepContext, max_count: int | None) -> Choice:
+        length = context.tokens.shape[1]
+        if max_count is None:
+            on_cpu = context.count.device.type == "cpu" and context.count.numel() > 0
+            max_count = int(context.count.max()) if on_cpu else length
+        num_ranks = min(max_count, length)
+        positions = self.rank_positions(marginals, context)[:, :num_ranks]
+        return Choice(
+            positions=positions.to(context.tokens.device),
+            count=context.count.clamp(max=num_ranks),
+            tokens=context.tokens.gather(1, positions.to(context.tokens.device)),
+            noise=context.uniform(Purpose.TOKEN).gather(1, positions),
+            beta=self.token_beta(context, num_ranks),
+            step_index=context.step_index,
+        )
+
+    def sample_tokens(self, model_output: Tensor, choice: Choice, group: Tensor | None = None) -> Tensor:
+        """The second half of `step`: draw the tokens of the chosen positions.
+
+        Args:
+            model_output: logits aligned with `choice.positions`, `(batch_size, K, V)`.
+            choice: what `choose` returned.
+            group: bool `(batch_size, K)`, the ranks to draw now; None draws every valid one.
+
+        Returns:
+            int64 `(batch_size, K)`: the tokens drawn, and the current tokens at every other rank. Where no token can be
+            drawn (NaN logits) the CPU raises at once; an accelerator leaves the position masked.
+        """
+        wanted = choice.valid if group is None else choice.valid & group
+        rows = torch.arange(wanted.numel(), device=wanted.device).view_as(wanted)
+        return self._sample(self.marginals(model_output), choice, rows, wanted)
+
+    def _sample(self, marginals: Marginals, choice: Choice, rows: Tensor, wanted: Tensor) -> Tensor:
+        """`rows` `(batch_size, K)` says where in the flattened logits each rank's row lies."""
+        # Selecting makes the host wait for an accelerator, so there every rank is drawn and the unwanted ones dropped.
+        if wanted.device.type == "cpu":
+            index = wanted.flatten().nonzero()[:, 0]
+            noise, beta = choice.noise.flatten()[index], choice.beta.flatten()[index]
+            drawn, _ = marginals.draw(rows.flatten()[index], noise, beta)
+            require_drawn(drawn, choice.step_index)
+            return choice.tokens.flatten().index_copy(0, index, drawn).view_as(choice.tokens)
+        drawn, _ = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
+        drawn = drawn.view_as(rows).to(choice.tokens)
+        return torch.where(wanted & (drawn >= 0), drawn, choice.tokens)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        max_count: int | None = None,
+    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+        marginals = self.marginals(logits)
+        choice = self._choose(marginals, context, max_count)
+
+        first_row = torch.arange(len(logits), device=logits.device)[:, None] * logits.shape[1]
+        tokens = self._sample(marginals, choice, first_row + choice.positions, choice.valid)
+
+        prev_sample = context.tokens.scatter(1, choice.positions, tokens).view_as(sample)
+        return MaskedDiffusionSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+
+    step.__doc__ = MaskedDiffusionScheduler.step.__doc__

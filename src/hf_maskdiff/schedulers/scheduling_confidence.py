@@ -1,0 +1,67 @@
+"""Confidence order: the positions the model is surest of come first."""
+
+from __future__ import annotations
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..sampling import Marginals, Purpose
+from .position_orders import CERTAINTIES
+from .scheduling_choose_then_sample import ChooseThenSampleScheduler
+from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
+
+
+class ConfidenceScheduler(ChooseThenSampleScheduler):
+    r"""Reveals what the model is surest of first: sharp and greedy, the common choice for language models that reason.
+
+    $$ s_i = c_i + \alpha_n G_i, \qquad c_i = \log \max_x p_i(x), \;\;
+       \log (p_{i,(1)} - p_{i,(2)}) \;\; \text{or} \;\; -H(p_i), \qquad x_i \sim p_i $$
+
+    for the measures `"confidence"`, `"margin"` and `"entropy"`; G_i is standard Gumbel noise, absent without a choice
+    temperature. Tokens are drawn from the model's marginals (set `top_k=1` for greedy ones). Algorithm 3 of
+    arXiv 2510.04525; the measures are those of arXiv 2502.06768.
+
+    Example:
+
+        scheduler = ConfidenceScheduler(mask_token_id=50257, measure="entropy", masking_schedule="linear")
+        scheduler.set_timesteps(64)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample), t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        measure (`str`): `"confidence"`, `"margin"` or `"entropy"`.
+        choice_temperature (`float` or pair, optional): alpha, strength of the noise in the order, None for no noise;
+            a pair is spaced evenly over the steps.
+        choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
+            `"constant"`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "cosine",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        measure: str = "confidence",
+        choice_temperature: ChoiceTemperature | None = None,
+        choice_temperature_schedule: str = "linear",
+    ) -> None:
+        require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")
+        self.check_config()
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        certainty = CERTAINTIES[self.config.measure](marginals, context, Purpose.CHOICE)
+        if context.choice_temperature is None:
+            return certainty
+        return certainty + context.choice_temperature * context.gumbel(Purpose.CHOICE)
+
+    def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
+        # The noise is in the order alone.
+        return context.keys.new_ones(len(context.keys), num_ranks).double()

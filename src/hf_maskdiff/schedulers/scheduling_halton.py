@@ -1,0 +1,62 @@
+"""Halton order: positions spread evenly over the grid or the sequence."""
+
+from __future__ import annotations
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..sampling import Marginals, Purpose
+from . import position_orders
+from .scheduling_choose_then_sample import ChooseThenSampleScheduler
+from .scheduling_masked_diffusion import ChoiceTemperature, StepContext
+
+
+class HaltonScheduler(ChooseThenSampleScheduler):
+    r"""Reveals positions far from each other together, on any grid or sequence: most information per step, no logits
+    read.
+
+    $$ s_i = -\operatorname{rank}(i), \qquad x_i \sim p_i \;\; \text{(or } p_i^{\beta_n}
+       \text{ with a choice temperature)} $$
+
+    On a grid, sample `(batch_size, height, width)`, the rank is that of the Halton sequence in bases 2 and 3; on a
+    sequence, sample `(batch_size, L)`, positions come in bit-reversed order. "Halton Scheduler for Masked Generative
+    Image Transformer" (arXiv 2503.17076).
+
+    Example:
+
+        scheduler = HaltonScheduler(mask_token_id=16384, masking_schedule="arccos", randomize=True)
+        scheduler.set_timesteps(32)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample), t, sample, generator=generator).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        choice_temperature (`float` or pair, optional): alpha, None draws tokens at the model's own temperature;
+            a pair is spaced evenly over the steps.
+        choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
+            `"constant"`.
+        randomize (`bool`): start each row at a place of its own in the order. The place follows from the seed of the
+            row's generator, so that it is the same in all steps of a run.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "cosine",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        choice_temperature: ChoiceTemperature | None = None,
+        choice_temperature_schedule: str = "linear",
+        randomize: bool = False,
+    ) -> None:
+        self.check_config()
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        order = position_orders.randomized_halton if self.config.randomize else position_orders.halton
+        return order(marginals, context, Purpose.CHOICE)

@@ -1,0 +1,97 @@
+"""The hybrid order: explore first, then exploit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..orders import merge_orders, ranking
+from ..sampling import Marginals, Purpose
+from .position_orders import POSITION_ORDERS
+from .scheduling_choose_then_sample import ChooseThenSampleScheduler
+from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
+
+
+class HybridScheduler(ChooseThenSampleScheduler):
+    r"""Spends part of each step on positions that tell most about the rest, the other part on those already certain.
+
+    $$ I = \text{first } m \text{ of the exploration order} \;\cup\; \text{first } k - m
+       \text{ of the exploitation order not yet taken}, \qquad x_i \sim p_i^{\beta_n} / \lVert p_i \rVert^{\beta_n} $$
+
+    with `m = floor(ratio_n k + 1/2)`. By the chain rule `KL(q || p)` is what is lost now by sampling I at once (small
+    for certain positions) plus what stays hard afterwards (small when I tells most about the rest). The merged order is
+    kept, since partial caching samples in it. Section 5 of arXiv 2510.04525.
+
+    Example:
+
+        scheduler = HybridScheduler(mask_token_id=1024, exploration="halton", exploration_ratio=(1.0, 0.0))
+        scheduler.set_timesteps(8)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample), t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        exploration, exploitation (`str`): any two of `"uniform"`, `"halton"`, `"randomized_halton"`, `"moment"`,
+            `"confidence"`, `"margin"`, `"entropy"`. Halton is bit-reversed order on a sequence; confidence, margin and
+            entropy are without noise here.
+        exploration_ratio (`float` or pair): share of a step's positions that explore, in [0, 1]; a pair is spaced
+            evenly over the steps.
+        choice_temperature (`float` or pair, optional): alpha, as in the moment sampler; None draws at the model's own
+            temperature; a pair is spaced evenly over the steps.
+        choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
+            `"constant"`.
+        plain_exploration (`bool`): draw the explored positions' tokens at the model's own temperature.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "cosine",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        exploration: str = "halton",
+        exploitation: str = "moment",
+        exploration_ratio: float | Sequence[float] = 0.5,
+        choice_temperature: ChoiceTemperature | None = 6.0,
+        choice_temperature_schedule: str = "linear",
+        plain_exploration: bool = False,
+    ) -> None:
+        for name, value in (("exploration", exploration), ("exploitation", exploitation)):
+            require(value in POSITION_ORDERS, name, f"one of {sorted(POSITION_ORDERS)}", value, "Pick one of these.")
+        ratios = exploration_ratio if isinstance(exploration_ratio, Sequence) else (exploration_ratio,) * 2
+        valid = len(ratios) == 2 and all(0 <= ratio <= 1 for ratio in ratios)
+        rule = "a number in [0, 1] or a pair (start, end) of such"
+        require(valid, "exploration_ratio", rule, exploration_ratio, "Try 0.5.")
+        self.check_config()
+
+    def num_explored(self, context: StepContext) -> Tensor:
+        """Positions of each row that explore in this step, int64 `(batch_size,)`."""
+        ratio = self.config.exploration_ratio
+        start, end = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
+        now = start + (end - start) * context.progress
+        return torch.floor(now * context.count.to(context.keys.device) + 0.5).long()
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        return POSITION_ORDERS[self.config.exploitation](marginals, context, Purpose.CHOICE)
+
+    def rank_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        masked = context.masked.to(context.keys.device)
+        explore = POSITION_ORDERS[self.config.exploration](marginals, context, Purpose.EXPLORATION)
+        exploit = self.score_positions(marginals, context)
+        return merge_orders(ranking(explore, masked), ranking(exploit, masked), self.num_explored(context))
+
+    def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
+        beta = super().token_beta(context, num_ranks)
+        if not self.config.plain_exploration:
+            return beta
+        explored = torch.arange(num_ranks, device=beta.device) < self.num_explored(context)[:, None]
+        return beta.masked_fill(explored, 1.0)

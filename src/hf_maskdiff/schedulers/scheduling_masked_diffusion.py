@@ -1,0 +1,375 @@
+"""The base of every scheduler: time, counts, noise and the forward process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
+from ..sampling import (
+    Generators,
+    Marginals,
+    Purpose,
+    draw_keys,
+    float64_device,
+    gumbel,
+    position_noise,
+    run_keys,
+)
+
+ChoiceTemperature = float | Sequence[float]
+
+# An alpha of 0 would make beta infinite.
+_SMALLEST_ALPHA = 1e-6
+
+
+@dataclass
+class MaskedDiffusionSchedulerOutput(BaseOutput):
+    """Output of a scheduler's `step`.
+
+    Args:
+        prev_sample: tokens after the step, int64, the shape of `sample`.
+        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None where the
+            scheduler chooses positions before it samples, since nothing is drawn there that is not used.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What one step knows before it reads a logit. All tensors are per row or per position.
+
+    Args:
+        step_index: n, from 0 to `num_inference_steps - 1`.
+        num_inference_steps: T.
+        tokens: int64 `(batch_size, L)`.
+        masked: bool `(batch_size, L)`.
+        remaining: masked positions of each row, int64 `(batch_size,)`.
+        count: positions this step reveals, int64 `(batch_size,)`.
+        keys: this step's noise keys, int64 `(batch_size,)`.
+        choice_temperature: alpha_n, or None where the scheduler has none.
+        grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
+        generator: what the caller passed.
+    """
+
+    step_index: int
+    num_inference_steps: int
+    tokens: Tensor
+    masked: Tensor
+    remaining: Tensor
+    count: Tensor
+    keys: Tensor
+    choice_temperature: float | None
+    grid: tuple[int, ...]
+    generator: Generators
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """`1 + 1 / alpha_n` of each row, float64 `(batch_size,)`; 1 in the step that empties the row."""
+        sharper = 0.0 if self.choice_temperature is None else 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
+        not_last = (self.count < self.remaining).to(self.keys.device)
+        return not_last.double().mul_(sharper).add_(1)
+
+    @property
+    def progress(self) -> float:
+        """0 in the first step, 1 in the last."""
+        return self.step_index / max(self.num_inference_steps - 1, 1)
+
+    def uniform(self, purpose: Purpose) -> Tensor:
+        """Uniform noise of every position, float64 `(batch_size, L)`."""
+        return position_noise(self.keys, self.tokens.shape[1], purpose)
+
+    def gumbel(self, purpose: Purpose) -> Tensor:
+        """Standard Gumbel noise of every position, float64 `(batch_size, L)`."""
+        return gumbel(self.uniform(purpose))
+
+    @cached_property
+    def run_keys(self) -> Tensor:
+        """A key per row that is the same in all steps of a run, int64 `(batch_size,)`."""
+        return run_keys(self.generator, len(self.keys), self.keys.device)
+
+
+class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
+    """Base of all schedulers: reveals some masked positions per step, never changes a known one, leaves no mask.
+
+    A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
+    `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks keeps
+    `min(N_n - 1, floor(N_0 m(t_{n+1})))` of them after step n, so at least one position is revealed per step while any
+    is masked.
+
+    Configuration shared by all schedulers:
+
+        mask_token_id (`int`): the token that stands for "masked"; it may lie outside the logits' columns.
+        codebook_size (`int`, optional): ids from here on are never drawn; None allows every column but the mask's.
+        masking_schedule (`str` or list of `int`): `"cosine"`, `"linear"`, `"arccos"`, `"square"`, or a table of the
+            positions revealed after each step, which fixes the number of steps.
+        rounding (`str`): `"floor_masked"`, `"floor_revealed"` or `"even"`, see `hf_maskdiff.masking.masks_left`.
+        temperature (`float`): temperature of the model's marginals p_i.
+        top_k (`int`, optional), top_p (`float`, optional): restrict p_i as transformers does; the token that crosses
+            `top_p` stays.
+    """
+
+    order = 1
+    if TYPE_CHECKING:
+        config: Any  # a FrozenDict, whose keys are also attributes
+
+    # --- configuration ------------------------------------------------------------------------------------------------
+
+    def check_config(self) -> None:
+        """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
+        config = self.config
+        check_masking_schedule(config.masking_schedule, config.rounding)
+        require(
+            config.mask_token_id >= 0, "mask_token_id", "at least 0", config.mask_token_id, "Pass the id of the mask."
+        )
+        at_least_one = (
+            ("codebook_size", "the number of real tokens"),
+            ("top_k", "a number of tokens, or None for all"),
+        )
+        for name, meaning in at_least_one:
+            value = config[name]
+            require(value is None or value >= 1, name, "at least 1", value, f"Pass {meaning}.")
+        require(config.temperature > 0, "temperature", "above 0", config.temperature, "For greedy tokens pass top_k=1.")
+        top_p_valid = config.top_p is None or 0 < config.top_p <= 1
+        require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
+        if "choice_temperature" in config:
+            schedule = config.choice_temperature_schedule
+            rule = "'linear' (falls to 0 over the steps) or 'constant'"
+            require(
+                schedule in ("linear", "constant"), "choice_temperature_schedule", rule, schedule, "Pick one of them."
+            )
+            check_choice_temperature(config.choice_temperature)
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.empty(0)
+        self._choice_temperatures: list[float] | None = None
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        def concrete(base: type) -> list[type]:
+            children: list[type] = base.__subclasses__()
+            below = [found for child in children for found in concrete(child)]
+            return below if getattr(base, "__abstractmethods__", None) else [base, *below]
+
+        return [*concrete(MaskedDiffusionScheduler), diffusers.AmusedScheduler]
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        temperature: ChoiceTemperature | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Prepare a run of `num_inference_steps` model passes.
+
+        Args:
+            temperature: the *choice* temperature for this run (aMUSEd's name and place): None keeps the config's, a
+                pair `(start, end)` is spaced evenly over the steps, a number s is `(s, 0.01)`. Schedulers without a
+                choice temperature ignore it.
+            device: accepted for diffusers' pipelines; `timesteps` stays on the CPU, as diffusers keeps `sigmas`.
+        """
+        require_steps(num_inference_steps)
+        table = self.config.masking_schedule
+        if not isinstance(table, str) and len(table) != num_inference_steps:
+            raise ValueError(
+                f"`num_inference_steps` must be {len(table)}, the length of the `masking_schedule` table, got "
+                f"{num_inference_steps}. Pass {len(table)}, or use a named schedule such as 'cosine'."
+            )
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps).float()
+        self._choice_temperatures = self._anneal(temperature)
+
+    def _anneal(self, override: ChoiceTemperature | None) -> list[float] | None:
+        value, num_steps = self.config.get("choice_temperature"), self._require_run()
+        if value is None:
+            return None
+        if override is not None:
+            check_choice_temperature(override)
+            value = override if isinstance(override, Sequence) else (override, 0.01)
+        if isinstance(value, Sequence):
+            start, end = value
+            return torch.linspace(start, end, num_steps, dtype=torch.float64).tolist()
+        if self.config.choice_temperature_schedule == "constant":
+            return [float(value)] * num_steps
+        return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
+
+    def planned_counts(self, num_masked: Tensor) -> Tensor:
+        """How many positions each row will reveal in each step of the run, on the CPU.
+
+        Args:
+            num_masked: masks each row starts with, int64 `(batch_size,)`.
+
+        Returns:
+            int64 `(num_inference_steps, batch_size)`.
+        """
+        schedule, rounding = self.config.masking_schedule, self.config.rounding
+        return planned_counts(num_masked.cpu(), self._require_run(), schedule, rounding)
+
+    def _require_run(self) -> int:
+        if self.num_inference_steps is None:
+            raise ValueError("`set_timesteps` must be called before `step`. Call `scheduler.set_timesteps(8)` first.")
+        return self.num_inference_steps
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        max_count: int | None = None,
+    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        """Reveal this step's positions.
+
+        Args:
+            model_output: logits `(batch_size, L, V)`, or `(batch_size, V, height, width)`; any float dtype.
+            timestep: the entry of `timesteps` this step is for, in [0, 1].
+            sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
+            starting_mask_ratio: share of positions that were masked when the run began: a number, a 0-dim tensor, or
+                one per row `(batch_size,)`.
+            generator: one for the batch, one per row (then a row does not depend on its batch mates), or None.
+            return_dict: return a `MaskedDiffusionSchedulerOutput` rather than a tuple.
+            max_count: an upper bound on the positions any row reveals in this step, when the caller knows it; on an
+                accelerator it saves reading the rows that are not chosen.
+
+        Raises:
+            ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,
+                `set_timesteps` not called; on the CPU also logits from which no token can be drawn.
+        """
+
+    def marginals(self, logits: Tensor) -> Marginals:
+        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature, top-k and top-p."""
+        config = self.config
+        return Marginals(
+            logits, config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p
+        )
+
+    def start_step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor,
+        generator: Generators,
+    ) -> tuple[Tensor, StepContext]:
+        """Check a step's input and count: the logits as `(batch_size, L, V)`, and the `StepContext`."""
+        num_steps = self._require_run()
+        logits = flatten_logits(model_output, sample)
+        time = float(timestep)
+        require(0 <= time <= 1, "timestep", "in [0, 1]", time, "Pass an entry of `scheduler.timesteps`.")
+        step_index = min(round((1 - time) * num_steps), num_steps - 1)
+
+        tokens = sample.flatten(1)
+        masked = tokens == self.config.mask_token_id
+        remaining = masked.sum(-1)
+        device = float64_device(tokens.device)
+        ratio = torch.as_tensor(starting_mask_ratio).to(device=device, dtype=torch.float64, non_blocking=True)
+        initial = (ratio * tokens.shape[1]).round().long().expand(len(tokens))
+        target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
+        return logits, StepContext(
+            step_index=step_index,
+            num_inference_steps=num_steps,
+            tokens=tokens,
+            masked=masked,
+            remaining=remaining,
+            count=reveal_counts(remaining, target.to(remaining.device)),
+            keys=draw_keys(generator, len(tokens), device),
+            choice_temperature=None if self._choice_temperatures is None else self._choice_temperatures[step_index],
+            grid=tuple(sample.shape[1:]),
+            generator=generator,
+        )
+
+    # --- the forward process ------------------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
+        """Mask every position independently with probability m(t): what training and image-to-image start from.
+
+        Args:
+            original_samples: tokens int64 `(batch_size, ...)`.
+            timesteps: t in [0, 1], one for all rows or one per row `(batch_size,)`.
+            generator: one for the batch, one per row, or None; given more than rows, the first ones are used.
+
+        Returns:
+            Tokens of the same shape, `mask_token_id` where masked.
+        """
+        batch_size = len(original_samples)
+        if isinstance(generator, Sequence):
+            generator = generator[:batch_size]
+        device = float64_device(original_samples.device)
+        time = torch.as_tensor(timesteps, dtype=torch.float64).to(device).expand(batch_size)
+        tokens = original_samples.flatten(1)
+        keys = draw_keys(generator, batch_size, device)
+        noise = position_noise(keys, tokens.shape[1], Purpose.FORWARD)
+        ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
+        masked = (noise < ratio[:, None]).to(tokens.device)
+        return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
+
+
+# --- checks shared by the schedulers ----------------------------------------------------------------------------------
+
+
+def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> None:
+    """Raise `ValueError` with rule, value and remedy unless `valid`."""
+    if not valid:
+        raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
+
+
+def require_steps(num_inference_steps: int) -> None:
+    """Raise `ValueError` unless the number of steps is a positive integer."""
+    valid = isinstance(num_inference_steps, int) and num_inference_steps >= 1
+    remedy = "Pass the number of model passes you want."
+    require(valid, "num_inference_steps", "an integer of at least 1", num_inference_steps, remedy)
+
+
+def check_choice_temperature(value: ChoiceTemperature | None) -> None:
+    """Raise `ValueError` unless the choice temperature is None, a number, or a pair, none of them negative."""
+    if value is None:
+        return
+    values = list(value) if isinstance(value, Sequence) else [value]
+    valid = len(values) in ((2,) if isinstance(value, Sequence) else (1,)) and all(v >= 0 for v in values)
+    require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
+
+
+def require_drawn(tokens: Tensor, step_index: int) -> None:
+    """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
+    if bool((tokens < 0).any()):
+        raise ValueError(
+            "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
+            f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
+        )
+
+
+def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
+    """Logits as `(batch_size, L, V)`, a view, from any form `step` accepts; `ValueError` where they do not fit."""
+    if sample.ndim not in (2, 3) or sample.dtype != torch.int64:
+        raise ValueError(
+            f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "
+            f"{tuple(sample.shape)}. Pass token ids, e.g. `sample.long()`."
+        )
+    logits = model_output.flatten(2).transpose(1, 2) if model_output.ndim == 4 else model_output
+    grid = model_output.shape[2:] if model_output.ndim == 4 else (model_output.shape[1:2])
+    expected = sample.shape[1:] if model_output.ndim == 4 else (sample[0].numel() if len(sample) else 0,)
+    if model_output.ndim not in (3, 4) or len(model_output) != len(sample) or tuple(grid) != tuple(expected):
+        raise ValueError(
+            "`model_output` must hold logits (batch_size, L, V), or (batch_size, V, height, width), for the tokens in "
+            f"`sample`, got {tuple(model_output.shape)} for {tuple(sample.shape)}. Check the model's output."
+        )
+    if not model_output.is_floating_point():
+        raise ValueError(f"`model_output` must hold floating point logits, got {model_output.dtype}. Pass the logits.")
+    return logits

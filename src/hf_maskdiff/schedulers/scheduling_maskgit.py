@@ -1,0 +1,90 @@
+"""MaskGIT's sampler as published: sample every position, then choose."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..orders import ranking
+from ..sampling import Generators, Purpose
+from .scheduling_masked_diffusion import (
+    ChoiceTemperature,
+    MaskedDiffusionScheduler,
+    MaskedDiffusionSchedulerOutput,
+    require_drawn,
+)
+
+
+class MaskGITScheduler(MaskedDiffusionScheduler):
+    r"""The published MaskGIT sampler, to the law: choose it to reproduce results, or as the baseline.
+
+    $$ x_i \sim p_i \;\text{ at every masked position}, \qquad s_i = \log p_i(x_i) + \alpha_n G_i $$
+
+    The k positions with the largest score keep their candidates, the others stay masked; the step that empties a row
+    keeps all. In doing so it draws tokens close to `p_i^beta`, `beta = 1 + 1 / alpha_n`, at a lower temperature than
+    the model's; `MomentScheduler` does the same openly and knows its positions before it samples. "MaskGIT: Masked
+    Generative Image Transformer" (arXiv 2202.04200); Algorithm 1 of arXiv 2510.04525.
+
+    Example:
+
+        scheduler = MaskGITScheduler(mask_token_id=1024, choice_temperature=4.5)
+        scheduler.set_timesteps(8)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample), t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        choice_temperature (`float` or pair): alpha, strength of the Gumbel noise in the order;
+            a pair is spaced evenly over the steps.
+        choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
+            `"constant"`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "cosine",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        choice_temperature: ChoiceTemperature = 6.0,
+        choice_temperature_schedule: str = "linear",
+    ) -> None:
+        self.check_config()
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        max_count: int | None = None,
+    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+
+        drawn, log_prob = self.marginals(logits).draw_all(context.masked, context.uniform(Purpose.TOKEN))
+        score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
+
+        rank = ranking(score, context.masked).argsort(-1).to(context.tokens.device)
+        drawn = drawn.to(context.tokens.device)
+        kept = rank < context.count[:, None]
+        if drawn.device.type == "cpu":
+            require_drawn(drawn, context.step_index)
+
+        # Where nothing could be drawn (an accelerator with NaN logits) the position stays masked.
+        candidates = torch.where(context.masked & (drawn >= 0), drawn, context.tokens)
+        prev_sample = torch.where(kept, candidates, context.tokens).view_as(sample)
+        pred_original_sample = candidates.view_as(sample)
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return MaskedDiffusionSchedulerOutput(prev_sample, pred_original_sample)
+
+    step.__doc__ = MaskedDiffusionScheduler.step.__doc__
