@@ -1,10 +1,10 @@
-"""Train a class-conditional MaskGIT on the codes of an image tokenizer, and write the whole pipeline folder.
+r"""Train a class-conditional MaskGIT on the codes of an image tokenizer, and write the whole pipeline folder.
 
     accelerate launch examples/train_maskgit.py --dataset ylecun/mnist --tokenizer runs/mnist-vq \
         --output_dir runs/mnist-maskgit --mixed_precision bf16
 
-`--tokenizer` is any diffusers `VQModel` that looks codes up (examples/train_vq.py makes one); `--data_dir FOLDER` reads
-local files instead; add `--resume_from_checkpoint latest` to go on after a stop. Then:
+`--tokenizer` is any diffusers `VQModel` that looks codes up (examples/train_vq.py makes one). `--data_dir FOLDER`
+reads local files instead; add `--resume_from_checkpoint latest` to go on after a stop. Then:
 
     pipe = MaskGITPipeline.from_pretrained("runs/mnist-maskgit")
     pipe(class_labels=[0, 1, 2, 3], num_inference_steps=8).images[0].save("zero.png")
@@ -37,13 +37,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=6)
     parser.add_argument("--num_attention_heads", type=int, default=4)
-    parser.add_argument("--intermediate_size", type=int, default=384)
+    parser.add_argument("--intermediate_size", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--label_dropout", type=float, default=0.1, help="share of rows trained without their class")
     parser.add_argument("--masking_schedule", default="cosine")
-    parser.add_argument("--max_train_steps", type=int, default=8000)
+    parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.999)
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
     return parser.parse_args(argv)
 
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     ).to(device)
     model.register_to_config(id2label=dict(enumerate(class_names)))
     if device.type == "cpu":
-        # With so few tokens plain matrix products train about twice as fast as the fused kernel there.
+        # With so few tokens plain matrix products train faster than the fused kernel there: a step by 1.4 times.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer = torch.optim.AdamW(

@@ -30,14 +30,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     parser.add_argument("--num_channels", type=int, default=1, help="1: grey, 3: colour")
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64], help="each but the last halves")
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs="+", default=[16, 32, 32], help="each but the last halves"
+    )
     parser.add_argument("--latent_channels", type=int, default=16, help="width of a code vector")
     parser.add_argument("--codebook_size", type=int, default=128)
     parser.add_argument("--commitment_weight", type=float, default=0.25)
     parser.add_argument("--codebook_decay", type=float, default=0.99, help="of the running means that are the codes")
-    parser.add_argument("--max_train_steps", type=int, default=6000)
+    parser.add_argument("--max_train_steps", type=int, default=2500)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.998)
+    parser.add_argument("--ema_decay", type=float, default=0.998, help="of the averaged weights that are saved")
     return parser.parse_args(argv)
 
 

@@ -21,7 +21,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
     parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--batch_size", type=int, default=256, help="per process")
+    parser.add_argument("--batch_size", type=int, default=128, help="per process")
     parser.add_argument("--weight_decay", type=float, default=0.01)
     parser.add_argument("--warmup_steps", type=int, default=200)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
@@ -42,7 +42,8 @@ def index_batches(
     total = batch_size * accelerator.num_processes
     per_epoch = num_examples // total
     if per_epoch == 0:
-        raise ValueError(f"`batch_size` must be at most {num_examples // accelerator.num_processes}, got {batch_size}.")
+        most = num_examples // accelerator.num_processes
+        raise ValueError(f"`batch_size` must be at most {most}, the examples per process, got {batch_size}.")
     epoch, permutation = -1, torch.empty(0)
     for step in range(start_step, max_steps):
         if step // per_epoch != epoch:
@@ -69,7 +70,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # A folder of that name can only be there if the run was resumed from an older one: it is the same, written twice.
+        # A folder of that name is there only if the run was resumed from an older one: the same again.
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         for old in checkpoints(output_dir)[:-NUM_KEPT_CHECKPOINTS]:
@@ -78,6 +79,9 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
 
 def load_checkpoint(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None) -> int:
     """Restores everything registered with `accelerator`, and returns the number of steps already done."""
+    if accelerator.is_main_process:
+        for partial in output_dir.glob(f"partial-{CHECKPOINT_PREFIX}*"):
+            shutil.rmtree(partial)
     found = checkpoints(output_dir)
     if resume_from_checkpoint is None:
         if found:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,23 +23,31 @@ MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "square": lambda t: t * (2 - t),
 }
 
+# Counts may be float64 tensors, one per row, or one number for all rows; the arithmetic below is the same for both.
+Count = Tensor | float
+
 # A product that is an integer in exact arithmetic may come out a hair below it in float64.
 _TIE = 1e-9
 
 
-def _floor(value: Tensor) -> Tensor:
-    return torch.floor(value + _TIE).to(torch.int64)
+def _floor_masked(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+    return (initial * ratio + _TIE) // 1
 
 
-def _spread_evenly(initial: Tensor, ratio: float, done: int, num_steps: int) -> Tensor:
-    return initial - (initial // num_steps) * done - (initial % num_steps).clamp(max=done)
+def _floor_revealed(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+    return initial - (initial * (1 - ratio) + _TIE) // 1
 
 
-# rounding -> (initial masks, mask ratio, steps done, steps in all) -> masks left
-ROUNDINGS: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
-    "floor_masked": lambda initial, ratio, done, num_steps: _floor(initial.double() * ratio),
-    "floor_revealed": lambda initial, ratio, done, num_steps: initial - _floor(initial.double() * (1 - ratio)),
-    "even": _spread_evenly,
+def _even(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+    larger = initial % num_steps  # this many steps come first and reveal one more
+    return initial - initial // num_steps * done - (larger - (larger - done) * (larger > done))
+
+
+# (initial masks, mask ratio, steps done, steps in all) -> masks left
+ROUNDINGS: dict[str, Callable[[Count, float, int, int], Count]] = {
+    "floor_masked": _floor_masked,
+    "floor_revealed": _floor_revealed,
+    "even": _even,
 }
 
 
@@ -87,35 +96,41 @@ def mask_ratio(masking_schedule: MaskingSchedule, t: Tensor) -> Tensor:
 
 
 def masks_left(
-    initial: Tensor, step_index: int, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
-) -> Tensor:
-    """Masks that the schedule leaves in each row after a step, before the rule of at least one reveal per step.
+    initial: Count, step_index: int, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
+) -> Count:
+    """Masks that the schedule leaves in a row after a step, before the rule of at least one reveal per step.
 
     Args:
-        initial: masks each row started with, int64 `(batch_size,)`, on a device with float64.
+        initial: masks each row started with, float64 `(batch_size,)`, or one number for all rows.
         step_index: the step n, 0 to `num_inference_steps - 1`; the last one leaves none.
         rounding: `"floor_masked"` floors the masks that stay, `"floor_revealed"` floors the positions shown so far,
             `"even"` ignores the curve and spreads the positions evenly, the larger steps first (LLaDA's rule).
 
     Returns:
-        int64 `(batch_size,)`.
+        What `initial` was, integers as floats.
     """
     done = step_index + 1
     if done >= num_inference_steps:
-        return torch.zeros_like(initial)
+        return initial * 0
+    schedule = masking_schedule if isinstance(masking_schedule, str) else tuple(masking_schedule)
+    return ROUNDINGS[rounding](initial, _ratio_after(schedule, done, num_inference_steps), done, num_inference_steps)
+
+
+@lru_cache(maxsize=4096)
+def _ratio_after(masking_schedule: str | tuple[int, ...], done: int, num_inference_steps: int) -> float:
     t = torch.tensor(1 - done / num_inference_steps, dtype=torch.float64)
-    ratio = float(mask_ratio(masking_schedule, t))
-    return ROUNDINGS[rounding](initial, ratio, done, num_inference_steps)
+    return float(mask_ratio(masking_schedule, t))
 
 
-def reveal_counts(remaining: Tensor, target: Tensor) -> Tensor:
+def reveal_counts(remaining: Tensor, target: Count) -> Tensor:
     """Positions to reveal so that `target` masks stay: at least one while any is masked, none where none is.
 
     Args:
         remaining: masks in each row now, int64 `(batch_size,)`.
-        target: masks that shall stay, int64 `(batch_size,)`, see `masks_left`.
+        target: masks that shall stay, one per row or one number, see `masks_left`.
     """
-    return remaining - torch.minimum(remaining - 1, target).clamp(min=0)
+    target = target.long() if isinstance(target, Tensor) else int(target)
+    return remaining - (remaining - 1).clamp(max=target).clamp_(min=0)
 
 
 def planned_counts(
@@ -132,7 +147,7 @@ def planned_counts(
     """
     remaining, plan = initial, []
     for step_index in range(num_inference_steps):
-        target = masks_left(initial, step_index, num_inference_steps, masking_schedule, rounding)
+        target = masks_left(initial.double(), step_index, num_inference_steps, masking_schedule, rounding)
         plan.append(reveal_counts(remaining, target))
         remaining = remaining - plan[-1]
     return torch.stack(plan)

@@ -1,8 +1,8 @@
 """Which position comes first: scores (larger is earlier), fixed orders, and how two orders merge.
 
 Pure functions. A function of a block reduces rows of unnormalised log-probabilities, `(rows, V)`, to one score per row;
-see `hf_maskdiff.sampling.Marginals`. They lean on `log_softmax`, whose largest entry is `-log sum exp(z - max z)`: one
-fused pass where the exponentials would else be stored.
+see `hf_maskdiff.sampling.Marginals`. The block is theirs to overwrite. They lean on `log_softmax`, whose largest entry is
+`-log sum exp(z - max z)`: one fused pass, in place, where the exponentials would else be stored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from torch import Tensor
 # --- exploitation: what the model knows -------------------------------------------------------------------------------
 
 
+def _log_softmax_(block: Tensor) -> Tensor:
+    return torch.log_softmax(block, -1, out=block)
+
+
 def log_moment(block: Tensor, beta: Tensor) -> Tensor:
     r"""`(1 / beta) log sum_x p(x)^beta`, the score of the moment sampler divided by beta.
 
@@ -22,27 +26,26 @@ def log_moment(block: Tensor, beta: Tensor) -> Tensor:
         block: `(rows, V)`.
         beta: `(rows, 1)`, at least 1. Dividing keeps the score finite as beta grows: it tends to `log max p`.
     """
-    log_probs = block.log_softmax(-1)
-    largest = log_probs.amax(-1)
-    return largest - log_probs.mul_(beta).log_softmax(-1).amax(-1) / beta[:, 0]
+    largest = _log_softmax_(block).amax(-1)
+    return largest.sub_(_log_softmax_(block.mul_(beta)).amax(-1).div_(beta[:, 0]))
 
 
 def log_confidence(block: Tensor) -> Tensor:
     """`log max_x p(x)`."""
-    return block.log_softmax(-1).amax(-1)
+    return _log_softmax_(block).amax(-1)
 
 
 def log_margin(block: Tensor) -> Tensor:
     """`log(p_(1) - p_(2))`, the two most probable tokens; -inf where they tie."""
     if block.shape[-1] == 1:
         return torch.zeros_like(block[:, 0])
-    first, second = block.log_softmax(-1).topk(2).values.unbind(-1)
+    first, second = _log_softmax_(block).topk(2).values.unbind(-1)
     return first + torch.log1p(-(second - first).exp())
 
 
 def negative_entropy(block: Tensor) -> Tensor:
     """`sum_x p(x) log p(x)`, in nats."""
-    log_probs = block.log_softmax(-1)
+    log_probs = _log_softmax_(block)
     # Where p is 0 its logarithm must be finite, so that the product is 0.
     return log_probs.exp().mul_(log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
@@ -110,7 +113,7 @@ def ranking(scores: Tensor, candidates: Tensor) -> Tensor:
         int64 `(batch_size, L)`, a permutation in every row.
     """
     lowest = torch.finfo(scores.dtype).min
-    scores = scores.clamp(min=lowest).masked_fill(~candidates, -torch.inf)
+    scores = torch.where(candidates, scores.clamp(min=lowest), -torch.inf)
     return scores.sort(dim=-1, descending=True, stable=True).indices
 
 

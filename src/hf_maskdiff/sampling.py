@@ -97,13 +97,13 @@ def _mix(value: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _counters(length: int, purpose: Purpose, device: torch.device) -> Tensor:
-    """What SplitMix64 adds to its seed at each position; every purpose has counters of its own."""
-    index = torch.arange(length, device=device) * len(Purpose) + int(purpose)
-    return index * _GOLDEN
+def _counters(length: int, purposes: tuple[Purpose, ...], device: torch.device) -> Tensor:
+    """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; every purpose has counters of its own."""
+    purpose = torch.tensor(purposes, device=device)[:, None, None]
+    return (torch.arange(length, device=device) * len(Purpose) + purpose) * _GOLDEN
 
 
-def position_noise(keys: Tensor, length: int, purpose: Purpose) -> Tensor:
+def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
     """Uniform noise in the open interval (0, 1), a function of key, position and purpose alone.
 
     SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) with the key as its seed, at the index `5 position + purpose`.
@@ -113,10 +113,11 @@ def position_noise(keys: Tensor, length: int, purpose: Purpose) -> Tensor:
         length: L, the number of positions.
 
     Returns:
-        float64 `(batch_size, L)` with 52 random bits: a multiple of 2^-52 plus 2^-53, never 0 and never 1.
+        float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. A product with it is below the other
+        factor, also after rounding.
     """
-    bits = _shift_right(_mix(keys[:, None] + _counters(length, purpose, keys.device)), 12)
-    return bits.double().add_(0.5).mul_(2.0**-52)
+    bits = _mix(keys[:, None] + _counters(length, purposes, keys.device)) >> 13  # signed: -2^50 .. 2^50 - 1
+    return bits.double().mul_(2.0**-51).add_(0.5 + 2.0**-52)
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ class Marginals:
         """Yield `(slice of rows, block)`; `rows` int64 `(M,)` counts through the flattened `(batch_size, L)`."""
         elements = 2**18 if self.logits.device.type == "cpu" else 2**24
         size = max(1, elements // self.num_tokens)
-        allowed = self.logits[..., : self.num_tokens]
+        allowed = self.logits if self.num_tokens == self.logits.shape[-1] else self.logits[..., : self.num_tokens]
         length = allowed.shape[1]
         flat = allowed.flatten(0, 1) if allowed.stride(0) == length * allowed.stride(1) else None
         for start in range(0, len(rows), size):
@@ -195,56 +196,57 @@ class Marginals:
             per_row: tensors `(batch_size,)`; a block gets its rows of them as float32 columns `(rows, 1)`.
 
         Returns:
-            float64 `(batch_size, L)`.
+            float32 `(batch_size, L)`.
         """
         rows = _rows_of(wanted)
         columns = [values.float()[rows // wanted.shape[1], None] for values in per_row]
         scores = [function(block, *(c[part] for c in columns)) for part, block in self.blocks(rows)]
         return _place(scores, rows, wanted)
 
-    def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from p_i^beta, normalised, by the inverse of its distribution function.
 
         Args:
             rows: int64 `(M,)`, rows of the flattened `(batch_size, L)`.
             uniform: float64 `(M,)` in (0, 1).
-            beta: inverse temperature `(M,)`; None draws plainly.
+            beta: inverse temperature `(M,)`.
 
         Returns:
-            tokens int64 `(M,)`, -1 where nothing can be drawn (NaN or +inf logits, or no token allowed), and their
-            probabilities float32 `(M,)`.
+            tokens int64 `(M,)`, -1 where nothing can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
-        beta = None if beta is None else beta.to(self.logits.device, torch.float32)[:, None]
+        beta = beta.to(self.logits.device, torch.float32)[:, None]
         drawn = []
         for part, block in self.blocks(rows):
-            if beta is not None:
-                # Shifted first: near the largest logit the difference is exact, and its product keeps that.
-                block.sub_(block.amax(-1, keepdim=True)).mul_(beta[part])
-            drawn.append(inverse_cdf(block.softmax(-1).to(device), uniform[part]))
-        if not drawn:
-            return rows, rows.float()
-        tokens, probs = zip(*drawn, strict=True)
-        return torch.cat(tokens), torch.cat(probs)
+            # Shifted first: near the largest logit the difference is exact, and its product keeps that.
+            block.sub_(block.amax(-1, keepdim=True)).mul_(beta[part])
+            probs = torch.softmax(block, -1, out=block)
+            drawn.append(inverse_cdf(probs.to(device), uniform[part]))
+        return torch.cat(drawn) if drawn else rows
 
     def draw_all(self, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a token at every wanted position, `wanted` bool and `uniform` float64, both `(batch_size, L)`.
+        """Draw a token from p_i at every wanted position, `wanted` bool, `uniform` float64, both `(batch_size, L)`.
 
         Returns:
-            tokens int64 and log-probabilities float64, `(batch_size, L)`; at other positions they mean nothing.
+            tokens int64, -1 where nothing can be drawn, and their log-probabilities float64, `(batch_size, L)`; at
+            positions that are not wanted they mean nothing.
         """
-        rows = _rows_of(wanted)
-        tokens, probs = self.draw(rows, uniform.flatten()[rows])
-        return _place([tokens], rows, wanted, torch.int64), _place([probs.double().log_()], rows, wanted)
+        rows, device = _rows_of(wanted), float64_device(self.logits.device)
+        uniform = uniform.flatten()[rows.to(device)]
+        tokens, log_probs = [], []
+        for part, block in self.blocks(rows):
+            probs = torch.softmax(block, -1, out=block).to(device)
+            tokens.append(inverse_cdf(probs, uniform[part]))
+            log_probs.append(probs.gather(1, tokens[-1].clamp(min=0)[:, None])[:, 0].double().log_())
+        return _place(tokens, rows, wanted), _place(log_probs, rows, wanted)
 
 
-def _place(values: list[Tensor], rows: Tensor, wanted: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def _place(blocks: list[Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
     """Values of rows, in blocks, back at their positions `(batch_size, L)`, 0 elsewhere."""
-    device = values[0].device if values else wanted.device
-    flat = torch.zeros(wanted.numel(), dtype=dtype, device=float64_device(device))
-    if values:
-        flat.index_copy_(0, rows.to(flat.device), torch.cat(values).to(flat))
-    return flat.view(wanted.shape)
+    if not blocks:
+        return torch.zeros(wanted.shape, dtype=torch.int64, device=wanted.device)
+    values = torch.cat(blocks)
+    return values.new_zeros(wanted.numel()).index_copy_(0, rows.to(values.device), values).view(wanted.shape)
 
 
 def _rows_of(wanted: Tensor) -> Tensor:
@@ -253,7 +255,7 @@ def _rows_of(wanted: Tensor) -> Tensor:
     return flat.nonzero()[:, 0] if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
 
 
-def inverse_cdf(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """Exact categorical draws: the first token at which the cumulative mass exceeds `uniform * total`.
 
     The masses are summed in chunks; the cumulative sum over chunks and the one inside the chosen chunk are float64, so
@@ -264,25 +266,29 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         uniform: float64 `(M,)` in (0, 1).
 
     Returns:
-        tokens int64 `(M,)`, -1 where the row holds NaN, and their masses `(M,)`.
+        tokens int64 `(M,)`, -1 where the row holds NaN.
     """
     num_tokens = probs.shape[1]
     width = 1 << max(3, (num_tokens - 1).bit_length() // 2)
-    chunks = torch.nn.functional.pad(probs, (0, -num_tokens % width)).unflatten(1, (-1, width))
-    chunk, rest, total = _first_above(chunks.sum(-1).double(), uniform[:, None])
+    missing = -num_tokens % width
+    chunks = (torch.nn.functional.pad(probs, (0, missing)) if missing else probs).unflatten(1, (-1, width))
+    mass = chunks.sum(-1)
+    chunk, cumulative, level = _first_above(mass, uniform[:, None])
+    # How far the level lies inside its chunk, as a share; rounding must not carry it past the chunk's end.
+    share = 1 - (cumulative.gather(1, chunk) - level) / mass.gather(1, chunk)
     inside = chunks.gather(1, chunk[:, :, None].expand(-1, -1, width))[:, 0]
-    token, _, _ = _first_above(inside.double(), rest)
+    token, _, _ = _first_above(inside, share.clamp_(0, _BELOW_ONE))
     token = chunk * width + token
-    return torch.where(total > 0, token, -1)[:, 0], probs.gather(1, token.clamp_(max=num_tokens - 1))[:, 0]
+    return torch.where(level > 0, token, -1)[:, 0]
+
+
+# The largest value of the noise.
+_BELOW_ONE = 1 - 2.0**-52
 
 
 def _first_above(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First column whose cumulative mass exceeds `uniform * total`, how far inside it (0 to 1), and the total."""
-    cumulative = mass.cumsum(-1)
-    total = cumulative[:, -1:]
-    # Strictly below the total, so that a column of mass 0 at the end is never reached.
-    level = uniform * total * (1 - 2.0**-51)
-    index = torch.searchsorted(cumulative, level, right=True).clamp_(max=mass.shape[-1] - 1)
-    own = mass.gather(1, index)
-    rest = 1 - (cumulative.gather(1, index) - level) / own
-    return index, rest.clamp_(0, 1), total
+    """First column whose cumulative mass exceeds the level `uniform * total`; the cumulative masses, and the level."""
+    cumulative = mass.cumsum(-1, dtype=torch.float64)
+    # Strictly below the total, as the noise is below 1, so that a column of mass 0 at the end is never reached.
+    level = uniform * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level, right=True).clamp_(max=mass.shape[-1] - 1), cumulative, level

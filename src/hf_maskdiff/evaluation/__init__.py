@@ -1,1 +1,1 @@
-"""The metrics the field quotes, and exact test-beds. Import the module you need: nothing here is loaded with the package."""
+"""The metrics the field quotes, and exact test-beds: import the module you need, nothing is loaded here."""

@@ -26,9 +26,9 @@ class DigitClassifierOutput(BaseOutput):
 class DigitClassifier(ModelMixin, ConfigMixin):
     """Reads small grey images well enough to judge generated ones, in a file of half a megabyte.
 
-    Two convolutions, each with batch normalisation and pooling, and one hidden layer: above 99 % on MNIST. Its
-    features stand in for Inception's, which never saw a digit. Use the one set of weights throughout a comparison:
-    a distance means nothing without its network.
+    Two convolutions, each with batch normalisation and pooling, and one hidden layer. Its features stand in for
+    Inception's, which never saw a digit. Use the one set of weights throughout a comparison: a distance means nothing
+    without its network.
 
     Args:
         in_channels (`int`): image channels.

@@ -25,15 +25,15 @@ def halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """Halton order, begun at a place that follows from the seed of each row's generator, the same in all steps."""
     ranks = spread_ranks(context.grid, context.keys.device)
-    place = position_noise(context.run_keys, 1, Purpose.SHIFT)
+    place = position_noise(context.run_keys, 1, Purpose.SHIFT)[0]
     return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()
 
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log sum_x p_i(x)^beta + G_i`."""
     # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound.
-    noise = context.gumbel(purpose) / context.beta[:, None]
-    return marginals.score(log_moment, context.masked, context.beta.to(context.tokens.device)) + noise
+    noise = context.gumbel(purpose).div_(context.beta.to(context.keys.device)[:, None])
+    return marginals.score(log_moment, context.masked, context.beta).to(noise.device) + noise
 
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:

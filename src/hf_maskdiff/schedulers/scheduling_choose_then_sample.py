@@ -74,6 +74,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         """Inverse temperature of the draws by rank, float64 `(batch_size, num_ranks)`."""
         return context.beta[:, None].expand(-1, num_ranks)
 
+    @torch.inference_mode()
     def choose(
         self,
         model_output: Tensor,
@@ -93,20 +94,20 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
     def _choose(self, marginals: Marginals, context: StepContext, max_count: int | None) -> Choice:
         length = context.tokens.shape[1]
-        if max_count is None:
-            on_cpu = context.count.device.type == "cpu" and context.count.numel() > 0
-            max_count = int(context.count.max()) if on_cpu else length
-        num_ranks = min(max_count, length)
+        num_ranks = length if max_count is None else min(max_count, length)
+        if max_count is None and context.count.device.type == "cpu":
+            num_ranks = int(context.count.max()) if len(context.count) else 0
         positions = self.rank_positions(marginals, context)[:, :num_ranks]
         return Choice(
             positions=positions.to(context.tokens.device),
-            count=context.count.clamp(max=num_ranks),
+            count=context.count if max_count is None else context.count.clamp(max=num_ranks),
             tokens=context.tokens.gather(1, positions.to(context.tokens.device)),
             noise=context.uniform(Purpose.TOKEN).gather(1, positions),
             beta=self.token_beta(context, num_ranks),
             step_index=context.step_index,
         )
 
+    @torch.inference_mode()
     def sample_tokens(self, model_output: Tensor, choice: Choice, group: Tensor | None = None) -> Tensor:
         """The second half of `step`: draw the tokens of the chosen positions.
 
@@ -120,19 +121,20 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             drawn (NaN logits) the CPU raises at once; an accelerator leaves the position masked.
         """
         wanted = choice.valid if group is None else choice.valid & group
-        rows = torch.arange(wanted.numel(), device=wanted.device).view_as(wanted)
-        return self._sample(self.marginals(model_output), choice, rows, wanted)
+        ranks = torch.arange(wanted.shape[1], device=wanted.device).expand(wanted.shape)
+        return self._sample(self.marginals(model_output), choice, ranks, wanted)
 
-    def _sample(self, marginals: Marginals, choice: Choice, rows: Tensor, wanted: Tensor) -> Tensor:
-        """`rows` `(batch_size, K)` says where in the flattened logits each rank's row lies."""
-        # Selecting makes the host wait for an accelerator, so there every rank is drawn and the unwanted ones dropped.
+    def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, wanted: Tensor) -> Tensor:
+        """Draw where wanted; `columns` `(batch_size, K)` says where along the logits' L each rank's row lies."""
+        length = marginals.logits.shape[1]
         if wanted.device.type == "cpu":
-            index = wanted.flatten().nonzero()[:, 0]
-            noise, beta = choice.noise.flatten()[index], choice.beta.flatten()[index]
-            drawn, _ = marginals.draw(rows.flatten()[index], noise, beta)
+            index = wanted.nonzero(as_tuple=True)
+            drawn = marginals.draw(index[0] * length + columns[index], choice.noise[index], choice.beta[index])
             require_drawn(drawn, choice.step_index)
-            return choice.tokens.flatten().index_copy(0, index, drawn).view_as(choice.tokens)
-        drawn, _ = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
+            return choice.tokens.index_put(index, drawn)
+        # Selecting would make the host wait for the accelerator: every rank is drawn, the unwanted ones are dropped.
+        rows = torch.arange(len(columns), device=columns.device)[:, None] * length + columns
+        drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
         drawn = drawn.view_as(rows).to(choice.tokens)
         return torch.where(wanted & (drawn >= 0), drawn, choice.tokens)
 
@@ -146,14 +148,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         return_dict: bool = True,
         max_count: int | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
-        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-        marginals = self.marginals(logits)
-        choice = self._choose(marginals, context, max_count)
+        with torch.inference_mode():
+            logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            marginals = self.marginals(logits)
+            choice = self._choose(marginals, context, max_count)
+            tokens = self._sample(marginals, choice, choice.positions, choice.valid)
 
-        first_row = torch.arange(len(logits), device=logits.device)[:, None] * logits.shape[1]
-        tokens = self._sample(marginals, choice, first_row + choice.positions, choice.valid)
-
-        prev_sample = context.tokens.scatter(1, choice.positions, tokens).view_as(sample)
+        # Outside inference mode, so that the result may enter a graph.
+        prev_sample = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
         return MaskedDiffusionSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__

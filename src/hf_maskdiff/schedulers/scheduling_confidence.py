@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -64,4 +65,4 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         # The noise is in the order alone.
-        return context.keys.new_ones(len(context.keys), num_ranks).double()
+        return torch.ones(len(context.keys), num_ranks, device=context.keys.device)

@@ -77,10 +77,9 @@ class StepContext:
 
     @cached_property
     def beta(self) -> Tensor:
-        """`1 + 1 / alpha_n` of each row, float64 `(batch_size,)`; 1 in the step that empties the row."""
+        """`1 + 1 / alpha_n` of each row, float `(batch_size,)`; 1 in the step that empties the row."""
         sharper = 0.0 if self.choice_temperature is None else 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
-        not_last = (self.count < self.remaining).to(self.keys.device)
-        return not_last.double().mul_(sharper).add_(1)
+        return torch.where(self.count < self.remaining, 1 + sharper, 1.0)
 
     @property
     def progress(self) -> float:
@@ -89,7 +88,14 @@ class StepContext:
 
     def uniform(self, purpose: Purpose) -> Tensor:
         """Uniform noise of every position, float64 `(batch_size, L)`."""
-        return position_noise(self.keys, self.tokens.shape[1], purpose)
+        together = (Purpose.CHOICE, Purpose.TOKEN)  # most steps need both
+        if purpose not in together:
+            return position_noise(self.keys, self.tokens.shape[1], purpose)[0]
+        return self._choice_and_token_noise[together.index(purpose)]
+
+    @cached_property
+    def _choice_and_token_noise(self) -> tuple[Tensor, ...]:
+        return position_noise(self.keys, self.tokens.shape[1], Purpose.CHOICE, Purpose.TOKEN).unbind()
 
     def gumbel(self, purpose: Purpose) -> Tensor:
         """Standard Gumbel noise of every position, float64 `(batch_size, L)`."""
@@ -279,16 +285,19 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
         masked = tokens == self.config.mask_token_id
         remaining = masked.sum(-1)
         device = float64_device(tokens.device)
-        ratio = torch.as_tensor(starting_mask_ratio).to(device=device, dtype=torch.float64, non_blocking=True)
-        initial = (ratio * tokens.shape[1]).round().long().expand(len(tokens))
+        if isinstance(starting_mask_ratio, Tensor):
+            starting_mask_ratio = starting_mask_ratio.to(device=device, dtype=torch.float64, non_blocking=True)
+        initial = (starting_mask_ratio * tokens.shape[1] + 0.5) // 1
         target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
+        if isinstance(target, Tensor):
+            target = target.to(remaining.device)
         return logits, StepContext(
             step_index=step_index,
             num_inference_steps=num_steps,
             tokens=tokens,
             masked=masked,
             remaining=remaining,
-            count=reveal_counts(remaining, target.to(remaining.device)),
+            count=reveal_counts(remaining, target),
             keys=draw_keys(generator, len(tokens), device),
             choice_temperature=None if self._choice_temperatures is None else self._choice_temperatures[step_index],
             grid=tuple(sample.shape[1:]),
@@ -315,7 +324,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
         time = torch.as_tensor(timesteps, dtype=torch.float64).to(device).expand(batch_size)
         tokens = original_samples.flatten(1)
         keys = draw_keys(generator, batch_size, device)
-        noise = position_noise(keys, tokens.shape[1], Purpose.FORWARD)
+        noise = position_noise(keys, tokens.shape[1], Purpose.FORWARD)[0]
         ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
         masked = (noise < ratio[:, None]).to(tokens.device)
         return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
@@ -348,7 +357,7 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
 
 def require_drawn(tokens: Tensor, step_index: int) -> None:
     """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
-    if bool((tokens < 0).any()):
+    if tokens.numel() and int(tokens.min()) < 0:
         raise ValueError(
             "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
             f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."

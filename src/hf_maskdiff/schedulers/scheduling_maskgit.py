@@ -68,23 +68,23 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         return_dict: bool = True,
         max_count: int | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
-        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+        with torch.inference_mode():
+            logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            drawn, log_prob = self.marginals(logits).draw_all(context.masked, context.uniform(Purpose.TOKEN))
+            score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
 
-        drawn, log_prob = self.marginals(logits).draw_all(context.masked, context.uniform(Purpose.TOKEN))
-        score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
+            rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
+            kept = rank < context.count[:, None]
+            if sample.device.type == "cpu":
+                require_drawn(drawn, context.step_index)
+            # On an accelerator a position where nothing can be drawn (NaN logits) stays masked.
+            drawn = drawn.to(sample.device)
+            candidates = torch.where(context.masked & (drawn >= 0), drawn, context.tokens)
 
-        rank = ranking(score, context.masked).argsort(-1).to(context.tokens.device)
-        drawn = drawn.to(context.tokens.device)
-        kept = rank < context.count[:, None]
-        if drawn.device.type == "cpu":
-            require_drawn(drawn, context.step_index)
-
-        # Where nothing could be drawn (an accelerator with NaN logits) the position stays masked.
-        candidates = torch.where(context.masked & (drawn >= 0), drawn, context.tokens)
-        prev_sample = torch.where(kept, candidates, context.tokens).view_as(sample)
-        pred_original_sample = candidates.view_as(sample)
+        # Outside inference mode, so that the results may enter a graph.
+        prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
         if not return_dict:
-            return prev_sample, pred_original_sample
-        return MaskedDiffusionSchedulerOutput(prev_sample, pred_original_sample)
+            return prev_sample, candidates.view_as(sample).clone()
+        return MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__

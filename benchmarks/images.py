@@ -1,0 +1,259 @@
+"""Frechet distance and class accuracy of samplers against the number of steps, with error bars over seeds.
+
+    python benchmarks/images.py --dataset ylecun/mnist --output_dir out/images
+    python benchmarks/images.py --dataset ylecun/mnist --output_dir out/images --resume   # after a stop
+
+Prints a table, and writes `results.json` (after every cell) and `frechet.png`. The labels asked for are those of the
+real images on the other side, so that the class mix costs nothing; both sides have `--num_images` images. Two rows
+say what could be reached: "real images" (as many others of the same set) and "tokenizer" (those others, encoded and
+decoded). Image i of seed s comes from its own generator, seeded `s * num_images + i`: batches do not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_maskdiff import (
+    ConfidenceScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskedDiffusionScheduler,
+    MaskGITPipeline,
+    MaskGITScheduler,
+    MomentScheduler,
+    UniformScheduler,
+)
+from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
+from hf_maskdiff.evaluation.frechet import feature_statistics, frechet_distance
+from hf_maskdiff.evaluation.image_data import load_labelled_images
+
+# name -> scheduler from what all share (mask, codebook, schedule, rounding) and a choice temperature
+SAMPLERS: dict[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]] = {
+    "uniform": lambda shared, alpha: UniformScheduler(**shared),
+    "uniform-tempered": lambda shared, alpha: UniformScheduler(**shared, choice_temperature=alpha),
+    "halton": lambda shared, alpha: HaltonScheduler(**shared),
+    "confidence": lambda shared, alpha: ConfidenceScheduler(**shared),
+    "maskgit": lambda shared, alpha: MaskGITScheduler(**shared, choice_temperature=alpha),
+    "moment": lambda shared, alpha: MomentScheduler(**shared, choice_temperature=alpha),
+    "hybrid": lambda shared, alpha: HybridScheduler(**shared, choice_temperature=alpha),
+}
+SHARED_KEYS = ("mask_token_id", "codebook_size", "masking_schedule", "rounding")
+MEASURES = ("frechet", "accuracy", "seconds", "passes")
+REFERENCES = ("real images", "tokenizer")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name of the pipeline")
+    parser.add_argument("--classifier", help="folder of a DigitClassifier; default: PIPELINE/digit_classifier")
+    parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
+    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
+    parser.add_argument("--split", choices=("train", "test"), default="test", help="where the real images come from")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--choice_temperature", type=float, default=6.0)
+    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    parser.add_argument("--num_images", type=int, default=1000, help="a cell and seed")
+    parser.add_argument("--num_seeds", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR/results.json")
+    return parser.parse_args(argv)
+
+
+class Bench:
+    """A pipeline, a classifier and real images: what every cell needs."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = MaskGITPipeline.from_pretrained(args.pipeline).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        if args.classifier:
+            self.classifier = DigitClassifier.from_pretrained(args.classifier)
+        else:
+            self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
+        self.classifier.to(device).eval()
+        self.shared = {key: self.pipeline.scheduler.config[key] for key in SHARED_KEYS}
+        images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir)
+        if len(images) < 2 * args.num_images:
+            raise ValueError(
+                f"`num_images` must be at most {len(images) // 2}, half of the real images, got {args.num_images}. "
+                "Ask for fewer, or pass --split train."
+            )
+        self.images, self.labels = images, labels
+        self.rows_passed = 0
+        self.pipeline.transformer.register_forward_pre_hook(self._count)
+
+    def _count(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.rows_passed += len(inputs[0])
+
+    def real(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Two disjoint sets of real images for a seed: rows of the data set, `num_images` each."""
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
+        return order[: self.args.num_images], order[self.args.num_images : 2 * self.args.num_images]
+
+    def judge(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+        """Frechet distance to the seed's real images, and the share of images read as their label."""
+        _, real_features = self.classifier.read(self.images[self.real(seed)[0]])
+        classes, features = self.classifier.read(images)
+        distance = frechet_distance(*feature_statistics(real_features), *feature_statistics(features))
+        return {"frechet": distance, "accuracy": (classes == labels).double().mean().item()}
+
+    @torch.no_grad()
+    def reference(self, name: str, seed: int) -> dict[str, float]:
+        """What real images, or the tokenizer's reconstructions of them, score."""
+        others = self.real(seed)[1]
+        images, started = self.images[others], time.perf_counter()
+        if name == "tokenizer":
+            vqvae = self.pipeline.vqvae
+            batches = (batch.to(vqvae.device, vqvae.dtype) / 255 for batch in images.split(self.args.batch_size))
+            images = torch.cat([vqvae(batch).sample.clip(0, 1).cpu() for batch in batches])
+        seconds = time.perf_counter() - started
+        return {**self.judge(images, self.labels[others], seed), "seconds": seconds, "passes": 0.0}
+
+    def generate(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
+        """What one sampler scores with one number of steps."""
+        args = self.args
+        self.pipeline.scheduler = SAMPLERS[sampler](self.shared, args.choice_temperature)
+        labels = self.labels[self.real(seed)[0]]
+        generators = [torch.Generator().manual_seed(seed * args.num_images + i) for i in range(args.num_images)]
+        images, started, self.rows_passed = [], time.perf_counter(), 0
+        for first in range(0, args.num_images, args.batch_size):
+            batch = slice(first, first + args.batch_size)
+            output = self.pipeline(
+                class_labels=labels[batch].tolist(),
+                num_inference_steps=steps,
+                guidance_scale=args.guidance_scale,
+                generator=generators[batch],
+                output_type="pt",
+            )
+            images.append(output.images.float().cpu())
+        seconds, passes = time.perf_counter() - started, self.rows_passed / args.num_images
+        return {**self.judge(torch.cat(images), labels, seed), "seconds": seconds, "passes": passes}
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What cells must share to stand in one table."""
+    names = ("pipeline", "classifier", "dataset", "data_dir", "split", "choice_temperature", "guidance_scale")
+    return {name: getattr(args, name) for name in (*names, "num_images")}
+
+
+def load_results(args: argparse.Namespace) -> dict[str, Any]:
+    path = args.output_dir / "results.json"
+    fresh = {"settings": settings_of(args), "cells": []}
+    if not path.exists():
+        return fresh
+    if not args.resume:
+        raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
+    results = json.loads(path.read_text())
+    different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
+    if different:
+        raise ValueError(
+            f"with --resume the settings must be those of {path}, got others for {sorted(different)}. "
+            "Pass the same ones, or another --output_dir."
+        )
+    return results
+
+
+def save_results(results: dict[str, Any], output_dir: Path) -> None:
+    """Writes aside and renames: the file is complete at any moment."""
+    partial = output_dir / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=1))
+    os.replace(partial, output_dir / "results.json")
+
+
+def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tuple[float, float]]]:
+    """Mean and standard error over seeds of every measure, by sampler and steps; the error of one seed is NaN."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
+    summary = {}
+    for key, rows in groups.items():
+        columns = {name: [row[name] for row in rows] for name in MEASURES}
+        summary[key] = {
+            name: (fmean(column), stdev(column) / len(column) ** 0.5 if len(column) > 1 else float("nan"))
+            for name, column in columns.items()
+        }
+    return summary
+
+
+def print_table(cells: list[dict[str, Any]]) -> None:
+    print("| sampler | steps | Frechet distance | class accuracy | seconds | model passes |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for (sampler, steps), row in summarise(cells).items():
+        accuracy = tuple(100 * value for value in row["accuracy"])
+        print(
+            f"| {sampler} | {steps or ''} | {_with_error(row['frechet'])} | {_with_error(accuracy)} % "
+            f"| {row['seconds'][0]:.1f} | {row['passes'][0]:.1f} |"
+        )
+
+
+def _with_error(value: tuple[float, ...]) -> str:
+    mean, error = value
+    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} +- {error:.2f}"
+
+
+def plot(cells: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    summary = summarise(cells)
+    for name, style in zip(REFERENCES, (":", "--"), strict=True):
+        axes.axhline(summary[name, 0]["frechet"][0], color="grey", linestyle=style, linewidth=1, label=name)
+    ticks = sorted({steps for _, steps in summary if steps})
+    for sampler in dict.fromkeys(sampler for sampler, steps in summary if steps):
+        points = sorted((steps, row["frechet"]) for (name, steps), row in summary.items() if name == sampler)
+        x = [steps for steps, _ in points]
+        y, error = zip(*(value for _, value in points), strict=True)
+        axes.errorbar(x, y, error, marker="o", markersize=3, capsize=3, label=sampler)
+    axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="Frechet distance, mean and standard error")
+    axes.set_xticks(ticks, labels=ticks)
+    axes.set_xticks([], minor=True)
+    figure.legend(fontsize="small", loc="outside right upper")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the cells that are missing, and returns what `results.json` holds."""
+    args = parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = load_results(args)
+    seeds = range(args.num_seeds)
+    wanted = [(name, 0, seed) for name in REFERENCES for seed in seeds]
+    wanted += [(name, steps, seed) for name in args.samplers for steps in args.steps for seed in seeds]
+    done = {(cell["sampler"], cell["steps"], cell["seed"]) for cell in results["cells"]}
+    missing = [key for key in wanted if key not in done]
+    if missing:
+        bench = Bench(args)
+        # The first call pays for warming up; it shall not stand in the table.
+        bench.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
+        progress = tqdm(missing, desc="cells")
+        for sampler, steps, seed in progress:
+            progress.set_postfix_str(f"{sampler}, {steps} steps, seed {seed}")
+            row = bench.generate(sampler, steps, seed) if steps else bench.reference(sampler, seed)
+            results["cells"].append({"sampler": sampler, "steps": steps, "seed": seed, **row})
+            save_results(results, args.output_dir)
+    print_table(results["cells"])
+    plot(results["cells"], args.output_dir / "frechet.png")
+    return results
+
+
+if __name__ == "__main__":
+    main()
