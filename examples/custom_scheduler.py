@@ -1,23 +1,24 @@
-"""A sampler of one's own: from the centre outwards, a cell further for every nat of certainty that a position lacks.
+"""A sampler of one's own: in reading order, but what the model is surer of comes earlier.
 
-    python examples/custom_scheduler.py --pipeline pipelines/maskgit-mnist --output centre_out.png
+    python examples/custom_scheduler.py --pipeline pipelines/maskgit-mnist --output reading_order.png
 
-An order is one method: a score for every position, the largest first. Counts, noise, tokens, checks, saving and loading
-are inherited. What decides the law belongs in `__init__`, so that it is saved with the scheduler.
+An order is one method: a score for every position, the largest first. Counts, noise, tokens, checks, saving and
+loading are inherited. All that decides belongs among the arguments of `__init__`, so that it is saved.
+
+`SchedulerMixin` is imported here because diffusers looks a component's base class up in the module that defines the
+component. A pipeline saved with this sampler loads wherever this module has been imported before.
 """
 
 import argparse
 
 import torch
-from diffusers import SchedulerMixin  # noqa: F401 - diffusers looks for a component's base class in the module defining it
+from diffusers import SchedulerMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
 
-from hf_maskdiff import ChooseThenSampleScheduler, MaskGITPipeline, StepContext
-from hf_maskdiff.orders import log_confidence
-from hf_maskdiff.sampling import Marginals
+from hf_maskdiff import ChooseThenSampleScheduler, MaskGITPipeline, StepContext, orders, sampling
 
 
-class CentreOutScheduler(ChooseThenSampleScheduler):
+class ReadingOrderScheduler(ChooseThenSampleScheduler):
     @register_to_config
     def __init__(
         self,
@@ -28,20 +29,22 @@ class CentreOutScheduler(ChooseThenSampleScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        nats_per_position: float = 0.1,  # how much surer a position must be to come one place earlier
     ) -> None:
         self.check_config()
 
-    def score_positions(self, marginals: Marginals, context: StepContext) -> torch.Tensor:
-        axes = [torch.arange(n, device=context.keys.device).double() - (n - 1) / 2 for n in context.grid]
-        distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).flatten()
-        return marginals.score(log_confidence, context.masked).to(distance.device) - distance
+    def score_positions(self, marginals: sampling.Marginals, context: StepContext) -> torch.Tensor:
+        # (batch_size, L), float64, for a sequence as for an image, whose rows of tokens stand one after the other.
+        place = torch.arange(context.tokens.shape[1], dtype=torch.float64, device=context.keys.device)
+        certainty = marginals.score(orders.log_confidence, context.masked).to(place.device)
+        return certainty - self.config.nats_per_position * place
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True)
-    parser.add_argument("--output", default="centre_out.png")
+    parser.add_argument("--pipeline", required=True, help="folder or Hub name of the pipeline")
+    parser.add_argument("--output", default="reading_order.png")
     args = parser.parse_args()
     pipe = MaskGITPipeline.from_pretrained(args.pipeline)
-    pipe.scheduler = CentreOutScheduler.from_config(pipe.scheduler.config)
-    pipe(class_labels=3, generator=torch.Generator().manual_seed(0)).images[0].save(args.output)
+    pipe.scheduler = ReadingOrderScheduler.from_config(pipe.scheduler.config)
+    pipe(class_labels=2, generator=torch.Generator().manual_seed(0)).images[0].save(args.output)

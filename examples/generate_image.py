@@ -1,10 +1,10 @@
-"""The same classes from six samplers, side by side in one picture: a row each, with its steps, time and model passes.
+"""The same classes from six samplers, side by side in one picture: a row each, with its steps, passes and seconds.
 
     python examples/generate_image.py
     python examples/generate_image.py --schedulers moment hybrid --steps 2 4 8 --labels 3 8 --output few_steps.png
 
-It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. Pictures in one column come from the
-same seed. With few steps samplers differ visibly; with many they come to look alike.
+It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. The images of a column come from
+the same seed. With few steps the samplers differ visibly; with many they come to look alike.
 """
 
 from __future__ import annotations
@@ -12,33 +12,25 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_maskdiff import (
-    ConfidenceScheduler,
-    HaltonScheduler,
-    HybridScheduler,
-    MaskedDiffusionScheduler,
-    MaskGITPipeline,
-    MaskGITScheduler,
-    MomentScheduler,
-    UniformScheduler,
-)
+import hf_maskdiff as hf
 
-# name -> the same mask, codebook and schedule under another sampler
-SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
-    "uniform": lambda config: UniformScheduler.from_config(config, choice_temperature=None),
-    "halton": lambda config: HaltonScheduler.from_config(config, choice_temperature=None),
-    "confidence": lambda config: ConfidenceScheduler.from_config(config, choice_temperature=None),
-    "maskgit": lambda config: MaskGITScheduler.from_config(config),
-    "moment": lambda config: MomentScheduler.from_config(config),
-    "hybrid": lambda config: HybridScheduler.from_config(config),
+# name -> the mask, codebook and masking schedule of a configuration, under another sampler
+SAMPLERS: dict[str, Callable[[dict[str, Any]], hf.MaskedDiffusionScheduler]] = {
+    "uniform": lambda config: hf.UniformScheduler.from_config(config, choice_temperature=None),
+    "halton": lambda config: hf.HaltonScheduler.from_config(config, choice_temperature=None),
+    "confidence": lambda config: hf.ConfidenceScheduler.from_config(config, choice_temperature=None),
+    "maskgit": lambda config: hf.MaskGITScheduler.from_config(config),
+    "moment": lambda config: hf.MomentScheduler.from_config(config),
+    "hybrid": lambda config: hf.HybridScheduler.from_config(config),
 }
-MARGIN, LEFT, TOP, GAP, CELL = 16, 208, 36, 6, 56  # pixels
+MARGIN, LEFT, TOP, GAP, SIDE = 16, 224, 40, 6, 56  # pixels
 
 
 def make_parser(description: str | None, output: str) -> argparse.ArgumentParser:
@@ -48,87 +40,87 @@ def make_parser(description: str | None, output: str) -> argparse.ArgumentParser
     parser.add_argument("--labels", nargs="+", help="class ids or names; default: the first ten classes")
     parser.add_argument("--schedulers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1 a step costs two model passes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones follow")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(output))
     return parser
 
 
-def load(
-    parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> tuple[MaskGITPipeline, dict[str, Any], list[int], list[str]]:
-    """The pipeline, its scheduler's configuration, and ids and names of the classes; says what is wrong and exits."""
-    if not args.output.resolve().parent.is_dir():
-        parser.error(f"--output must lie in a folder that exists, got {args.output}. Create the folder first.")
+def load(args: argparse.Namespace) -> tuple[hf.MaskGITPipeline, dict[str, Any], dict[str, Any], list[str]]:
+    """The pipeline, its scheduler's configuration, what all calls share, and the classes' names."""
     try:
-        pipe = MaskGITPipeline.from_pretrained(args.pipeline).to(args.device)
+        pipe = hf.MaskGITPipeline.from_pretrained(args.pipeline).to(args.device)
     except (OSError, ValueError) as error:
-        parser.error(
-            f"--pipeline must be a pipeline folder or a Hub name, got {args.pipeline!r}. Train one with "
-            f"examples/train_maskgit.py, or pass the folder of yours. ({str(error).splitlines()[0]})"
-        )
+        raise ValueError(
+            f"`pipeline` must be a pipeline folder or a Hub name, got {args.pipeline!r}. Train one with "
+            f"examples/train_maskgit.py, or pass --pipeline FOLDER. ({error})"
+        ) from error
     pipe.set_progress_bar_config(disable=True)
-    labels = args.labels or range(min(10, pipe.transformer.config.num_classes))
-    try:
-        ids = pipe.get_label_ids([int(x) if str(x).lstrip("-").isdigit() else x for x in labels])
-    except ValueError as error:
-        parser.error(str(error))
-    names = {int(key): str(value) for key, value in (pipe.transformer.config.get("id2label") or {}).items()}
     config = dict(pipe.scheduler.config)
-    config["choice_temperature"] = config.get("choice_temperature") or 6.0  # a plain sampler's preset has none
-    return pipe, config, ids, [names.get(i, str(i)).split(",")[0] for i in ids]
+    config["choice_temperature"] = config.get("choice_temperature") or 6.0  # the preset of a plain sampler has none
+    labels = args.labels or range(min(10, pipe.transformer.config.num_classes))
+    ids = pipe.get_label_ids([int(x) if str(x).lstrip("-").isdigit() else x for x in labels])
+    names = {int(i): str(name) for i, name in (pipe.transformer.config.get("id2label") or {}).items()}
+    call = {"class_labels": ids, "guidance_scale": args.guidance_scale}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    return pipe, config, call, [names.get(i, str(i)).split(",")[0] for i in ids]
 
 
 def generators(args: argparse.Namespace, num_images: int) -> list[torch.Generator]:
-    """One per image: a picture does not depend on its batch, nor on the device."""
+    """One for each image, so that an image does not depend on the others."""
     return [torch.Generator().manual_seed(args.seed + i) for i in range(num_images)]
 
 
-def draw_sheet(rows: list[tuple[str, str, list[Image.Image]]], class_names: list[str], corner: str = "") -> Image.Image:
-    """A picture of rows `(name, remark, images)` under a line of class names."""
-    width, height = (side * -(-CELL // rows[0][2][0].width) for side in rows[0][2][0].size)  # enlarged to at least CELL
-    size = (LEFT + len(class_names) * (width + GAP) - GAP + MARGIN, TOP + len(rows) * (height + GAP) - GAP + MARGIN)
-    mode = "L" if rows[0][2][0].mode == "L" else "RGB"
-    sheet = Image.new(mode, size, "white")
+Row = tuple[str, str, list[Image.Image]]  # name, remark, images
+
+
+def draw_sheet(rows: list[Row], class_names: list[str], corner: str = "") -> Image.Image:
+    """A picture of rows under the names of the classes, the images enlarged to at least `SIDE`."""
+    first = rows[0][2][0]
+    width, height = (side * -(-SIDE // first.width) for side in first.size)
+    lefts = [LEFT + column * (width + GAP) for column in range(len(class_names))]
+    tops = [TOP + row * (height + GAP) for row in range(len(rows))]
+    sheet = Image.new(first.mode, (lefts[-1] + width + MARGIN, tops[-1] + height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(size=20), ImageFont.load_default(size=14)
     longest = max(draw.textlength(name, font=large) for name in class_names)
-    header = ImageFont.load_default(size=min(20, 20 * width / longest))
-    draw.text((MARGIN, TOP // 2), corner, font=small, fill="dimgray", anchor="lm")
-    for column, class_name in enumerate(class_names):
-        x = LEFT + column * (width + GAP)
-        draw.text((x + width // 2, TOP // 2), class_name, font=header, fill="black", anchor="mm")
-        for row, (_, _, images) in enumerate(rows):
-            sheet.paste(images[column].resize((width, height), Image.Resampling.NEAREST), (x, TOP + row * (height + GAP)))
-    for row, (name, remark, _) in enumerate(rows):
-        middle = TOP + row * (height + GAP) + height // 2
-        draw.text((MARGIN, middle - 10), name, font=large, fill="black", anchor="lm")
-        draw.text((MARGIN, middle + 12), remark, font=small, fill="dimgray", anchor="lm")
+    fitting = ImageFont.load_default(size=min(20, 20 * (width - 2) / longest))
+    draw.text((MARGIN, TOP / 2), corner, "dimgray", small, anchor="lm")
+    for left, class_name in zip(lefts, class_names, strict=True):
+        draw.text((left + width / 2, TOP / 2), class_name, "black", fitting, anchor="mm")
+    for top, (name, remark, images) in zip(tops, rows, strict=True):
+        draw.text((MARGIN, top + height / 2 - 11), name, "black", large, anchor="lm")
+        draw.text((MARGIN, top + height / 2 + 12), remark, "dimgray", small, anchor="lm")
+        for left, image in zip(lefts, images, strict=True):
+            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
     return sheet
+
+
+def run(args: argparse.Namespace) -> None:
+    pipe, config, call, class_names = load(args)
+    pipe(**call, num_inference_steps=1)  # the first call pays for warming up; it shall not stand in the table
+    rows = []
+    print(f"{'sampler':12}{'steps':>6}{'passes':>8}{'seconds':>9}")
+    for sampler, steps in product(args.schedulers, args.steps):
+        pipe.scheduler = SAMPLERS[sampler](config)
+        start = time.perf_counter()
+        images = pipe(**call, num_inference_steps=steps, generator=generators(args, len(class_names))).images
+        seconds = time.perf_counter() - start
+        passes = pipe.num_timesteps * (2 if pipe.do_classifier_free_guidance else 1)
+        rows.append((sampler, f"{steps} steps, {passes} passes, {seconds:.2f} s", images))
+        print(f"{sampler:12}{steps:6}{passes:8}{seconds:9.2f}", flush=True)
+    draw_sheet(rows, class_names).save(args.output)
+    print(f"The picture is {args.output}: {len(rows)} rows of {len(class_names)} images.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, "samples.png")
     parser.add_argument("--steps", type=int, nargs="+", default=[4], help="several: a row for each sampler and number")
     args = parser.parse_args(argv)
-    if min(args.steps) < 1:
-        parser.error(f"--steps must be at least 1, got {min(args.steps)}. Pass the number of model passes you want.")
-    pipe, config, ids, class_names = load(parser, args)
-    pipe(ids, num_inference_steps=1)  # the first call pays for warming up; it shall not stand in the table
-
-    rows = []
-    print(f"{'sampler':12}{'steps':>6}{'passes':>8}{'seconds':>9}")
-    for sampler in args.schedulers:
-        for steps in args.steps:
-            pipe.scheduler = SAMPLERS[sampler](config)
-            start = time.perf_counter()
-            images = pipe(ids, steps, args.guidance_scale, generator=generators(args, len(ids))).images
-            seconds = time.perf_counter() - start
-            passes = pipe.num_timesteps * (2 if pipe.do_classifier_free_guidance else 1)
-            rows.append((sampler, f"{steps} steps, {passes} passes, {seconds:.2f} s", images))
-            print(f"{sampler:12}{steps:6}{passes:8}{seconds:9.2f}", flush=True)
-    draw_sheet(rows, class_names).save(args.output)
-    print(f"The picture is {args.output}: {len(rows)} rows of {len(ids)} images.")
+    try:
+        run(args)
+    except ValueError as error:  # the package's say rule, value and remedy
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

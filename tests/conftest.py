@@ -1,0 +1,100 @@
+"""What many tests share: golden and data folders, every concrete scheduler, a tiny image pipeline."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; subprocesses inherit it
+
+import pytest
+import torch
+from diffusers import VQModel
+from hypothesis import settings
+
+import hf_maskdiff
+from hf_maskdiff import (
+    HaltonMaskGITTransformer2DModel,
+    MaskedDiffusionScheduler,
+    MaskGITPipeline,
+    MomentScheduler,
+)
+
+torch.set_num_threads(1)
+settings.register_profile("hf_maskdiff", deadline=None, derandomize=True, database=None)
+settings.load_profile("hf_maskdiff")
+
+
+def _folder(variable: str, meaning: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set: it names the folder of {meaning}")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return _folder("HF_MASKDIFF_GOLDEN", "what the original implementations compute for small models")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    return _folder("HF_MASKDIFF_DATA", "the data sets")
+
+
+def _concrete(names: list[object]) -> list[type[MaskedDiffusionScheduler]]:
+    classes = [c for c in names if isinstance(c, type) and issubclass(c, MaskedDiffusionScheduler)]
+    return [c for c in classes if not c.__abstractmethods__]
+
+
+def _schedulers() -> list[type[MaskedDiffusionScheduler]]:
+    """Every concrete scheduler that is exported, and that of the example of a scheduler of one's own."""
+    exported = _concrete([getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__])
+    example = Path(__file__).parents[1] / "examples" / "custom_scheduler.py"
+    if not example.exists():
+        return exported
+    spec = importlib.util.spec_from_file_location("custom_scheduler", example)
+    module = sys.modules["custom_scheduler"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return exported + [c for c in _concrete(list(vars(module).values())) if c.__module__ == "custom_scheduler"]
+
+
+SCHEDULERS = _schedulers()
+
+
+@pytest.fixture(scope="session", params=SCHEDULERS, ids=lambda c: c.__name__)
+def scheduler_class(request: pytest.FixtureRequest) -> type[MaskedDiffusionScheduler]:
+    """Each concrete scheduler in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[..., MaskGITPipeline]:
+    """A function that makes tiny image pipelines: 4 x 4 tokens of 16 codes, 3 classes, 8 x 8 grey images."""
+
+    def make(scheduler: MaskedDiffusionScheduler | None = None, **transformer_config: object) -> MaskGITPipeline:
+        torch.manual_seed(0)
+        vqvae = VQModel(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            latent_channels=4,
+            num_vq_embeddings=16,
+            norm_num_groups=4,
+            lookup_from_codebook=True,
+        )
+        config = {"sample_size": 4, "codebook_size": 16, "num_classes": 3, "hidden_size": 32, "num_layers": 2}
+        config |= {"num_attention_heads": 2, "intermediate_size": 32, "id2label": {0: "cat, tabby", 1: "dog", 2: "owl"}}
+        transformer = HaltonMaskGITTransformer2DModel(**(config | transformer_config))
+        for parameter in transformer.parameters():  # a new model's blocks are the identity
+            torch.nn.init.normal_(parameter, std=0.3)
+        scheduler = scheduler or MomentScheduler(mask_token_id=16, codebook_size=16)
+        pipe = MaskGITPipeline(vqvae.eval(), transformer.eval(), scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make

@@ -1,0 +1,247 @@
+"""What every scheduler must do alike: each exported one, and the example of one's own, passes the same test."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+
+from hf_maskdiff import (
+    ChooseThenSampleScheduler,
+    ConfidenceScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskedDiffusionScheduler,
+    MaskedDiffusionSchedulerOutput,
+    MaskGITScheduler,
+    MomentScheduler,
+    UniformScheduler,
+)
+
+MASK, CODES = 12, 10  # columns 10 and 11 are padding, the mask lies outside
+SHARED = ["mask_token_id", "codebook_size", "masking_schedule", "rounding", "temperature", "top_k", "top_p"]
+STEP = ["model_output", "timestep", "sample", "starting_mask_ratio", "generator", "return_dict", "max_count"]
+
+
+def make_logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(*shape, CODES + 2, generator=torch.Generator().manual_seed(seed))
+
+
+def run(
+    scheduler: MaskedDiffusionScheduler, steps: int = 4, sample: torch.Tensor | None = None, **set_timesteps: object
+) -> list[torch.Tensor]:
+    """The sample after every step, with new logits in each."""
+    sample = torch.full((2, 4, 5), MASK) if sample is None else sample
+    generator = torch.Generator().manual_seed(7)
+    scheduler.set_timesteps(steps, **set_timesteps)
+    samples = []
+    for n, t in enumerate(scheduler.timesteps):
+        logits = make_logits(len(sample), sample[0].numel(), seed=n)
+        sample = scheduler.step(logits, t, sample, generator=generator).prev_sample
+        samples.append(sample)
+    return samples
+
+
+def arguments(function: object) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def test_interface(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    assert issubclass(scheduler_class, SchedulerMixin)
+    assert issubclass(scheduler_class, ConfigMixin)
+    assert scheduler_class.order == 1
+    parameters = inspect.signature(scheduler_class.__init__).parameters
+    assert list(parameters)[1 : 1 + len(SHARED)] == SHARED
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    assert required == ["self", "mask_token_id"]
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
+    assert arguments(scheduler_class.set_timesteps) == ["num_inference_steps", "temperature", "device"]
+    assert arguments(scheduler_class.step) == STEP
+    assert arguments(scheduler_class.add_noise) == ["original_samples", "timesteps", "generator"]
+    for method in ("step", "set_timesteps", "add_noise"):
+        assert inspect.getdoc(getattr(scheduler_class, method))
+    if issubclass(scheduler_class, ChooseThenSampleScheduler):
+        assert arguments(scheduler_class.choose) == [name for name in STEP if name != "return_dict"]
+        assert arguments(scheduler_class.sample_tokens) == ["model_output", "choice", "group"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 49])
+def test_time(scheduler_class: type[MaskedDiffusionScheduler], steps: int) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK)
+    scheduler.set_timesteps(steps, device="meta")  # whatever it says, the steps stay on the CPU
+    assert scheduler.num_inference_steps == steps
+    assert scheduler.timesteps.device.type == "cpu"
+    assert scheduler.timesteps.dtype == torch.float32
+    expected = [1 - n / steps for n in range(steps)]
+
+
+def test_time_zero_is_the_last_step(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(4)
+    sample = torch.full((2, 20), MASK)
+    results = [
+        scheduler.step(make_logits(2, 20), t, sample, generator=torch.Generator().manual_seed(0)).prev_sample
+        for t in (0, 0.0, torch.tensor(0.0), 0.25, scheduler.timesteps[-1])
+    ]
+    assert not (results[0] == MASK).any()
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_step(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(4)
+    sample = torch.full((2, 4, 5), MASK)
+    sample[:, 0, :3] = 11  # known tokens may be any, also ids that are never drawn
+    before, logits = sample.clone(), make_logits(2, 20)
+    output = scheduler.step(logits, scheduler.timesteps[0], sample, generator=torch.Generator().manual_seed(0))
+    assert isinstance(output, MaskedDiffusionSchedulerOutput)
+    assert output.prev_sample.shape == sample.shape
+    assert output.prev_sample.dtype == torch.int64
+    assert torch.equal(sample, before)
+    plain = scheduler.step(
+        logits, scheduler.timesteps[0], sample, generator=torch.Generator().manual_seed(0), return_dict=False
+    )
+    assert isinstance(plain, tuple)
+    assert torch.equal(plain[0], output.prev_sample)
+    if isinstance(scheduler, ChooseThenSampleScheduler):
+        assert output.pred_original_sample is None
+        assert len(plain) == 1
+    else:
+        assert torch.equal(plain[1], output.pred_original_sample)
+        assert not (plain[1] == MASK).any()
+        revealed = output.prev_sample != MASK
+        assert torch.equal(plain[1][revealed], output.prev_sample[revealed])
+
+
+def test_results_may_enter_a_graph(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(2)
+    logits = make_logits(2, 20).requires_grad_()
+    embedding = torch.nn.Embedding(MASK + 1, 3)
+    for result in scheduler.step(logits, 1.0, torch.full((2, 20), MASK), return_dict=False):
+        assert not result.is_inference()
+        embedding(result).sum().backward()
+    assert embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "schedule", [{}, {"masking_schedule": "linear", "rounding": "even"}, {"masking_schedule": [3, 4, 11, 40]}]
+)
+def test_counts_follow_the_plan(scheduler_class: type[MaskedDiffusionScheduler], schedule: dict[str, object]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES, **schedule)
+    masks = [(sample == MASK).flatten(1).sum(1) for sample in run(scheduler)]
+    planned = scheduler.planned_counts(torch.tensor([20, 20]))
+    assert torch.equal(torch.stack(masks), 20 - planned.cumsum(0))
+    assert masks[-1].tolist() == [0, 0]
+
+
+def test_saved_and_loaded(scheduler_class: type[MaskedDiffusionScheduler], tmp_path: Path) -> None:
+    config = {"mask_token_id": MASK, "codebook_size": CODES, "masking_schedule": [2, 9, 13, 20], "temperature": 0.8}
+    config |= {"top_k": 5, "top_p": 0.95, "rounding": "floor_revealed"}
+    scheduler = scheduler_class(**config)
+    scheduler.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert written["_class_name"] == scheduler_class.__name__
+    assert {key: written[key] for key in config} == config
+    loaded = scheduler_class.from_pretrained(tmp_path)
+    assert json.loads(loaded.to_json_string()) == written == json.loads(scheduler.to_json_string())
+    for ours, theirs in zip(run(scheduler), run(loaded), strict=True):
+        assert torch.equal(ours, theirs)
+    copied = scheduler_class.from_config(scheduler.config)
+    assert all(torch.equal(a, b) for a, b in zip(run(scheduler), run(copied), strict=True))
+
+
+def test_add_noise_masks_with_the_schedule_s_probability(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, masking_schedule="cosine")
+    clean = torch.arange(3 * 20_000).remainder(CODES).view(3, 100, 200)
+    times = torch.tensor([1.0, 0.5, 0.0])
+    noisy = scheduler.add_noise(clean, times, torch.Generator().manual_seed(0))
+    masked = noisy == MASK
+    assert torch.equal(noisy[~masked], clean[~masked])
+    share = masked.flatten(1).double().mean(1)
+    assert share[0] == 1
+    assert share[1].item() == pytest.approx(0.5**0.5, abs=0.02)
+    assert share[2] == 0
+    again = scheduler.add_noise(clean, times, torch.Generator().manual_seed(0))
+    assert torch.equal(again, noisy)
+    # More is masked as time goes up, at the same seed in the same places.
+    later = scheduler.add_noise(clean, 0.7, torch.Generator().manual_seed(0)) == MASK
+    assert (later | ~masked)[1:].all()
+    assert torch.equal(later, scheduler.add_noise(clean, torch.tensor(0.7), torch.Generator().manual_seed(0)) == MASK)
+
+
+def test_add_noise_with_a_generator_per_row(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK)
+    clean = torch.zeros(3, 50, dtype=torch.int64)
+
+    def noisy(tokens: torch.Tensor, *seeds: int) -> torch.Tensor:
+        return scheduler.add_noise(tokens, 0.6, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    batch = noisy(clean, 1, 2, 3)
+    assert torch.equal(noisy(clean[:1, :30], 2), batch[1:2, :30])
+    assert torch.equal(noisy(clean, 1, 2, 3, 4, 5), batch)  # more than rows: the first ones
+    assert not torch.equal(batch[0], batch[1])
+
+
+# --- the choice temperature -------------------------------------------------------------------------------------------
+
+HAS_CHOICE_TEMPERATURE = [
+    scheduler_type(mask_token_id=MASK, codebook_size=CODES, choice_temperature=6.0)
+    for scheduler_type in (
+        MaskGITScheduler,
+        MomentScheduler,
+        UniformScheduler,
+        HaltonScheduler,
+        ConfidenceScheduler,
+        HybridScheduler,
+    )
+]
+
+
+def with_temperature(scheduler: MaskedDiffusionScheduler, **config: object) -> MaskedDiffusionScheduler:
+    return type(scheduler).from_config(scheduler.config, **config)
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("scheduler", HAS_CHOICE_TEMPERATURE, ids=lambda s: type(s).__name__)
+def test_choice_temperature_of_a_run(scheduler: MaskedDiffusionScheduler) -> None:
+    """None is the config; a pair is spaced evenly; a number s is (s, 0.01): for this run only."""
+    plain = run(scheduler)
+    pair = run(with_temperature(scheduler, choice_temperature=(2.0, 0.0)))
+    assert not same(plain, pair)
+    assert same(run(scheduler, temperature=(2.0, 0.0)), pair)
+    assert same(run(scheduler, temperature=[2.0, 0.0]), pair)
+    number = run(with_temperature(scheduler, choice_temperature=(0.1, 0.01)))
+    assert same(run(scheduler, temperature=0.1), number)
+    assert same(run(scheduler), plain)
+    assert same(run(scheduler, temperature=None), plain)
+    assert scheduler.config.choice_temperature == 6.0
+
+
+@pytest.mark.parametrize("scheduler", HAS_CHOICE_TEMPERATURE, ids=lambda s: type(s).__name__)
+def test_choice_temperature_schedules(scheduler: MaskedDiffusionScheduler) -> None:
+    """ "linear" is alpha (1 - (n + 1) / T), that is a pair from alpha (1 - 1/T) to 0; "constant" is a pair of equals."""
+    linear = with_temperature(scheduler, choice_temperature=1.0)
+    assert same(run(linear), run(linear, temperature=(0.75, 0.0)))
+    constant = with_temperature(scheduler, choice_temperature=1.0, choice_temperature_schedule="constant")
+    assert same(run(constant), run(linear, temperature=(1.0, 1.0)))
+    assert not same(run(constant), run(linear))
+
+
+@pytest.mark.parametrize("scheduler_type", [UniformScheduler, HaltonScheduler, ConfidenceScheduler])
+def test_schedulers_without_choice_temperature_ignore_it(scheduler_type: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_type(mask_token_id=MASK, codebook_size=CODES)
+    assert same(run(scheduler, temperature=(2.0, 0.0)), run(scheduler))
+
+
+def test_temperature_in_the_config_is_that_of_the_marginals(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    cold = scheduler_class(mask_token_id=MASK, codebook_size=CODES, temperature=1e-3)
+    final = run(cold, steps=1)[0].flatten(1)
+    assert torch.equal(final, make_logits(2, 20)[..., :CODES].argmax(-1))

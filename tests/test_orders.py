@@ -1,0 +1,185 @@
+"""Scores against float64, fixed orders against golden ones, the merge against plain Python."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from hf_maskdiff.orders import (
+    halton_order,
+    log_confidence,
+    log_margin,
+    log_moment,
+    merge_orders,
+    negative_entropy,
+    radical_inverse,
+    ranking,
+    spread_ranks,
+)
+
+CPU = torch.device("cpu")
+
+
+def random_logits(rows: int = 64, tokens: int = 500, scale: float = 4.0, seed: int = 0) -> torch.Tensor:
+    """Float32 logits, far from normalised, a third of them forbidden (-inf)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, tokens, generator=generator) * scale + 50 * torch.randn(rows, 1, generator=generator)
+    forbidden = torch.rand(rows, tokens, generator=generator) < 1 / 3
+    return logits.masked_fill(forbidden, -torch.inf)
+
+
+def exact_log_probs(logits: torch.Tensor) -> torch.Tensor:
+    return logits.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("beta", [1.0, 1.01, 1.1667, 2.0, 3.5, 5.0])
+def test_log_moment_is_accurate(beta: float, scale: float) -> None:
+    logits = random_logits(scale=scale)
+    exact = torch.logsumexp(beta * exact_log_probs(logits), -1)
+    score = log_moment(logits.clone(), torch.full((64, 1), beta)).double() * beta
+    assert (score - exact).abs().max() < 2e-5
+
+
+def test_log_moment_of_each_row_has_its_own_beta() -> None:
+    logits, beta = random_logits(), torch.linspace(1, 4, 64)[:, None]
+    exact = torch.logsumexp(beta.double() * exact_log_probs(logits), -1) / beta[:, 0]
+    torch.testing.assert_close(log_moment(logits.clone(), beta).double(), exact, atol=2e-5, rtol=0)
+
+
+def test_log_moment_tends_to_confidence() -> None:
+    logits = random_logits()
+    score = log_moment(logits.clone(), torch.full((64, 1), 1e6 + 1))
+    assert score.isfinite().all()
+    torch.testing.assert_close(score.double(), exact_log_probs(logits).amax(-1), atol=2e-5, rtol=0)
+    # A certain position scores 0, the highest there is, also in the limit.
+    certain = torch.tensor([[0.0, -torch.inf, -torch.inf], [100.0, 0.0, -torch.inf]])
+    for beta in (1.5, 1e6):
+        assert log_moment(certain.clone(), torch.full((2, 1), beta)).tolist() == [0.0, 0.0]
+
+
+def test_confidence_margin_and_entropy() -> None:
+    logits = random_logits(scale=2.0)
+    log_probs = exact_log_probs(logits)
+    probs = log_probs.exp()
+    two = probs.topk(2).values
+    exact = {
+        log_confidence: log_probs.amax(-1),
+        log_margin: (two[:, 0] - two[:, 1]).log(),
+        negative_entropy: (probs * log_probs.clamp(min=-1e300)).sum(-1),
+    }
+    for function, expected in exact.items():
+        torch.testing.assert_close(function(logits.clone()).double(), expected, atol=3e-5, rtol=1e-4)
+
+
+def test_certainties_at_the_edges() -> None:
+    certain = torch.tensor([[-torch.inf, 3.0, -torch.inf]])
+    uniform = torch.tensor([[5.0, 5.0, -torch.inf]])
+    assert log_confidence(certain.clone()).item() == log_margin(certain.clone()).item() == 0
+    assert negative_entropy(certain.clone()).item() == 0
+    assert log_confidence(uniform.clone()).item() == pytest.approx(-log(2))
+    assert log_margin(uniform.clone()).item() == -torch.inf
+    assert negative_entropy(uniform.clone()).item() == pytest.approx(-log(2))
+    one_token = torch.tensor([[2.0], [-3.0]])
+    for function in (log_confidence, log_margin, negative_entropy):
+        assert function(one_token.clone()).tolist() == [0.0, 0.0]
+
+
+def test_nan_reaches_the_score() -> None:
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        block = torch.full((1, 3), bad)
+        for function in (log_confidence, log_margin, negative_entropy):
+            assert function(block.clone()).isnan().all(), (function, bad)
+        assert log_moment(block.clone(), torch.full((1, 1), 2.0)).isnan().all(), bad
+
+
+# --- fixed orders -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_radical_inverse_mirrors_the_digits(index: int, base: int) -> None:
+    digits = []
+    rest = index
+    while rest:
+        rest, digit = divmod(rest, base)
+        digits.append(digit)
+    mirrored = sum((Fraction(digit, base ** (k + 1)) for k, digit in enumerate(digits)), Fraction(0))
+    assert Fraction(*radical_inverse(index, base)) == mirrored
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_halton_order_visits_every_cell_once(height: int, width: int) -> None:
+    order = halton_order(height, width)
+    assert sorted(order) == [(row, column) for row in range(height) for column in range(width)]
+
+
+def test_halton_order_is_that_of_the_original(golden_folder: Path) -> None:
+    golden = load_file(golden_folder / "samplers" / "halton_orders.safetensors")
+    for side in (16, 24, 32):
+        assert halton_order(side, side) == [tuple(cell) for cell in golden[f"halton_{side}"].tolist()]
+        ranks = spread_ranks((side, side), CPU)
+        assert ranks[golden[f"halton_{side}_flat"]].tolist() == list(range(side**2))
+
+
+def test_halton_order_spreads() -> None:
+    """A quarter of a grid, taken in this order, leaves no cell far from all taken ones."""
+    taken = torch.tensor(halton_order(16, 16)[:64])
+    cells = torch.cartesian_prod(torch.arange(16), torch.arange(16))
+    nearest = torch.cdist(cells.float(), taken.float()).amin(1)
+    in_rows = torch.cdist(cells.float(), cells[:64].float()).amin(1)
+    assert nearest.max() <= 4 < in_rows.max()
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_order_in_a_sequence_does_not_depend_on_its_length(length: int, longer: int) -> None:
+    ranks, padded = spread_ranks((length,), CPU), spread_ranks((length + longer,), CPU)
+    assert sorted(ranks.tolist()) == list(range(length))
+    assert torch.equal(padded[:length].argsort(), ranks.argsort())
+
+
+def test_bit_reversed_order() -> None:
+    assert spread_ranks((8,), CPU).argsort().tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert spread_ranks((6,), CPU).argsort().tolist() == [0, 4, 2, 1, 5, 3]
+
+
+# --- choosing and merging ---------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_ranking_is_a_sort(data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, 10))
+    values = st.sampled_from([-torch.inf, -2.0, -1.0, 0.0, 0.5, 3.0])
+    scores = data.draw(st.lists(values, min_size=length, max_size=length))
+    candidates = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    expected = sorted(range(length), key=lambda i: (not candidates[i], -scores[i] if candidates[i] else 0, i))
+    for dtype in (torch.float32, torch.float64):
+        ranked = ranking(torch.tensor([scores], dtype=dtype), torch.tensor([candidates]))
+        assert ranked.tolist() == [expected]
+
+
+def test_nan_ranks_first_among_candidates() -> None:
+    scores = torch.tensor([[1.0, torch.nan, torch.nan, 2.0]])
+    assert ranking(scores, torch.tensor([[True, False, True, True]]))[0, :3].tolist() == [2, 3, 0]
+
+
+@given(st.data())
+def test_merging_is_taking_turns(data: st.DataObject) -> None:
+    length, rows = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    order = st.permutations(range(length))
+    exploration = data.draw(st.lists(order, min_size=rows, max_size=rows))
+    exploitation = data.draw(st.lists(order, min_size=rows, max_size=rows))
+    explored = data.draw(st.lists(st.integers(0, length), min_size=rows, max_size=rows))
+    expected = []
+    for first, second, m in zip(exploration, exploitation, explored, strict=True):
+        merged = list(first[:m])
+        merged += [position for position in second if position not in merged]
+        expected.append(merged)
+    merged = merge_orders(torch.tensor(exploration), torch.tensor(exploitation), torch.tensor(explored))
+    assert merged.tolist() == expected
