@@ -35,9 +35,8 @@ class ReadingOrderScheduler(ChooseThenSampleScheduler):
 
     def score_positions(self, marginals: sampling.Marginals, context: StepContext) -> torch.Tensor:
         # (batch_size, L), float64, for a sequence as for an image, whose rows of tokens stand one after the other.
-        place = torch.arange(context.tokens.shape[1], dtype=torch.float64, device=context.keys.device)
-        certainty = marginals.score(orders.log_confidence, context.masked).to(place.device)
-        return certainty - self.config.nats_per_position * place
+        price = self.config.nats_per_position * torch.arange(context.masked.shape[1], device=context.keys.device).double()
+        return marginals.score(orders.log_confidence, context.masked).to(price.device) - price
 
 
 if __name__ == "__main__":

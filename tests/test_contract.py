@@ -76,7 +76,8 @@ def test_time(scheduler_class: type[MaskedDiffusionScheduler], steps: int) -> No
     assert scheduler.num_inference_steps == steps
     assert scheduler.timesteps.device.type == "cpu"
     assert scheduler.timesteps.dtype == torch.float32
-    expected = [1 - n / steps for n in range(steps)]
+    expected = torch.tensor([1 - n / steps for n in range(steps)], dtype=torch.float64)
+    assert torch.equal(scheduler.timesteps, expected.float())
 
 
 def test_time_zero_is_the_last_step(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
@@ -227,7 +228,7 @@ def test_choice_temperature_of_a_run(scheduler: MaskedDiffusionScheduler) -> Non
 
 @pytest.mark.parametrize("scheduler", HAS_CHOICE_TEMPERATURE, ids=lambda s: type(s).__name__)
 def test_choice_temperature_schedules(scheduler: MaskedDiffusionScheduler) -> None:
-    """ "linear" is alpha (1 - (n + 1) / T), that is a pair from alpha (1 - 1/T) to 0; "constant" is a pair of equals."""
+    """Linear is alpha (1 - (n + 1) / T), a pair from alpha (1 - 1 / T) to 0; constant is a pair of equals."""
     linear = with_temperature(scheduler, choice_temperature=1.0)
     assert same(run(linear), run(linear, temperature=(0.75, 0.0)))
     constant = with_temperature(scheduler, choice_temperature=1.0, choice_temperature_schedule="constant")

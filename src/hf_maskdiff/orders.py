@@ -1,8 +1,8 @@
 """Which position comes first: scores (larger is earlier), fixed orders, and how two orders merge.
 
 Pure functions. A function of a block reduces rows of unnormalised log-probabilities, `(rows, V)`, to one score per row;
-see `hf_maskdiff.sampling.Marginals`. The block is theirs to overwrite. They lean on `log_softmax`, whose largest entry is
-`-log sum exp(z - max z)`: one fused pass, in place, where the exponentials would else be stored.
+see `hf_maskdiff.sampling.Marginals`. The block is theirs to overwrite. They lean on `log_softmax`, whose largest entry
+is `-log sum exp(z - max z)`: one fused pass, in place, where the exponentials would else be stored.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
         fractions = (radical_inverse(index, 2) for index in range(shape[0]))
         inverses = torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
         order = inverses.argsort(stable=True)
-    return order.argsort().to(device)
+    return order.argsort().to(device, non_blocking=True)
 
 
 # --- choosing and merging ---------------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ def _mix(value: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _counters(length: int, purposes: tuple[Purpose, ...], device: torch.device) -> Tensor:
     """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; every purpose has counters of its own."""
-    purpose = torch.tensor(purposes, device=device)[:, None, None]
-    return (torch.arange(length, device=device) * len(Purpose) + purpose) * _GOLDEN
+    index = torch.arange(length, device=device) * len(Purpose)
+    return torch.stack([(index + int(purpose)) * _GOLDEN for purpose in purposes])[:, None]
 
 
 def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
@@ -113,8 +113,8 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
         length: L, the number of positions.
 
     Returns:
-        float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. A product with it is below the other
-        factor, also after rounding.
+        float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. Its product with a number is
+        below that number, also after rounding.
     """
     bits = _mix(keys[:, None] + _counters(length, purposes, keys.device)) >> 13  # signed: -2^50 .. 2^50 - 1
     return bits.double().mul_(2.0**-51).add_(0.5 + 2.0**-52)

@@ -179,7 +179,7 @@ class HaltonMaskGITTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, C
         dropout (`float`, defaults to 0.0):
             Dropout probability in training, on what attention and feed-forward add to the residual stream.
         norm_eps (`float`, defaults to 1e-5): Added to the mean square in every norm.
-        id2label (`dict`, *optional*): Names of the classes, for the pipeline; several, separated by commas, are synonyms.
+        id2label (`dict`, *optional*): Names of the classes, for the pipeline; synonyms are separated by commas.
 
     Raises:
         ValueError: If a size is below 1, `num_attention_heads` exceeds `hidden_size`, or `dropout` is not in [0, 1).

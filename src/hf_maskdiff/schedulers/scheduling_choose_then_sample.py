@@ -58,13 +58,12 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     the step that empties the row. A subclass gives the order; see `examples/custom_scheduler.py`.
 
     The two halves are public: `choose` reads logits of all positions, `sample_tokens` only those of the chosen ones,
-        and
-    may be called again for later ranks with fresher logits.
+    and may be called again for later ranks with fresher logits.
     """
 
     @abstractmethod
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        """Scores of all positions, float64 `(batch_size, L)`, larger is earlier; only masked positions count."""
+        """Scores of all positions, floating point `(batch_size, L)`, larger is earlier; only masked ones count."""
 
     def rank_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         """All positions from first to last, int64 `(batch_size, L)`, the masked ones ahead."""

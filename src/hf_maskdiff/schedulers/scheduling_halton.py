@@ -13,8 +13,7 @@ from .scheduling_masked_diffusion import ChoiceTemperature, StepContext
 
 
 class HaltonScheduler(ChooseThenSampleScheduler):
-    r"""Reveals positions far from each other together, on any grid or sequence: most information per step, no logits
-    read.
+    r"""Reveals positions far from each other together, on any grid or sequence, without looking at the logits.
 
     $$ s_i = -\operatorname{rank}(i), \qquad x_i \sim p_i \;\; \text{(or } p_i^{\beta_n}
        \text{ with a choice temperature)} $$

@@ -19,10 +19,9 @@ class MomentScheduler(ChooseThenSampleScheduler):
        \qquad \beta = 1 + 1 / \alpha_n $$
 
     with G_i independent standard Gumbel noise: positions are drawn without replacement with weights
-        `||p_i||_beta^beta`,
-    and tokens at temperature `1 / beta`. In total variation a round is within C k^1.5 / N of MaskGIT's at the same
-    alpha. In the step that empties a row, beta is 1. Algorithm 2 of "Demystifying MaskGIT Sampler and Beyond"
-    (arXiv 2510.04525).
+    `||p_i||_beta^beta`, and tokens at temperature `1 / beta`. In total variation a round is within about C k^1.5 / N of
+    MaskGIT's at the same alpha. In the step that empties a row, beta is 1. Algorithm 2 of "Demystifying MaskGIT Sampler
+    and Beyond" (arXiv 2510.04525).
 
     Example:
 

@@ -18,8 +18,8 @@ class UniformScheduler(ChooseThenSampleScheduler):
     $$ s_i \sim U(0, 1), \qquad x_i \sim p_i \;\; \text{(or } p_i^{\beta_n} \text{ with a choice temperature)} $$
 
     With a choice temperature set, tokens are drawn at temperature `1 / beta_n`, `beta_n = 1 + 1 / alpha_n`, as the
-    moment sampler draws them: what MaskGIT's hidden temperature does without its order. Algorithm 3 of arXiv
-        2510.04525.
+    moment sampler draws them: what MaskGIT's hidden temperature does without its order. Algorithm 3 of
+    arXiv 2510.04525.
 
     Example:
 

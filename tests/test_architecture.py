@@ -1,0 +1,183 @@
+"""The arrows between the rooms of the package: what may import what. Every import in the sources is walked."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "hf_maskdiff"
+STANDARD = sys.stdlib_module_names
+ANYTHING = {"*"}
+
+# room -> what it may import besides the standard library and itself. A new room has no arrow until it is written here.
+ARROWS: dict[str, set[str]] = {
+    "masking": {"torch"},
+    "orders": {"torch"},
+    "sampling": {"torch"},
+    "schedulers": {"torch", "diffusers", "masking", "orders", "sampling"},
+    "models": {"torch", "diffusers", "transformers"},
+    "pipelines": {"torch", "torch_xla", "diffusers", "transformers", "schedulers", "models", "sampling"},
+    "conversion": {"torch", "safetensors", "huggingface_hub", "diffusers", "models", "pipelines", "schedulers"},
+    "evaluation": ANYTHING,
+    "parallel": ANYTHING,
+    "cli": ANYTHING,
+    "__main__": ANYTHING,
+    "_versions": set(),
+    "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
+}
+BASES = {"scheduling_masked_diffusion", "scheduling_choose_then_sample"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, source: str) -> Iterator[tuple[str, ...]]:
+    """Every import of a file as the parts of an absolute name, `from x import y` as x.y; nested ones too."""
+    package = ("hf_maskdiff", *path.relative_to(SOURCE).parts[:-1])
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield tuple(name.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = tuple(node.module.split(".")) if node.module else ()
+            for name in node.names:
+                yield (*start, *module, name.name)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            yield ("<import at run time>",)
+
+
+def wrong_arrows(path: Path, source: str) -> list[str]:
+    room, wrong = room_of(path), []
+    allowed = ARROWS.get(room, set())
+    for name in imported(path, source):
+        if name[0] == "hf_maskdiff":
+            target = name[1] if len(name) > 1 else "__init__"
+            target = target if (SOURCE / target).is_dir() or (SOURCE / f"{target}.py").exists() else "__init__"
+            if target == room or allowed >= ANYTHING:
+                is_private = target.startswith("_") and target not in (room, "__init__")
+                concrete = {part for part in name if part.startswith("scheduling_")} - BASES
+                if is_private or (room == "schedulers" and path.stem != "__init__" and concrete):
+                    wrong.append(f"{room}/{path.name} -> {'.'.join(name)}")
+                continue
+        else:
+            target = name[0]
+            if target in STANDARD or allowed >= ANYTHING:
+                continue
+        if target not in allowed:
+            wrong.append(f"{room}/{path.name} -> {'.'.join(name)}")
+    return wrong
+
+
+def sources() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def test_no_arrow_but_these() -> None:
+    assert len(sources()) > 15
+    assert [arrow for path in sources() for arrow in wrong_arrows(path, path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("masking.py", "import numpy"),
+        ("orders.py", "from .sampling import gumbel"),
+        ("sampling.py", "from hf_maskdiff.masking import mask_ratio"),
+        ("sampling.py", "def late():\n    import diffusers"),
+        ("schedulers/scheduling_new.py", "from .scheduling_moment import MomentScheduler"),
+        ("schedulers/scheduling_new.py", "from . import scheduling_moment"),
+        ("schedulers/scheduling_new.py", "from ..pipelines import MaskGITPipeline"),
+        ("schedulers/scheduling_new.py", "from hf_maskdiff import MomentScheduler"),
+        ("models/transformer_new.py", "from ..schedulers import MomentScheduler"),
+        ("models/transformer_new.py", "from ..sampling import gumbel"),
+        ("pipelines/pipeline_new.py", "from ..conversion import halton_maskgit"),
+        ("pipelines/pipeline_new.py", "import datasets"),
+        ("conversion/new.py", "from ..evaluation import laws"),
+        ("evaluation/new.py", "from .._versions import SUPPORTED"),
+        ("__init__.py", "from .evaluation import laws"),
+        ("new_room.py", "import torch"),
+        ("models/transformer_new.py", "import importlib\nimportlib.import_module('scipy')"),
+    ],
+)
+def test_wrong_arrows_are_seen(file: str, line: str) -> None:
+    assert len(wrong_arrows(SOURCE / file, line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("schedulers/scheduling_new.py", "from .scheduling_masked_diffusion import require"),
+        ("schedulers/scheduling_new.py", "from . import position_orders"),
+        ("schedulers/__init__.py", "from .scheduling_moment import MomentScheduler"),
+        ("models/transformer_new.py", "from hf_maskdiff.models.partial_cache import KeyValueSlot"),
+        ("evaluation/new.py", "import scipy\nfrom hf_maskdiff import MomentScheduler\nfrom ..parallel import generate"),
+    ],
+)
+def test_right_arrows_are_allowed(file: str, line: str) -> None:
+    assert wrong_arrows(SOURCE / file, line) == []
+
+
+def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
+    """Everything reachable from `__init__`, imports inside functions not counted, is a requirement, not an extra."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    names = re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.MULTILINE)
+    required = {name.lower().replace("-", "_") for name in names} | {"PIL"}
+    needed = set()
+    for path in sources():
+        if room_of(path) in ("evaluation", "conversion", "parallel", "cli", "__main__"):
+            continue
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                needed |= {name[0] for name in imported(path, ast.unparse(node))}
+    assert "diffusers" in needed
+    assert needed - required - STANDARD - {"hf_maskdiff"} == set()
+
+
+# --- no path of anyone's machine --------------------------------------------------------------------------------------
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work|mnt|scratch|workspace|tmp|var)/\w")
+TEXT = {".py", ".md", ".cfg", ".toml", ".json", ".txt", ".yml", ".yaml", ".cff", ".sh", ".csv", ""}
+SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", "runs", "out"}
+
+
+def repository_files() -> Iterator[Path]:
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if SKIPPED & set(parts) or any(part.endswith(("_cache", ".egg-info")) for part in parts):
+            continue
+        if path.is_file() and path.suffix in TEXT and ".hypothesis" not in parts:
+            yield path
+
+
+def test_no_file_holds_a_path_of_a_machine() -> None:
+    files = list(repository_files())
+    assert Path(__file__) in files
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+def test_machine_paths_are_seen() -> None:
+    for folder in ("home", "Users", "root", "work", "tmp"):
+        assert MACHINE_PATH.search(f"data = '/{folder}/someone/data'")
+        assert MACHINE_PATH.search(f"/{folder}/x")
+    for harmless in ("https://host/work/x", "a/tmp/b", "./home/x", "docs/root/a"):
+        assert not MACHINE_PATH.search(harmless)
