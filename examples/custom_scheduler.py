@@ -29,13 +29,13 @@ class ReadingOrderScheduler(ChooseThenSampleScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        nats_per_position: float = 0.1,  # how much surer a position must be to come one place earlier
+        nats_per_place: float = 0.1,  # how much surer a position must be to come one place earlier
     ) -> None:
         self.check_config()
 
     def score_positions(self, marginals: sampling.Marginals, context: StepContext) -> torch.Tensor:
         # (batch_size, L), float64, for a sequence as for an image, whose rows of tokens stand one after the other.
-        price = self.config.nats_per_position * torch.arange(context.masked.shape[1], device=context.keys.device).double()
+        price = self.config.nats_per_place * torch.arange(context.masked.shape[1], device=context.keys.device).double()
         return marginals.score(orders.log_confidence, context.masked).to(price.device) - price
 
 

@@ -105,14 +105,14 @@ def test_numbers_of_steps(scheduler_class: type[MaskedDiffusionScheduler], steps
 
 def test_a_table_fixes_the_number_of_steps(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     scheduler = scheduler_class(mask_token_id=MASK, masking_schedule=[2, 5, 10])
-    with pytest.raises(ValueError, match="`num_inference_steps` must be 3, the length of .*, got 4. Pass 3, or use"):
+    with pytest.raises(ValueError, match=r"`num_inference_steps` must be 3, the length of .*, got 4. Pass 3, or use"):
         scheduler.set_timesteps(4)
     scheduler.set_timesteps(3)
 
 
 def test_a_step_before_set_timesteps(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     scheduler = scheduler_class(mask_token_id=MASK)
-    with pytest.raises(ValueError, match="`set_timesteps` must be called before `step`. Call"):
+    with pytest.raises(ValueError, match=r"`set_timesteps` must be called before `step`. Call"):
         scheduler.step(torch.zeros(1, 4, 9), 1.0, tokens(1, 4))
     with pytest.raises(ValueError, match="`set_timesteps` must be called"):
         scheduler.planned_counts(torch.tensor([4]))
@@ -251,12 +251,12 @@ def test_calls_of_the_pipeline(pipe: MaskGITPipeline, case: str) -> None:
 def test_a_table_of_another_length(make_pipeline: Callable[..., MaskGITPipeline]) -> None:
     pipe = make_pipeline(MaskGITScheduler(mask_token_id=16, masking_schedule=[4, 16]))
     pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the model was called"))
-    with pytest.raises(ValueError, match="`num_inference_steps` must be 2, .*, got 8. Pass 2"):
+    with pytest.raises(ValueError, match=r"`num_inference_steps` must be 2, .*, got 8. Pass 2"):
         pipe()
 
 
 def test_names_without_names(make_pipeline: Callable[..., MaskGITPipeline]) -> None:
-    with pytest.raises(ValueError, match="got 'dog'. This model has no names: pass an id"):
+    with pytest.raises(ValueError, match=r"got 'dog'. This model has no names: pass an id"):
         make_pipeline(id2label=None)("dog")
 
 

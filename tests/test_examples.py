@@ -77,7 +77,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., N
     return run
 
 
-# --- one picture ------------------------------------------------------------------------------------------------------
+# --- one picture -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_errors_are_clear(
     assert not Path("never.png").exists()
 
 
-# --- the animation ----------------------------------------------------------------------------------------------------
+# --- the animation ---------------------------------------------------------------------------------------------------
 
 
 def check_animation(path: Path, num_columns: int, num_steps: int) -> None:
@@ -221,7 +221,7 @@ def test_the_last_frame_of_the_animation_is_the_picture(folder: Path, in_process
     assert np.array_equal(last, images_of(Image.open(folder / "five.png"), len(SAMPLERS), 3))
 
 
-# --- the pipeline that was trained ------------------------------------------------------------------------------------
+# --- the pipeline that was trained -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not TRAINED.exists(), reason=f"{TRAINED.relative_to(ROOT)} is not there")
@@ -236,7 +236,7 @@ def test_the_trained_pipeline_is_the_default(folder: Path) -> None:
     check_animation(folder / "unmasking.gif", num_columns=10, num_steps=8)
 
 
-# --- a sampler of one's own -------------------------------------------------------------------------------------------
+# --- a sampler of one's own ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,12 +264,12 @@ def test_custom_scheduler_follows_its_order(folder: Path, own_scheduler: type[Ch
     """Without a price for places it is the confidence order, at a high price the reading order."""
     pipe = MaskGITPipeline.from_pretrained(folder / "tiny")
     config = pipe.scheduler.config
-    pipe.scheduler = own_scheduler.from_config(config, nats_per_position=0.0)
+    pipe.scheduler = own_scheduler.from_config(config, nats_per_place=0.0)
     confident = own_result(pipe)
     pipe.scheduler = ConfidenceScheduler.from_config(config, choice_temperature=None)
     assert torch.equal(own_result(pipe), confident)
 
-    pipe.scheduler = own_scheduler.from_config(config, nats_per_position=1e3)
+    pipe.scheduler = own_scheduler.from_config(config, nats_per_place=1e3)
     masked = []
 
     def keep(pipe: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -286,13 +286,13 @@ def test_custom_scheduler_is_saved_with_the_pipeline(
     folder: Path, own_scheduler: type[ChooseThenSampleScheduler]
 ) -> None:
     pipe = MaskGITPipeline.from_pretrained(folder / "tiny")
-    pipe.scheduler = own_scheduler.from_config(pipe.scheduler.config, nats_per_position=0.7)
+    pipe.scheduler = own_scheduler.from_config(pipe.scheduler.config, nats_per_place=0.7)
     pipe.save_pretrained(folder / "own")
     index = json.loads((folder / "own" / "model_index.json").read_text())
     assert index["scheduler"] == ["custom_scheduler", "ReadingOrderScheduler"]
     loaded = MaskGITPipeline.from_pretrained(folder / "own")
     assert type(loaded.scheduler) is own_scheduler
-    assert loaded.scheduler.config.nats_per_position == 0.7
+    assert loaded.scheduler.config.nats_per_place == 0.7
     assert torch.equal(own_result(loaded), own_result(pipe))
 
 
@@ -307,7 +307,7 @@ def test_custom_scheduler_is_short() -> None:
     assert 10 < len(code) <= 30
 
 
-# --- all programs -----------------------------------------------------------------------------------------------------
+# --- all programs ----------------------------------------------------------------------------------------------------
 
 
 def test_there_are_programs() -> None:

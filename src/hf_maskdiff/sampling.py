@@ -201,7 +201,7 @@ class Marginals:
         rows = _rows_of(wanted)
         columns = [values.float()[rows // wanted.shape[1], None] for values in per_row]
         scores = [function(block, *(c[part] for c in columns)) for part, block in self.blocks(rows)]
-        return _place(scores, rows, wanted)
+        return _place(scores, rows, wanted, torch.float32)
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from p_i^beta, normalised, by the inverse of its distribution function.
@@ -238,13 +238,13 @@ class Marginals:
             probs = torch.softmax(block, -1, out=block).to(device)
             tokens.append(inverse_cdf(probs, uniform[part]))
             log_probs.append(probs.gather(1, tokens[-1].clamp(min=0)[:, None])[:, 0].double().log_())
-        return _place(tokens, rows, wanted), _place(log_probs, rows, wanted)
+        return _place(tokens, rows, wanted, torch.int64), _place(log_probs, rows, wanted, torch.float64)
 
 
-def _place(blocks: list[Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
+def _place(blocks: list[Tensor], rows: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
     """Values of rows, in blocks, back at their positions `(batch_size, L)`, 0 elsewhere."""
     if not blocks:
-        return torch.zeros(wanted.shape, dtype=torch.int64, device=wanted.device)
+        return torch.zeros(wanted.shape, dtype=dtype, device=wanted.device)
     values = torch.cat(blocks)
     return values.new_zeros(wanted.numel()).index_copy_(0, rows.to(values.device), values).view(wanted.shape)
 

@@ -68,7 +68,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
         for name, value in (("exploration", exploration), ("exploitation", exploitation)):
             require(value in POSITION_ORDERS, name, f"one of {sorted(POSITION_ORDERS)}", value, "Pick one of these.")
         ratios = exploration_ratio if isinstance(exploration_ratio, Sequence) else (exploration_ratio,) * 2
-        valid = len(ratios) == 2 and all(0 <= ratio <= 1 for ratio in ratios)
+        valid = len(ratios) == 2 and all(isinstance(ratio, int | float) and 0 <= ratio <= 1 for ratio in ratios)
         rule = "a number in [0, 1] or a pair (start, end) of such"
         require(valid, "exploration_ratio", rule, exploration_ratio, "Try 0.5.")
         self.check_config()

@@ -277,6 +277,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
         """Check a step's input and count: the logits as `(batch_size, L, V)`, and the `StepContext`."""
         num_steps = self._require_run()
         logits = flatten_logits(model_output, sample)
+        if self.marginals(logits).num_tokens < 1:
+            raise ValueError(
+                f"`model_output` must have a column for a token that is not the mask, got {tuple(model_output.shape)} "
+                f"with mask_token_id={self.config.mask_token_id}. Check `mask_token_id` and `codebook_size`."
+            )
         time = float(timestep)
         require(0 <= time <= 1, "timestep", "in [0, 1]", time, "Pass an entry of `scheduler.timesteps`.")
         step_index = min(round((1 - time) * num_steps), num_steps - 1)
@@ -286,6 +291,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
         remaining = masked.sum(-1)
         device = float64_device(tokens.device)
         if isinstance(starting_mask_ratio, Tensor):
+            shape, allowed = tuple(starting_mask_ratio.shape), f"a number or one per row ({len(tokens)},)"
+            remedy = "Pass each row's share of masked positions."
+            require(shape in ((), (1,), (len(tokens),)), "starting_mask_ratio", allowed, shape, remedy)
             starting_mask_ratio = starting_mask_ratio.to(device=device, dtype=torch.float64, non_blocking=True)
         initial = (starting_mask_ratio * tokens.shape[1] + 0.5) // 1
         target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
@@ -317,11 +325,19 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
         Returns:
             Tokens of the same shape, `mask_token_id` where masked.
         """
+        if original_samples.dtype != torch.int64:
+            dtype = original_samples.dtype
+            raise ValueError(f"`original_samples` must hold int64 tokens, got {dtype}. Pass token ids.")
         batch_size = len(original_samples)
         if isinstance(generator, Sequence):
             generator = generator[:batch_size]
         device = float64_device(original_samples.device)
-        time = torch.as_tensor(timesteps, dtype=torch.float64).to(device).expand(batch_size)
+        time = torch.as_tensor(timesteps, dtype=torch.float64)
+        shape, remedy = tuple(time.shape), "Pass times from `scheduler.timesteps`, or drawn uniformly."
+        require(shape in ((), (batch_size,)), "timesteps", f"one time or one per row ({batch_size},)", shape, remedy)
+        if time.device.type == "cpu":  # looking at an accelerator's would make the host wait
+            require(bool(((time >= 0) & (time <= 1)).all()), "timesteps", "in [0, 1]", timesteps, remedy)
+        time = time.to(device).expand(batch_size)
         tokens = original_samples.flatten(1)
         keys = draw_keys(generator, batch_size, device)
         noise = position_noise(keys, tokens.shape[1], Purpose.FORWARD)[0]
