@@ -55,13 +55,14 @@ def check_masking_schedule(masking_schedule: MaskingSchedule, rounding: str) -> 
     """Raise `ValueError` unless the schedule is a known name or an increasing table, and the rounding is known."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"`rounding` must be one of {sorted(ROUNDINGS)}, got {rounding!r}. Pick one of these.")
-    if isinstance(masking_schedule, str) and masking_schedule in MASKING_SCHEDULES:
-        return
-    if isinstance(masking_schedule, str) or not isinstance(masking_schedule, Sequence):
+    named = isinstance(masking_schedule, str)
+    if not (masking_schedule in MASKING_SCHEDULES if named else isinstance(masking_schedule, Sequence)):
         raise ValueError(
             f"`masking_schedule` must be one of {sorted(MASKING_SCHEDULES)} or a table of cumulative counts, got "
             f"{masking_schedule!r}. Pick one of these names or pass a list of integers."
         )
+    if isinstance(masking_schedule, str):
+        return
     table = list(masking_schedule)
     integers = all(isinstance(count, int) for count in table)
     if not table or not integers or not all(a < b for a, b in zip([0, *table], table, strict=False)):

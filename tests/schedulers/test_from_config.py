@@ -49,9 +49,9 @@ def public(scheduler: MaskedDiffusionScheduler) -> dict[str, object]:
 
 
 def own(cls: type[MaskedDiffusionScheduler]) -> dict[str, object]:
-    """Every argument of a scheduler, none at its default."""
-    defaults = public(cls(mask_token_id=0))
-    return SHARED | {key: OWN.get(key, value) for key, value in defaults.items() if key not in SHARED}
+    """Every argument of a scheduler, given explicitly; those named above not at their defaults."""
+    arguments = public(cls(mask_token_id=0))
+    return arguments | SHARED | {key: value for key, value in OWN.items() if key in arguments}
 
 
 @pytest.fixture
