@@ -89,8 +89,9 @@ def draw_sheet(rows: list[Row], class_names: list[str], corner: str = "") -> Ima
     for left, class_name in zip(lefts, class_names, strict=True):
         draw.text((left + width / 2, TOP / 2), class_name, "black", fitting, anchor="mm")
     for top, (name, remark, images) in zip(tops, rows, strict=True):
-        draw.text((MARGIN, top + height / 2 - 11), name, "black", large, anchor="lm")
-        draw.text((MARGIN, top + height / 2 + 12), remark, "dimgray", small, anchor="lm")
+        middle = top + height / 2
+        draw.text((MARGIN, middle - 11 if remark else middle), name, "black", large, anchor="lm")
+        draw.text((MARGIN, middle + 12), remark, "dimgray", small, anchor="lm")
         for left, image in zip(lefts, images, strict=True):
             sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
     return sheet

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 import torch
+from conftest import SCHEDULERS
 
 from hf_maskdiff import (
     ConfidenceScheduler,
@@ -60,10 +62,9 @@ def test_configurations(
 
 
 @pytest.mark.parametrize("value", CHOICE_TEMPERATURES)
+@pytest.mark.parametrize("scheduler_class", [c for c in SCHEDULERS if "choice_temperature" in signature(c).parameters])
 def test_choice_temperatures(scheduler_class: type[MaskedDiffusionScheduler], value: object) -> None:
     scheduler = scheduler_class(mask_token_id=MASK)
-    if "choice_temperature" not in scheduler.config:
-        pytest.skip("it has no choice temperature")
     message = r"`choice_temperature` must be a number of at least 0 or a pair \(start, end\) of such, got .* Try"
     with pytest.raises(ValueError, match=message):
         scheduler_class(mask_token_id=MASK, choice_temperature=value)

@@ -185,7 +185,7 @@ def test_errors_are_clear(
 
 
 def check_animation(path: Path, num_columns: int, num_steps: int) -> None:
-    """A frame for every step and one before the first: all grey there, hardly any at the end, and ever less between."""
+    """A frame for every step and one before the first: all grey there, hardly any at the end, ever less between."""
     with Image.open(path) as animation:
         assert animation.n_frames == num_steps + 1
         assert animation.info["loop"] == 0

@@ -289,7 +289,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded, info = HaltonMaskGITTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    expected = CONFIG | {"num_register_tokens": 1, "dropout": 0.1, "norm_eps": 1e-5}
+    expected = CONFIG | {"num_register_tokens": 1, "dropout": 0.1, "norm_eps": 1e-5, "id2label": None}
     assert {key: value for key, value in loaded.config.items() if not key.startswith("_")} == expected
     assert not loaded.training
     assert torch.equal(loaded(sample, labels).sample, model(sample, labels).sample)

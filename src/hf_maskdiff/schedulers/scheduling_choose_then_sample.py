@@ -30,6 +30,7 @@ class Choice:
         noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
         beta: inverse temperature of the draws, float64 `(batch_size, K)`.
         step_index: the step, for error messages.
+        full: every rank of every row is known to be valid, without looking.
     """
 
     positions: Tensor
@@ -38,6 +39,7 @@ class Choice:
     noise: Tensor
     beta: Tensor
     step_index: int
+    full: bool = False
 
     @property
     def valid(self) -> Tensor:
@@ -89,14 +91,16 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             A `Choice` of K ranks: K is `max_count` where given, else the largest count on a CPU, else L.
         """
         logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-        return self._choose(self.marginals(logits), context, max_count)
+        return self._choose(context, self.rank_positions(self.marginals(logits), context), max_count)
 
-    def _choose(self, marginals: Marginals, context: StepContext, max_count: int | None) -> Choice:
+    def _choose(self, context: StepContext, ranked: Tensor, max_count: int | None) -> Choice:
         length = context.tokens.shape[1]
-        num_ranks = length if max_count is None else min(max_count, length)
-        if max_count is None and context.count.device.type == "cpu":
-            num_ranks = int(context.count.max()) if len(context.count) else 0
-        positions = self.rank_positions(marginals, context)[:, :num_ranks]
+        num_ranks, full = length if max_count is None else min(max_count, length), False
+        if context.count.device.type == "cpu" and len(context.count):
+            least, most = (int(count) for count in torch.aminmax(context.count))
+            num_ranks = most if max_count is None else num_ranks
+            full = least >= num_ranks
+        positions = ranked[:, :num_ranks]
         return Choice(
             positions=positions.to(context.tokens.device),
             count=context.count if max_count is None else context.count.clamp(max=num_ranks),
@@ -104,6 +108,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             noise=context.uniform(Purpose.TOKEN).gather(1, positions),
             beta=self.token_beta(context, num_ranks),
             step_index=context.step_index,
+            full=full,
         )
 
     @torch.inference_mode()
@@ -119,22 +124,26 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             int64 `(batch_size, K)`: the tokens drawn, and the current tokens at every other rank. Where no token can be
             drawn (NaN logits) the CPU raises at once; an accelerator leaves the position masked.
         """
-        wanted = choice.valid if group is None else choice.valid & group
-        ranks = torch.arange(wanted.shape[1], device=wanted.device).expand(wanted.shape)
-        return self._sample(self.marginals(model_output), choice, ranks, wanted)
+        ranks = torch.arange(choice.positions.shape[1], device=choice.positions.device)
+        return self._sample(self.marginals(model_output), choice, ranks.expand(choice.positions.shape), group)
 
-    def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, wanted: Tensor) -> Tensor:
-        """Draw where wanted; `columns` `(batch_size, K)` says where along the logits' L each rank's row lies."""
-        length = marginals.logits.shape[1]
-        if wanted.device.type == "cpu":
-            index = wanted.nonzero(as_tuple=True)
-            drawn = marginals.draw(index[0] * length + columns[index], choice.noise[index], choice.beta[index])
+    def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, group: Tensor | None) -> Tensor:
+        """Draw a group; `columns` `(batch_size, K)` says where along the logits' L each rank's row lies."""
+        on_cpu = columns.device.type == "cpu"
+        first_row = torch.arange(len(columns), device=columns.device)[:, None] * marginals.logits.shape[1]
+        rows = first_row + columns
+        if on_cpu and not (choice.full and group is None):
+            index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
+            drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
             require_drawn(drawn, choice.step_index)
             return choice.tokens.index_put(index, drawn)
-        # Selecting would make the host wait for the accelerator: every rank is drawn, the unwanted ones are dropped.
-        rows = torch.arange(len(columns), device=columns.device)[:, None] * length + columns
         drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
         drawn = drawn.view_as(rows).to(choice.tokens)
+        if on_cpu:
+            require_drawn(drawn, choice.step_index)
+            return drawn
+        # Selecting would make the host wait for the accelerator: every rank was drawn, the unwanted ones are dropped.
+        wanted = choice.valid if group is None else choice.valid & group
         return torch.where(wanted & (drawn >= 0), drawn, choice.tokens)
 
     def step(
@@ -149,9 +158,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
             logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-            marginals = self.marginals(logits)
-            choice = self._choose(marginals, context, max_count)
-            tokens = self._sample(marginals, choice, choice.positions, choice.valid)
+            marginals, last = self.marginals(logits), context.step_index == context.num_inference_steps - 1
+            # The last step reveals all that is masked, and noise belongs to positions: there the order changes nothing.
+            if last:
+                ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))
+            else:
+                ranked = self.rank_positions(marginals, context)
+            choice = self._choose(context, ranked, max_count)
+            tokens = self._sample(marginals, choice, choice.positions, None)
 
         # Outside inference mode, so that the result may enter a graph.
         prev_sample = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
