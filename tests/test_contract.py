@@ -140,6 +140,25 @@ def test_counts_follow_the_plan(scheduler_class: type[MaskedDiffusionScheduler],
     assert masks[-1].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, float])
+def test_masks_at_the_start_are_recovered_from_their_share(dtype: torch.dtype | type) -> None:
+    """49 * (1 / 49) is below 1, and so are many others: the product is rounded to the nearest integer."""
+    scheduler = UniformScheduler(mask_token_id=MASK, masking_schedule="linear")
+    scheduler.set_timesteps(2)
+    for length in (49, 55, 77, 98, 107):
+        initial = torch.arange(1, length + 1)
+        sample = torch.where(torch.arange(length) < initial[:, None], MASK, 0)
+        logits = torch.zeros(length, length, CODES)
+        planned = scheduler.planned_counts(initial)[0]
+        if dtype is float:
+            ratios = (initial.double() / length).tolist()
+            rows = [scheduler.step(logits[:1], 1.0, sample[[n]], ratios[n]).prev_sample for n in range(length)]
+            after = torch.cat(rows)
+        else:
+            after = scheduler.step(logits, 1.0, sample, initial.to(dtype) / length).prev_sample
+        assert torch.equal(initial - (after == MASK).sum(-1), planned)
+
+
 def test_saved_and_loaded(scheduler_class: type[MaskedDiffusionScheduler], tmp_path: Path) -> None:
     config = {"mask_token_id": MASK, "codebook_size": CODES, "masking_schedule": [2, 9, 13, 20], "temperature": 0.8}
     config |= {"top_k": 5, "top_p": 0.95, "rounding": "floor_revealed"}

@@ -372,6 +372,22 @@ def test_plain_exploration_draws_explored_positions_at_the_model_s_temperature()
         assert scheduler.choose(torch.zeros(1, 8, 9), 0.5, sample).beta.tolist() == [[1.0] * 8]  # the emptying step
 
 
+def test_which_position_comes_first_says_nothing_about_its_token(name: str) -> None:
+    """Flat logits: among the half revealed first, and among the rest, all tokens are equally frequent."""
+    length = 12_000
+    scheduler_type, config = CONFIGURATIONS[name]
+    config = config | {"masking_schedule": [length // 2, length]}
+    scheduler = scheduler_type(mask_token_id=100, codebook_size=CODES, **config)
+    scheduler.set_timesteps(2)
+    logits, sample = torch.zeros(1, length, COLUMNS), torch.full((1, length), 100)
+    generator = torch.Generator().manual_seed(0)
+    expected, spread = length / 2 / CODES, (length / 2 / CODES) ** 0.5
+    for t in scheduler.timesteps:
+        before, sample = sample, scheduler.step(logits, t, sample, generator=generator).prev_sample
+        frequencies = torch.bincount(sample[before != sample], minlength=CODES)
+        assert (frequencies - expected).abs().max() < 5 * spread
+
+
 # --- logits from which nothing can be drawn ---------------------------------------------------------------------------
 
 

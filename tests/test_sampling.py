@@ -157,6 +157,13 @@ def test_a_grid_of_uniforms_gives_the_exact_frequencies(tokens: int) -> None:
         assert (drawn.diff() >= 0).all()
 
 
+def test_the_cumulative_mass_must_exceed_the_level() -> None:
+    probs = torch.tensor([[1.0, 1.0, 0.0, 2.0, 4.0]]).expand(8, 5)
+    assert inverse_cdf(probs, torch.arange(8).double() / 8 + SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4, 4]
+    assert inverse_cdf(probs[1:], torch.arange(1, 8).double() / 8).tolist() == [1, 3, 3, 4, 4, 4, 4]
+    assert inverse_cdf(probs[1:], torch.arange(1, 8).double() / 8 - SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4]
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     extremes = [SMALLEST, 3 * SMALLEST, 0.25, 0.5, 0.75, 1 - 3 * SMALLEST, 1 - SMALLEST]
     extremes = torch.tensor(extremes, dtype=torch.float64)
