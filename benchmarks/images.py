@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -50,19 +50,30 @@ SAMPLERS: dict[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]]
     "hybrid": lambda shared, alpha: HybridScheduler(**shared, choice_temperature=alpha),
 }
 SHARED_KEYS = ("mask_token_id", "codebook_size", "masking_schedule", "rounding")
-MEASURES = ("frechet", "accuracy", "seconds", "passes")
+MEASURES = ("frechet", "accuracy", "seconds", "passes", "calls")
 REFERENCES = ("real images", "tokenizer")
+# What cells must share to stand in one table.
+SETTINGS = (
+    "pipeline",
+    "classifier",
+    "dataset",
+    "data_dir",
+    "split",
+    "choice_temperature",
+    "guidance_scale",
+    "num_images",
+)
+Samplers = Mapping[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]]
+Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name of the pipeline")
     parser.add_argument("--classifier", help="folder of a DigitClassifier; default: PIPELINE/digit_classifier")
     parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
     parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
     parser.add_argument("--split", choices=("train", "test"), default="test", help="where the real images come from")
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--choice_temperature", type=float, default=6.0)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--num_images", type=int, default=1000, help="a cell and seed")
@@ -70,14 +81,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR/results.json")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16])
     return parser.parse_args(argv)
 
 
 class Bench:
     """A pipeline, a classifier and real images: what every cell needs."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
+    def __init__(self, args: argparse.Namespace, samplers: Samplers) -> None:
+        self.args, self.samplers = args, samplers
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MaskGITPipeline.from_pretrained(args.pipeline).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -94,11 +112,14 @@ class Bench:
                 "Ask for fewer, or pass --split train."
             )
         self.images, self.labels = images, labels
-        self.rows_passed = 0
+        self.images_passed = self.calls = 0
         self.pipeline.transformer.register_forward_pre_hook(self._count)
 
     def _count(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.rows_passed += len(inputs[0])
+        """An image without a mask is done: it takes part in the call, but it no longer needs it."""
+        masked = inputs[0] == self.shared["mask_token_id"]
+        self.images_passed += int(masked.flatten(1).any(1).sum())
+        self.calls += 1
 
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
         """Two disjoint sets of real images for a seed: rows of the data set, `num_images` each."""
@@ -122,16 +143,17 @@ class Bench:
             batches = (batch.to(vqvae.device, vqvae.dtype) / 255 for batch in images.split(self.args.batch_size))
             images = torch.cat([vqvae(batch).sample.clip(0, 1).cpu() for batch in batches])
         seconds = time.perf_counter() - started
-        return {**self.judge(images, self.labels[others], seed), "seconds": seconds, "passes": 0.0}
+        return {**self.judge(images, self.labels[others], seed), "seconds": seconds, "passes": 0.0, "calls": 0.0}
 
     def generate(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
         """What one sampler scores with one number of steps."""
         args = self.args
-        self.pipeline.scheduler = SAMPLERS[sampler](self.shared, args.choice_temperature)
+        self.pipeline.scheduler = self.samplers[sampler](self.shared, args.choice_temperature)
         labels = self.labels[self.real(seed)[0]]
         generators = [torch.Generator().manual_seed(seed * args.num_images + i) for i in range(args.num_images)]
-        images, started, self.rows_passed = [], time.perf_counter(), 0
-        for first in range(0, args.num_images, args.batch_size):
+        images, started, self.images_passed, self.calls = [], time.perf_counter(), 0, 0
+        starts = range(0, args.num_images, args.batch_size)
+        for first in starts:
             batch = slice(first, first + args.batch_size)
             output = self.pipeline(
                 class_labels=labels[batch].tolist(),
@@ -141,19 +163,17 @@ class Bench:
                 output_type="pt",
             )
             images.append(output.images.float().cpu())
-        seconds, passes = time.perf_counter() - started, self.rows_passed / args.num_images
-        return {**self.judge(torch.cat(images), labels, seed), "seconds": seconds, "passes": passes}
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What cells must share to stand in one table."""
-    names = ("pipeline", "classifier", "dataset", "data_dir", "split", "choice_temperature", "guidance_scale")
-    return {name: getattr(args, name) for name in (*names, "num_images")}
+        cost = {
+            "seconds": time.perf_counter() - started,
+            "passes": self.images_passed / args.num_images,
+            "calls": self.calls / len(starts),
+        }
+        return {**self.judge(torch.cat(images), labels, seed), **cost}
 
 
 def load_results(args: argparse.Namespace) -> dict[str, Any]:
     path = args.output_dir / "results.json"
-    fresh = {"settings": settings_of(args), "cells": []}
+    fresh = {"settings": {name: getattr(args, name) for name in SETTINGS}, "cells": []}
     if not path.exists():
         return fresh
     if not args.resume:
@@ -196,12 +216,12 @@ def print_table(cells: list[dict[str, Any]]) -> None:
     for (sampler, steps), row in summarise(cells).items():
         accuracy = tuple(100 * value for value in row["accuracy"])
         print(
-            f"| {sampler} | {steps or ''} | {_with_error(row['frechet'])} | {_with_error(accuracy)} % "
+            f"| {sampler} | {steps or ''} | {with_error(row['frechet'])} | {with_error(accuracy)} % "
             f"| {row['seconds'][0]:.1f} | {row['passes'][0]:.1f} |"
         )
 
 
-def _with_error(value: tuple[float, ...]) -> str:
+def with_error(value: tuple[float, ...]) -> str:
     mean, error = value
     return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} +- {error:.2f}"
 
@@ -230,18 +250,14 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def run(args: argparse.Namespace, samplers: Samplers, wanted: Sequence[Cell]) -> dict[str, Any]:
     """Runs the cells that are missing, and returns what `results.json` holds."""
-    args = parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results = load_results(args)
-    seeds = range(args.num_seeds)
-    wanted = [(name, 0, seed) for name in REFERENCES for seed in seeds]
-    wanted += [(name, steps, seed) for name in args.samplers for steps in args.steps for seed in seeds]
     done = {(cell["sampler"], cell["steps"], cell["seed"]) for cell in results["cells"]}
     missing = [key for key in wanted if key not in done]
     if missing:
-        bench = Bench(args)
+        bench = Bench(args, samplers)
         # The first call pays for warming up; it shall not stand in the table.
         bench.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
         progress = tqdm(missing, desc="cells")
@@ -250,6 +266,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             row = bench.generate(sampler, steps, seed) if steps else bench.reference(sampler, seed)
             results["cells"].append({"sampler": sampler, "steps": steps, "seed": seed, **row})
             save_results(results, args.output_dir)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parse_args(argv)
+    seeds = range(args.num_seeds)
+    wanted = [(name, 0, seed) for name in REFERENCES for seed in seeds]
+    wanted += [(name, steps, seed) for name in args.samplers for steps in args.steps for seed in seeds]
+    results = run(args, SAMPLERS, wanted)
     print_table(results["cells"])
     plot(results["cells"], args.output_dir / "frechet.png")
     return results

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EntropyBoundedScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskGITScheduler,
@@ -49,6 +50,8 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "ConfidenceScheduler": ConfidenceScheduler,
     "ConfidenceScheduler, margin": lambda **shared: ConfidenceScheduler(**shared, measure="margin"),
     "ConfidenceScheduler, entropy": lambda **shared: ConfidenceScheduler(**shared, measure="entropy"),
+    # Its counts adapt, but flat logits such as these let no position in beyond the schedule's.
+    "EntropyBoundedScheduler": lambda **shared: EntropyBoundedScheduler(**shared, follow_schedule=True),
     "UniformScheduler": UniformScheduler,
     "HaltonScheduler": HaltonScheduler,
 }

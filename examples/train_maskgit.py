@@ -33,6 +33,7 @@ from hf_maskdiff.evaluation.image_data import load_labelled_images
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
+    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
     parser.add_argument("--tokenizer", required=True, help="folder or Hub name of a VQModel")
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=6)

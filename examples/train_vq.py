@@ -29,6 +29,7 @@ from hf_maskdiff.evaluation.image_data import load_labelled_images
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
+    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
     parser.add_argument("--num_channels", type=int, default=1, help="1: grey, 3: colour")
     parser.add_argument(
         "--block_out_channels", type=int, nargs="+", default=[16, 32, 32], help="each but the last halves"

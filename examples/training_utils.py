@@ -17,9 +17,10 @@ NUM_KEPT_CHECKPOINTS = 2
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
-    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
-    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
+    parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist or karpathy/tiny_shakespeare")
+    parser.add_argument(
+        "--data_dir", help="instead: folder with IDX files, with one sub-folder of images a class, or texts"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--batch_size", type=int, default=128, help="per process")
     parser.add_argument("--weight_decay", type=float, default=0.01)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; subprocesses inherit it
+import hub_server
+
+os.environ.update(hub_server.HUB.environment(hub_server.HOME.name))  # before huggingface_hub reads it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; subprocesses inherit both
 
 import pytest
 import torch
@@ -26,6 +30,23 @@ from hf_maskdiff import (
 torch.set_num_threads(1)
 settings.register_profile("hf_maskdiff", deadline=None, derandomize=True, database=None)
 settings.load_profile("hf_maskdiff")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marks of diffusers' own tests, for test_diffusers_suites: an undeclared mark is an error."""
+    if "HF_MASKDIFF_DIFFUSERS" in os.environ:
+        source = Path(os.environ["HF_MASKDIFF_DIFFUSERS"], "tests", "testing_utils.py").read_text()
+        for mark in sorted(set(re.findall(r"pytest\.mark\.(\w+)", source))):
+            config.addinivalue_line("markers", f"{mark}: of diffusers' tests")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.LoopbackHub]:
+    """An empty Hub, to which this process is signed in as "me"."""
+    monkeypatch.setenv("HF_TOKEN", "owner")
+    yield hub_server.HUB
+    hub_server.HUB.repositories.clear()
+    hub_server.HUB.requests.clear()
 
 
 def _folder(variable: str, meaning: str) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,27 +132,197 @@ def test_counts_of_the_recorded_run(golden_folder: Path) -> None:
             sample = after
 
 
-def test_image_to_image_and_inpainting(stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler]) -> None:
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.random((2, 3, 16, 16), dtype=np.float32))
-    mask = torch.zeros(2, 1, 16, 16)
-    mask[..., :8] = 1
-    arguments = {"prompt": PROMPTS, "negative_prompt": [""] * 2, "image": images, "num_inference_steps": 6}
-    arguments |= {"strength": 0.7, "guidance_scale": 3.0, "output_type": "latent"}
-    components = {name: part for name, part in stock.components.items() if name != "scheduler"}
-    schedulers = [scheduler_class.from_config(stock.scheduler.config) for _ in range(2)]
+# --- image-to-image and inpainting ------------------------------------------------------------------------------------
 
-    edit = AmusedImg2ImgPipeline(**components, scheduler=schedulers[0])
-    fill = AmusedInpaintPipeline(**components, scheduler=schedulers[1])
-    for pipe, more in ((edit, {}), (fill, {"mask_image": mask})):
-        pipe.set_progress_bar_config(disable=True)
-        first, again, other = (pipe(**arguments, **more, generator=seeded(seed)[0]).images for seed in (5, 5, 6))
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-        assert first.min() >= 0
-        assert first.max() < stock.vqvae.config.num_vq_embeddings
-    assert fill.scheduler.config.masking_schedule == "linear"  # that pipeline's own doing
-    encoded = stock.vqvae.encode(images).latents
-    known = stock.vqvae.quantize(encoded)[2][2].reshape(2, 8, 8)
-    assert torch.equal(first[..., 4:], known[..., 4:])
-    assert not torch.equal(first[..., :4], known[..., :4])
+EDITORS = [AmusedImg2ImgPipeline, AmusedInpaintPipeline]
+STEPS = 6
+
+
+def editor(
+    stock: AmusedPipeline, pipeline_class: type, scheduler_class: type = MaskGITScheduler
+) -> AmusedImg2ImgPipeline | AmusedInpaintPipeline:
+    scheduler = scheduler_class.from_config(stock.scheduler.config)
+    pipe = pipeline_class(**(stock.components | {"scheduler": scheduler}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def columns(*widths: int) -> torch.Tensor:
+    """Masks that ask for the first columns of 8 x 8 tokens to be made anew, as many as `widths` says for each image."""
+    return (torch.arange(16).expand(len(widths), 1, 16, 16) < 2 * torch.tensor(widths).view(-1, 1, 1, 1)).float()
+
+
+def codes_of(pipe: object, images: torch.Tensor) -> torch.Tensor:
+    return pipe.vqvae.quantize(pipe.vqvae.encode(images).latents)[2][2].reshape(len(images), 8, 8)
+
+
+def edit(
+    pipe: object, images: torch.Tensor, generator: object, mask: torch.Tensor | None = None, **kwargs: object
+) -> torch.Tensor:
+    kwargs = {"strength": 0.7, "num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent"} | kwargs
+    kwargs |= {"mask_image": mask} if isinstance(pipe, AmusedInpaintPipeline) else {}
+    prompts = kwargs.pop("prompts", PROMPTS[: len(images)])
+    return pipe(prompts, images, negative_prompt=[""] * len(images), generator=generator, **kwargs).images
+
+
+@pytest.mark.parametrize("pipeline_class", EDITORS)
+def test_editing_with_every_scheduler(
+    stock: AmusedPipeline,
+    scheduler_class: type[MaskedDiffusionScheduler],
+    pipeline_class: type,
+    images: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    pipe, mask = editor(stock, pipeline_class, scheduler_class), columns(4, 4)
+    first = edit(pipe, images, seeded(5)[0], mask)
+    assert 0 <= int(first.min()) <= int(first.max()) < stock.vqvae.config.num_vq_embeddings
+    assert not torch.equal(first, edit(pipe, images, seeded(6)[0], mask))
+
+    pipe.save_pretrained(tmp_path)
+    loaded = pipeline_class.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is scheduler_class
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(edit(loaded, images, seeded(5)[0], mask), first)
+
+    both = edit(pipe, images, seeded(3, 4), mask)
+    for row, seed in enumerate((3, 4)):
+        alone = edit(pipe, images[row, None], seeded(seed), mask[row, None], prompts=[PROMPTS[row]])
+        assert torch.equal(alone[0], both[row])
+    several = edit(pipe, images[:1], seeded(3, 4), mask[:1], num_images_per_prompt=2)
+    assert several.shape == (2, 8, 8)
+    assert not torch.equal(several[0], several[1])
+
+
+@pytest.mark.parametrize("pipeline_class", EDITORS)
+def test_stock_editing_refuses_per_image_generators(
+    stock: AmusedPipeline, pipeline_class: type, images: torch.Tensor
+) -> None:
+    with pytest.raises((AttributeError, TypeError)):
+        edit(editor(stock, pipeline_class, AmusedScheduler), images, seeded(3, 4), columns(4, 4))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_inpainting_with_another_share_of_masks_in_each_row(
+    stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, strength: float
+) -> None:
+    """That pipeline passes the mean share of the batch: one position a step and none left is all that is promised."""
+    pipe, mask = editor(stock, AmusedInpaintPipeline, scheduler_class), columns(1, 7)
+    left = [mask[:, 0, ::2, ::2].flatten(1).sum(1).long()]
+
+    def count(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
+        left.append((latents == pipe.scheduler.config.mask_token_id).flatten(1).sum(1))
+
+    codes = edit(pipe, images, seeded(5)[0], mask, strength=strength, callback=count)
+    assert len(left) == 1 + int(STEPS * strength)
+    assert left[0].tolist() == [8, 56]
+    assert left[-1].tolist() == [0, 0]
+    for before, after in pairwise(left):
+        assert bool(((after < before) | (before == 0)).all())
+    kept = mask[:, 0, ::2, ::2] == 0
+    assert torch.equal(codes[kept], codes_of(pipe, images)[kept])
+
+
+@pytest.mark.parametrize("width", [0, 8])
+def test_inpainting_of_nothing_and_of_everything(
+    stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, width: int
+) -> None:
+    pipe = editor(stock, AmusedInpaintPipeline, scheduler_class)
+    codes = edit(pipe, images, seeded(5)[0], columns(width, width), strength=1.0)
+    assert torch.equal(codes, codes_of(pipe, images)) == (width == 0)
+    assert int(codes.max()) < stock.vqvae.config.num_vq_embeddings
+
+
+def test_a_shared_scheduler_follows_the_schedule_that_inpainting_sets(
+    stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler]
+) -> None:
+    """Stock inpainting makes its scheduler's schedule linear, and so that of the pipeline it shares components with."""
+    pipe = with_scheduler(stock, scheduler_class)
+    apart = scheduler_class.from_config(pipe.scheduler.config)
+    linear = scheduler_class.from_config(pipe.scheduler.config, masking_schedule="linear")
+    for scheduler in (pipe.scheduler, apart, linear):
+        scheduler.set_timesteps(STEPS)
+    assert AmusedInpaintPipeline(**pipe.components).scheduler is pipe.scheduler  # later: nothing may have been kept
+    assert (pipe.scheduler.config.masking_schedule, apart.config.masking_schedule) == ("linear", "cosine")
+
+    def follow(scheduler: MaskedDiffusionScheduler) -> torch.Tensor:
+        noisy = scheduler.add_noise(torch.zeros(1, 64, dtype=torch.int64), scheduler.timesteps[3], seeded(1)[0])
+        logits = torch.zeros(1, 64, 40)
+        return torch.cat([noisy, scheduler.step(logits, 0.5, noisy, generator=seeded(2)[0]).prev_sample])
+
+    assert torch.equal(follow(pipe.scheduler), follow(linear))
+    assert not torch.equal(follow(apart), follow(linear))
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(6, 0.7), (8, 0.25), (5, 0.9), (4, 0.1), (6, 1.0)])
+def test_image_to_image_starts_one_step_noisier_than_stock(steps: int, strength: float) -> None:
+    """The pipeline asks for the noise of `timesteps[start - 1]`, which the stock scheduler takes for the noise that
+    is left after that step, and ours for the noise before it. At full strength `start - 1` is -1, the last step: stock
+    starts from the image unmasked, ours with the last step's share.
+    """
+    codes, start = torch.zeros(500, 8, 8, dtype=torch.int64), steps - int(steps * strength)
+    shares = []
+    for scheduler in (AmusedScheduler(mask_token_id=47), MaskGITScheduler(mask_token_id=47)):
+        scheduler.set_timesteps(steps)
+        noisy = scheduler.add_noise(codes, scheduler.timesteps[start - 1], generator=seeded(1)[0])
+        shares.append(float((noisy == 47).float().mean()))
+    after, before = (math.sin(math.pi / 2 * (1 - (start - 1 + more) % steps / steps)) for more in (1, 0))
+    assert shares[0] == pytest.approx(0.0 if start in (0, steps) else after, abs=0.02)
+    assert shares[1] == pytest.approx(before, abs=0.02)
+
+
+def test_image_to_image_asks_for_the_noise_of_the_step_before(
+    stock: AmusedPipeline, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first step that runs makes up for it: after each one as much is masked as in a whole run."""
+    pipe, asked, left = editor(stock, AmusedImg2ImgPipeline), [], []
+    add_noise = pipe.scheduler.add_noise
+
+    def record(latents: torch.Tensor, timesteps: torch.Tensor, generator: object) -> torch.Tensor:
+        asked.append(timesteps)
+        return add_noise(latents, timesteps, generator=generator)
+
+    def count(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
+        left.append((latents == 47).flatten(1).sum(1).tolist())
+
+    monkeypatch.setattr(pipe.scheduler, "add_noise", record)
+    edit(pipe, images, seeded(5)[0], strength=0.7, callback=count)
+    assert asked == [pipe.scheduler.timesteps[1]]  # 4 of 6 steps run, the first of them is number 2
+    whole = 64 - pipe.scheduler.planned_counts(torch.tensor([64])).cumsum(0)
+    assert left == whole[2:].expand(-1, 2).tolist()
+
+
+def test_image_to_image_of_no_step_is_unsupported(stock: AmusedPipeline, images: torch.Tensor) -> None:
+    """A strength below 1 / T runs no step. Stock gives the image back; here the last step's share of masks is still to
+    be filled in, which the codes show and the decoder refuses.
+    """
+    pipe = editor(stock, AmusedImg2ImgPipeline)
+    codes = edit(pipe, images, seeded(5)[0], strength=0.1)
+    masked = codes == 47
+    assert 0 < int(masked.sum()) < 64
+    assert torch.equal(codes[~masked], codes_of(pipe, images)[~masked])
+    with pytest.raises(IndexError):
+        edit(pipe, images, seeded(5)[0], strength=0.1, output_type="np")
+    stock_pipe = editor(stock, AmusedImg2ImgPipeline, AmusedScheduler)
+    assert torch.equal(edit(stock_pipe, images, seeded(5)[0], strength=0.1), codes_of(pipe, images))
+
+
+def test_the_released_mask_id_lies_outside_the_columns(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    """aMUSEd's own numbers: mask 8255, logits over 8192 codes."""
+    scheduler = scheduler_class.from_config(AmusedScheduler(mask_token_id=8255).config)
+    scheduler.set_timesteps(4)
+    codes = torch.arange(16).view(1, 4, 4) * 512
+    for latents in (torch.full_like(codes, 8255), scheduler.add_noise(codes, scheduler.timesteps[1], seeded(1)[0])):
+        known = latents != 8255
+        for t in scheduler.timesteps:
+            assert bool((latents == 8255).any())
+            logits = torch.randn(1, 8192, 4, 4, generator=seeded(2)[0])
+            latents = scheduler.step(logits, t, latents, generator=seeded(3)[0]).prev_sample
+            if not bool((latents == 8255).any()):
+                break
+        assert 0 <= int(latents.min()) <= int(latents.max()) < 8192
+        assert torch.equal(latents[known], codes[known])

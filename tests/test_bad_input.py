@@ -11,6 +11,7 @@ from conftest import SCHEDULERS
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EntropyBoundedScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
     MaskGITPipeline,
@@ -79,6 +80,9 @@ def test_choice_temperatures(scheduler_class: type[MaskedDiffusionScheduler], va
     ("scheduler_type", "config", "message"),
     [
         (ConfidenceScheduler, {"measure": "surprise"}, "`measure` must be one of .*'margin'.*, got 'surprise'. Pick"),
+        (EntropyBoundedScheduler, {"entropy_bound": -0.5}, "`entropy_bound` must be .* at least 0, got -0.5. Try 4.0"),
+        (EntropyBoundedScheduler, {"entropy_bound": float("nan")}, "`entropy_bound` must be .* at least 0, got nan"),
+        (EntropyBoundedScheduler, {"entropy_bound": None}, "`entropy_bound` must be a number of nats, .*, got None"),
         (HybridScheduler, {"exploration": "spiral"}, "`exploration` must be one of .*'halton'.*, got 'spiral'. Pick"),
         (HybridScheduler, {"exploitation": None}, "`exploitation` must be one of .*'moment'.*, got None. Pick"),
         (HybridScheduler, {"exploration_ratio": 1.5}, r"`exploration_ratio` must be a number in \[0, 1\].*, got 1.5"),

@@ -21,7 +21,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_maskdiff import ChooseThenSampleScheduler, ConfidenceScheduler, MaskGITPipeline, UniformScheduler
+from hf_maskdiff import (
+    ChooseThenSampleScheduler,
+    ConfidenceScheduler,
+    MaskGITPipeline,
+    MomentScheduler,
+    UniformScheduler,
+)
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -219,6 +225,63 @@ def test_the_last_frame_of_the_animation_is_the_picture(folder: Path, in_process
         animation.seek(animation.n_frames - 1)
         last = images_of(animation, len(SAMPLERS), 3)
     assert np.array_equal(last, images_of(Image.open(folder / "five.png"), len(SAMPLERS), 3))
+
+
+# --- editing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(folder: Path) -> np.ndarray:
+    """Six images in the format of MNIST's files; returned is the first of each class."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    labels = np.array([2, 0, 2, 0, 1, 1], dtype=np.uint8)
+    (folder / "digits").mkdir()
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes()
+        (folder / "digits" / f"t10k-{name}-ubyte").write_bytes(header + array.tobytes())
+    return images[[1, 4, 0]]
+
+
+def test_edits_are_the_pipeline_s(folder: Path, digits: np.ndarray) -> None:
+    printed = start("edit_image.py", "--pipeline", "tiny", "--data_dir", "digits", "--steps", "4", folder=folder)
+    header, *table, last = printed.splitlines()
+    assert header.split() == ["edit", "sampler", "steps", "changed"]
+    assert [line.split()[-2] for line in table] == ["4", "4", "1", "2", "3", "4"]
+    assert "edits.png: 10 rows of 3 images" in last
+    rows = images_of(Image.open(folder / "edits.png"), 10, 3)[:, :, ::7, ::7]
+    assert np.array_equal(rows[0], digits)
+
+    pipe = MaskGITPipeline.from_pretrained(folder / "tiny")
+    images = [Image.fromarray(digit) for digit in digits]
+    mask_image = np.zeros((8, 8))
+    mask_image[:, 4:] = 1
+    edits: list[dict[str, Any]] = [
+        {"mask_image": np.zeros((8, 8))},
+        {"class_labels": [0, 1, 2], "mask_image": mask_image},
+        {"class_labels": [1, 2, 0], "strength": 0.5},
+    ]
+    pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config, choice_temperature=6.0)
+    for row, arguments in zip((1, 3, 7), edits, strict=True):
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        expected = pipe(image=images, num_inference_steps=4, generator=generators, **arguments).images
+        assert np.array_equal(rows[row], np.array([np.asarray(image) for image in expected]))
+    # What will be drawn anew is grey.
+    assert (rows[2][:, :, 4:] == 128).all()
+    assert (rows[4][:, 4:] == 128).all()
+    assert (rows[2][:, :, :4] != 128).any()
+
+
+def test_editing_errors_are_clear(
+    folder: Path, digits: np.ndarray, in_process: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["--strengths", "2"], r"`strength` must be in \(0, 1\], got 2\.0"),
+        (["--data_dir", "nowhere"], r"`data_dir` must be a folder, got 'nowhere'"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            in_process(EXAMPLES / "edit_image.py", "--pipeline", "tiny", "--data_dir", "digits", *arguments)
+        assert exit_info.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 # --- the pipeline that was trained -----------------------------------------------------------------------------------

@@ -146,6 +146,33 @@ def test_a_plan_reveals_everything_one_at_a_time_at_least(
     assert torch.equal(torch.cat(alone, 1), plan)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), min_size=1, max_size=5),
+    st.integers(1, 60),
+    st.integers(0, 59),
+    st.sampled_from(list(MASKING_SCHEDULES)),
+    st.sampled_from(list(ROUNDINGS)),
+)
+def test_a_plan_may_begin_later(
+    rows: list[tuple[int, int]], steps: int, first_step: int, schedule: str, rounding: str
+) -> None:
+    """From where a whole plan stands it is that plan's tail; from elsewhere it returns to its curve."""
+    first_step %= steps
+    initial, masked = torch.tensor([max(row) for row in rows]), torch.tensor([min(row) for row in rows])
+    whole = planned_counts(initial, steps, schedule, rounding)
+    standing = initial - whole[:first_step].sum(0)
+    assert torch.equal(planned_counts(standing, steps, schedule, rounding, initial, first_step), whole[first_step:])
+
+    plan = planned_counts(masked, steps, schedule, rounding, initial, first_step)
+    assert plan.shape == (steps - first_step, len(rows))
+    left = masked
+    for n, count in enumerate(plan, first_step):
+        target = masks_left(initial.double(), n, steps, schedule, rounding).long()
+        left, before = left - count, left
+        assert torch.equal(left, torch.minimum(before - 1, target).clamp(min=0))
+    assert not left.any()
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(0, 3000))
 def test_a_table_is_followed_and_scaled(reveals: list[int], other: int) -> None:
     table = list(accumulate(reveals))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import log
+from itertools import combinations
+from math import inf, log
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from hf_maskdiff.orders import (
     halton_order,
+    largest_prefix,
     log_confidence,
     log_margin,
     log_moment,
@@ -183,3 +185,30 @@ def test_merging_is_taking_turns(data: st.DataObject) -> None:
         expected.append(merged)
     merged = merge_orders(torch.tensor(exploration), torch.tensor(exploitation), torch.tensor(explored))
     assert merged.tolist() == expected
+
+
+@given(st.data())
+def test_largest_prefix_is_the_largest_set_within_the_bound(data: st.DataObject) -> None:
+    """Of all sets of entries, not of prefixes alone, none that keeps to the bound has more."""
+    quarters = st.integers(0, 12).map(lambda n: n / 4)  # sums are exact, so that ties with the bound are ties
+    length, rows = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+    costs = [sorted(data.draw(st.lists(quarters, min_size=length, max_size=length))) for _ in range(rows)]
+    bound = data.draw(st.one_of(quarters, st.just(inf)))
+    expected = [
+        max(len(s) for n in range(1, length + 1) for s in combinations(row, n) if sum(s) - max(s) <= bound)
+        for row in costs
+    ]
+    for dtype in (torch.float32, torch.float64):
+        assert largest_prefix(torch.tensor(costs, dtype=dtype), bound).tolist() == expected
+
+
+def test_nan_ends_the_prefix_with_itself() -> None:
+    costs = torch.tensor([[torch.nan, 0.0, 0.0], [0.0, torch.nan, torch.nan], [torch.nan] * 3])
+    assert largest_prefix(costs, 1.0).tolist() == largest_prefix(costs, inf).tolist() == [1, 2, 1]
+
+
+def test_a_prefix_of_many_is_summed_in_float64() -> None:
+    """Float32 sums of a hundred thousand equal terms are off by hundreds of them."""
+    costs = torch.full((1, 200_000), 0.1)
+    bound = 10_000.0
+    assert abs(largest_prefix(costs, bound).item() - (1 + int(bound / costs[0, 0].item()))) <= 1

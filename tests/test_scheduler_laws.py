@@ -32,6 +32,7 @@ from scipy.stats import binom, binomtest, kstest
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EntropyBoundedScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
@@ -222,6 +223,68 @@ def confidence(measure: str, alpha: float | None) -> Case:
     return case
 
 
+class WithTheLargest(EntropyBoundedScheduler):
+    """The last position's own entropy counts too."""
+
+    def count_positions(self, scores, context):
+        return (scores.neg().cumsum(-1) <= self.config.entropy_bound).sum(-1)
+
+
+class Descending(EntropyBoundedScheduler):
+    """The least certain positions first."""
+
+    def score_positions(self, marginals, context):
+        return -super().score_positions(marginals, context)
+
+    def count_positions(self, scores, context):
+        return super().count_positions(-scores, context)
+
+
+def entropy_bounded(bound: float) -> Case:
+    def first(count: int, order: list[int]) -> Law:
+        return laws.ordered_round_law(PEAKED, count, order)
+
+    def scheduler(bound: float = bound, **config) -> EntropyBoundedScheduler:
+        return EntropyBoundedScheduler(**shared_config(entropy_bound=bound, **config))
+
+    # Entropies 0.38, 0.90, 1.08, 0.75: by their order 0, 3, 1, 2 the sums before the last are 0, 0.38, 1.12 and 2.02.
+    order, (count, wrong) = [0, 3, 1, 2], {1.0: (2, 1.2), 1.3: (3, 1.04)}[bound]
+    law = laws.entropy_bounded_round_law(PEAKED, bound)
+    assert law == first(count, order)
+    tempered = laws.ordered_round_law(temper(PEAKED, 1.05), count, order)
+    largest = WithTheLargest(**shared_config(entropy_bound=bound))
+    return Case(
+        scheduler(),
+        law,
+        {
+            "bound 20 % off": laws.entropy_bounded_round_law(PEAKED, wrong),
+            "the largest entropy counts too": first(count - 1, order),
+            "descending entropy": first({1.0: 1, 1.3: 2}[bound], order[::-1]),
+            "at least what the schedule plans, one more": first(count + 1, order),
+            "token temperature 5 % off": tempered,
+        },
+        {
+            "bound 20 % off": scheduler(wrong),
+            "the largest entropy counts too": largest,
+            "descending entropy": Descending(**shared_config(entropy_bound=bound)),
+            "at least what the schedule plans, one more": scheduler(
+                follow_schedule=True, masking_schedule=[count + 1, N + 1]
+            ),
+        },
+    )
+
+
+def entropy_on_schedule() -> Case:
+    """A bound for one position, a schedule of two."""
+    tight = shared_config(entropy_bound=0.1)
+    return Case(
+        EntropyBoundedScheduler(**tight, follow_schedule=True),
+        laws.confidence_round_law(PEAKED, K, "entropy"),
+        {"the bound alone": laws.entropy_bounded_round_law(PEAKED, 0.1)},
+        {"the bound alone": EntropyBoundedScheduler(**tight)},
+    )
+
+
 def hybrid(exploration: str, alpha: float, plain: bool, grid: tuple[int, ...] = (N,)) -> Case:
     # A ratio of 0.5 explores one position of two.
     explored = {"uniform": laws.uniform_subsets(N, 1), "halton": {(0 if grid == (N,) else 2,): 1.0}}[exploration]
@@ -278,6 +341,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "confidence, alpha 0.5": lambda: confidence("confidence", 0.5),
     "margin, alpha 0.5": lambda: confidence("margin", 0.5),
     "entropy, alpha 0.5": lambda: confidence("entropy", 0.5),
+    "entropy-bounded, 1 nat": lambda: entropy_bounded(1.0),
+    "entropy-bounded, 1.3 nats": lambda: entropy_bounded(1.3),
+    "entropy-bounded, on schedule": entropy_on_schedule,
     "hybrid, uniform": lambda: hybrid("uniform", 0.5, plain=False),
     "hybrid, uniform, plain exploration": lambda: hybrid("uniform", 0.5, plain=True),
     "hybrid, halton on a grid": lambda: hybrid("halton", 0.5, plain=False, grid=(2, 2)),
@@ -347,8 +413,8 @@ ALPHA = 1.5
 GENERATORS = ["maskgit", "moment", "uniform", "uniform, alpha", "halton", "confidence", "hybrid"]
 
 
-def denoiser(state: laws.State) -> np.ndarray:
-    return np.stack([LEANING[i, state[i - 1]] for i in range(N)])
+def denoiser(state: laws.State, table: np.ndarray = LEANING) -> np.ndarray:
+    return np.stack([table[i, state[i - 1]] for i in range(N)])
 
 
 def generator_of(name: str, alpha: float = ALPHA, table: bool = True) -> MaskedDiffusionScheduler:
@@ -365,13 +431,13 @@ def generator_of(name: str, alpha: float = ALPHA, table: bool = True) -> MaskedD
     }[name]()
 
 
-def generate(scheduler: MaskedDiffusionScheduler, rows: int, num_steps: int) -> Mapping:
+def generate(scheduler: MaskedDiffusionScheduler, rows: int, num_steps: int, table: np.ndarray = LEANING) -> Mapping:
     generator = torch.Generator().manual_seed(2)
-    table, positions = torch.from_numpy(np.log(LEANING)).float(), torch.arange(N)
+    log_probs, positions = torch.from_numpy(np.log(table)).float(), torch.arange(N)
     scheduler.set_timesteps(num_steps)
     sample = torch.full((rows, N), MASK_ID)
     for t in scheduler.timesteps:
-        logits = table[positions, sample.roll(1, dims=1)]
+        logits = log_probs[positions, sample.roll(1, dims=1)]
         sample = scheduler.step(logits, t, sample, generator=generator).prev_sample
     assert not (sample == MASK_ID).any()
     return count_outcomes(sample.numpy(), MASK_ID)
@@ -426,6 +492,47 @@ def test_three_steps_have_the_law_of_enumeration(name: str) -> None:
         # What was observed refutes each of them, and rounds of each refute the law.
         assert goodness_of_fit(counts, mutant_law).p_value < FALSE_ALARM, mutant
         assert goodness_of_fit(draw(mutant_law, rounds, np.random.default_rng(1)), law).p_value < FALSE_ALARM, mutant
+
+
+# The left neighbour's token also decides how warm a marginal is, so that what is drawn decides how many come next.
+WARMING = np.stack(
+    [
+        [temper(np.roll(PEAKED[i : i + 1], left), warmth)[0] for left, warmth in enumerate((0.5, 1.0, 1.7, 1.2))]
+        for i in range(N)
+    ]
+)
+
+
+def test_three_entropy_bounded_steps_have_the_law_of_enumeration() -> None:
+    """How many a step reveals depends on the tokens revealed before; the third reveals what is left."""
+    rounds, rng = 400_000, np.random.default_rng(1)
+
+    def law_of_run(first_steps: laws.RoundLaw) -> Law:
+        steps = [first_steps] * 2 + [lambda p, k, masked: laws.plain_round_law(p)]
+        return laws.generation_law(lambda s: denoiser(s, WARMING), steps, COUNTS, (laws.MASK,) * N)
+
+    def law_at(bound: float) -> Law:
+        return law_of_run(lambda p, k, masked: laws.entropy_bounded_round_law(p, bound))
+
+    def run(bound: float) -> Mapping:
+        scheduler = EntropyBoundedScheduler(**shared_config(entropy_bound=bound, masking_schedule="linear"))
+        return generate(scheduler, rounds, 3, WARMING)
+
+    law, counts = law_at(1.0), run(1.0)
+    fit = goodness_of_fit(counts, law)
+    assert fit.p_value > FALSE_ALARM, fit
+    mutants = {
+        "bound 20 % too small": law_at(0.8),
+        "bound 20 % too large": law_at(1.2),
+        "the counts of the schedule": law_of_run(lambda p, k, masked: laws.confidence_round_law(p, k, "entropy")),
+        "all at once": laws.plain_round_law(denoiser((laws.MASK,) * N, WARMING)),
+    }
+    for mutant, mutant_law in mutants.items():
+        assert power(law, mutant_law, rounds) >= POWER, mutant
+        assert goodness_of_fit(counts, mutant_law).p_value < FALSE_ALARM, mutant
+        assert goodness_of_fit(draw(mutant_law, rounds, rng), law).p_value < FALSE_ALARM, mutant
+    for bound in (0.8, 1.2):
+        assert goodness_of_fit(run(bound), law).p_value < FALSE_ALARM
 
 
 @pytest.mark.parametrize("name", GENERATORS)

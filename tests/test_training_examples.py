@@ -23,8 +23,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import VQModel
 from PIL import Image
+from transformers import AutoTokenizer
 
-from hf_maskdiff import MaskGITPipeline, MomentScheduler
+from hf_maskdiff import MaskGITPipeline, MDLMTransformer, MomentScheduler
 from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
 from hf_maskdiff.evaluation.image_data import load_labelled_images, read_idx
 
@@ -35,6 +36,9 @@ VQ_ARGUMENTS = ["--block_out_channels", "8", "8", "8", "--latent_channels", "4",
 VQ_ARGUMENTS += ["--batch_size", "16", "--warmup_steps", "2"]
 MASKGIT_ARGUMENTS = ["--hidden_size", "32", "--num_layers", "2", "--num_attention_heads", "2"]
 MASKGIT_ARGUMENTS += ["--intermediate_size", "32", "--batch_size", "16", "--warmup_steps", "2", "--dropout", "0.1"]
+MDLM_ARGUMENTS = ["--model_length", "16", "--hidden_dim", "32", "--cond_dim", "8", "--n_blocks", "2", "--n_heads", "2"]
+MDLM_ARGUMENTS += ["--batch_size", "16", "--warmup_steps", "2"]
+ALPHABET = "abcdefghijkl"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +93,18 @@ def tokenizer_folder(idx_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """The alphabet again and again: a letter known, all letters are known."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "alphabet.txt").write_text(ALPHABET * 60)
+    return folder
+
+
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    if (folder / "transformer").exists() and not (folder / "model_index.json").exists():
+        return MDLMTransformer.from_pretrained(folder, subfolder="transformer").state_dict()
     if (folder / "model_index.json").exists():
         return MaskGITPipeline.from_pretrained(folder).transformer.state_dict()
     return VQModel.from_pretrained(folder).state_dict()
@@ -216,12 +231,13 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         next(program("training_utils").index_batches(10, 6, 0, 1, 0, accelerator))
 
 
-@pytest.mark.parametrize("name", ["train_vq", "train_maskgit"])
+@pytest.mark.parametrize("name", ["train_vq", "train_maskgit", "train_mdlm"])
 def test_a_killed_run_resumes_as_if_never_stopped(
-    name: str, idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    arguments = ["--data_dir", str(idx_folder), "--max_train_steps", "8", "--checkpointing_steps", "2"]
-    arguments += VQ_ARGUMENTS if name == "train_vq" else MASKGIT_ARGUMENTS
+    data = request.getfixturevalue("text_folder" if name == "train_mdlm" else "idx_folder")
+    arguments = ["--data_dir", str(data), "--max_train_steps", "8", "--checkpointing_steps", "2"]
+    arguments += {"train_vq": VQ_ARGUMENTS, "train_maskgit": MASKGIT_ARGUMENTS, "train_mdlm": MDLM_ARGUMENTS}[name]
     if name == "train_maskgit":
         arguments += ["--tokenizer", str(request.getfixturevalue("tokenizer_folder"))]
     main = program(name).main
@@ -342,6 +358,77 @@ def test_training_writes_a_whole_pipeline_that_draws_its_classes(
     assert (brightness.argmax(-1) == labels).double().mean() > 0.8
 
 
+# --- the language model ----------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_learns_its_text_and_writes_it(text_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--data_dir", str(text_folder), *MDLM_ARGUMENTS, "--ema_decay", "0.99"]
+    main = program("train_mdlm").main
+    untrained = main([*arguments, "--output_dir", str(tmp_path / "short"), "--max_train_steps", "1"])
+    trained = main([*arguments, "--output_dir", str(tmp_path / "long"), "--max_train_steps", "300"])
+    # 12 letters, a line break, a token for the unknown and one for padding; then one letter in 16 to be guessed.
+    assert untrained == pytest.approx(np.log(15), abs=0.4)
+    assert trained < 0.35 * untrained
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "long", subfolder="tokenizer")
+    model = MDLMTransformer.from_pretrained(tmp_path / "long", subfolder="transformer")
+    scheduler = MomentScheduler.from_pretrained(tmp_path / "long", subfolder="scheduler")
+    mask = model.config.vocab_size - 1
+    assert mask == tokenizer.mask_token_id == scheduler.config.mask_token_id == len(tokenizer) - 1
+    # One letter alone tells where the others are only to a model that trained for long; four do to this one.
+    right = (ALPHABET * 2)[2:18]
+    prompt = "".join(letter if i % 4 == 0 else "[MASK]" for i, letter in enumerate(right))
+    sample = tokenizer([prompt] * 20, return_tensors="pt").input_ids
+    assert sample.shape == (20, 16)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(model(sample, t).logits, t, sample, 12 / 16, generator).prev_sample
+    hits = [a == b for text in tokenizer.batch_decode(sample) for a, b in zip(text, right, strict=True)]
+    assert np.mean(hits) > 0.8
+
+
+def test_a_character_tokenizer_gives_every_text_back(tmp_path: Path) -> None:
+    module, text = program("train_mdlm"), "Zwei  Wörter ,\n\t'tis [x]!"
+    tokenizer = module.load_tokenizer(None, [text])
+    tokenizer.save_pretrained(tmp_path)
+    for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = loaded(text).input_ids
+        assert len(ids) == len(text)
+        assert loaded.decode(ids) == text
+        assert loaded("q").input_ids == [loaded.unk_token_id]
+        assert loaded("x[MASK]").input_ids[1] == loaded.mask_token_id == len(loaded) - 1
+        assert loaded(["x", "xx"], padding=True).attention_mask == [[1, 0], [1, 1]]
+    assert module.encode(tokenizer, ["x", ""]).tolist() == [*tokenizer("x\n").input_ids, *tokenizer("\n").input_ids]
+
+
+def test_a_tokenizer_by_name_gets_its_mask_last(tmp_path: Path) -> None:
+    module = program("train_mdlm")
+    other = module.character_tokenizer(["abc"])
+    other.add_special_tokens({"mask_token": "a", "eos_token": "<eos>"})
+    other.save_pretrained(tmp_path)
+    tokenizer = module.load_tokenizer(str(tmp_path), [])
+    assert tokenizer.mask_token_id == len(tokenizer) - 1
+    assert module.encode(tokenizer, ["b", "c"])[[1, 3]].tolist() == [tokenizer.eos_token_id] * 2
+
+
+def test_times_are_uniform_and_one_in_each_equal_part() -> None:
+    module = program("train_mdlm")
+    draws = [module.spread_times(8, torch.Generator().manual_seed(i), torch.device("cpu")) for i in range(400)]
+    for times in draws:
+        assert (times > 0).all()
+        assert (times <= 1).all()
+        spaced = times.sort().values.diff()
+        torch.testing.assert_close(spaced, torch.full((7,), 0.999 / 8))
+    assert torch.stack([times.min() for times in draws]).mean().item() == pytest.approx(1 / 16, abs=0.01)
+
+
+def test_a_text_too_short_is_refused(text_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--data_dir", str(text_folder), "--output_dir", str(tmp_path / "out"), *MDLM_ARGUMENTS]
+    with pytest.raises(ValueError, match="`model_length` must be at most 73 for this text, got 100"):
+        program("train_mdlm").main([*arguments, "--model_length", "100"])
+
+
 # --- the classifier --------------------------------------------------------------------------------------------------
 
 
@@ -419,10 +506,41 @@ def test_the_benchmark_resumes_and_does_not_depend_on_batches(
     assert (tmp_path / "broken" / "frechet.png").stat().st_size > 5_000
 
 
+def test_the_benchmark_of_the_entropy_bound_counts_the_passes_of_each_image(
+    idx_folder: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
+    data, pipeline, output = ["--data_dir", str(idx_folder)], tmp_path / "pipeline", tmp_path / "out"
+    arguments = [*data, "--tokenizer", str(tokenizer_folder), *MASKGIT_ARGUMENTS, "--max_train_steps", "1"]
+    program("train_maskgit").main([*arguments, "--output_dir", str(pipeline)])
+    DigitClassifier(sample_size=SIDE, num_classes=3, feature_size=4).save_pretrained(pipeline / "digit_classifier")
+    positions = program("train_maskgit").MaskGITPipeline.from_pretrained(pipeline).transformer.config.sample_size ** 2
+    arguments = [*data, "--pipeline", str(pipeline), "--output_dir", str(output), "--num_images", "12"]
+    arguments += ["--num_seeds", "1", "--batch_size", "5", "--steps", "2", "--baseline_steps", "2", "3"]
+    arguments += ["--bounds", "0", "4", "1e9", "--num_positions", str(positions)]
+    results = program("entropy_bound").main(arguments)
+    passes = {(cell["sampler"], cell["steps"]): (cell["passes"], cell["calls"]) for cell in results["cells"]}
+    assert passes["bound 0", positions] == (positions, positions)
+    assert passes["bound 1e+09", positions] == (1, 1)
+    # The slowest image of a batch decides.
+    assert 1 < passes["bound 4", positions][0] <= passes["bound 4", positions][1] < positions
+    for bound in ("0", "4"):
+        assert passes[f"bound {bound}, on schedule", 2] == passes[f"bound {bound}, cut off", 2] == (2, 2)
+    assert passes["entropy order", 3] == passes["uniform order", 3] == (3, 3)
+    printed = capsys.readouterr().out
+    assert f"| bound 0 | {positions} | {positions}.0 | {positions}.0 |" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 2 + len(results["cells"])
+    assert (output / "entropy_bound.png").stat().st_size > 5_000
+
+
 # --- as a user starts them -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["train_vq", "train_maskgit", "train_digit_classifier"])
+@pytest.mark.parametrize("name", ["train_vq", "train_maskgit", "train_mdlm", "train_digit_classifier"])
 def test_the_command_in_the_header_is_understood(name: str) -> None:
     module = program(name)
     commands = re.findall(r"^    ((?:accelerate launch|python) examples/(?:.*\\\n)*.*)$", module.__doc__, re.MULTILINE)
@@ -430,7 +548,7 @@ def test_the_command_in_the_header_is_understood(name: str) -> None:
     words = shlex.split(commands[0].replace("\\\n", " "))
     assert f"examples/{name}.py" in words
     parsed = module.parse_args(words[words.index(f"examples/{name}.py") + 1 :])
-    assert parsed.dataset == "ylecun/mnist"
+    assert parsed.dataset == ("karpathy/tiny_shakespeare" if name == "train_mdlm" else "ylecun/mnist")
 
 
 @pytest.mark.slow

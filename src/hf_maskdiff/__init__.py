@@ -11,12 +11,15 @@ require_supported_versions()
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E402
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
-from .models import HaltonMaskGITTransformer2DModel  # noqa: E402
-from .pipelines import MaskGITPipeline  # noqa: E402
+from .models import HaltonMaskGITTransformer2DModel, MDLMTransformer  # noqa: E402
+from .pipelines import MaskGITPipeline, MDLMPipeline, MDLMPipelineOutput  # noqa: E402
 from .schedulers import (  # noqa: E402
+    AncestralScheduler,
     Choice,
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
+    EntropyBoundedScheduler,
+    FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
@@ -33,13 +36,19 @@ __version__ = "0.1.0"
 LOADABLE_CLASSES["hf_maskdiff"] = LOADABLE_CLASSES["diffusers"]
 
 __all__ = [
+    "AncestralScheduler",
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
     "DiffusionPipeline",
+    "EntropyBoundedScheduler",
+    "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
     "HaltonScheduler",
     "HybridScheduler",
+    "MDLMPipeline",
+    "MDLMPipelineOutput",
+    "MDLMTransformer",
     "MaskGITPipeline",
     "MaskGITScheduler",
     "MaskedDiffusionScheduler",

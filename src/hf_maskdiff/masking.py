@@ -21,6 +21,8 @@ MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda t: t,
     "arccos": lambda t: 2 / math.pi * torch.arccos(1 - t),
     "square": lambda t: t * (2 - t),
+    # MDLM's cosine noise (arXiv 2406.07524), another curve than MaskGIT's.
+    "mdlm_cosine": lambda t: 2 * torch.sin(math.pi / 4 * t) ** 2,
 }
 
 # Counts may be float64 tensors, one per row, or one number for all rows; the arithmetic below is the same for both.
@@ -135,20 +137,31 @@ def reveal_counts(remaining: Tensor, target: Count) -> Tensor:
 
 
 def planned_counts(
-    initial: Tensor, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
+    num_masked: Tensor,
+    num_inference_steps: int,
+    masking_schedule: MaskingSchedule,
+    rounding: str,
+    initial: Tensor | None = None,
+    first_step: int = 0,
 ) -> Tensor:
-    """The whole plan: how many positions each row reveals in each step.
+    """The whole plan: how many positions each row reveals in each step that is run.
+
+    Args:
+        num_masked: masks in each row now, int64 `(batch_size,)`.
+        initial: N_0 of each row, int64 `(batch_size,)`, the masks at step 0; None where that is `num_masked`.
+        first_step: steps before this one are not run, as in image-to-image.
 
     Returns:
-        int64 `(num_inference_steps, batch_size)`; a column adds up to that row's `initial`.
+        int64 `(num_inference_steps - first_step, batch_size)`; a column adds up to that row's `num_masked`.
 
     Example:
         >>> planned_counts(torch.tensor([256]), 8, "cosine", "floor_masked").flatten().tolist()
         [5, 15, 24, 31, 39, 45, 48, 49]
     """
-    remaining, plan = initial, []
-    for step_index in range(num_inference_steps):
-        target = masks_left(initial.double(), step_index, num_inference_steps, masking_schedule, rounding)
+    initial = (num_masked if initial is None else initial).double()
+    remaining, plan = num_masked, []
+    for step_index in range(first_step, num_inference_steps):
+        target = masks_left(initial, step_index, num_inference_steps, masking_schedule, rounding)
         plan.append(reveal_counts(remaining, target))
         remaining = remaining - plan[-1]
     return torch.stack(plan)

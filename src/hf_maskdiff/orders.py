@@ -37,17 +37,21 @@ def log_confidence(block: Tensor) -> Tensor:
 
 def log_margin(block: Tensor) -> Tensor:
     """`log(p_(1) - p_(2))`, the two most probable tokens; -inf where they tie."""
-    if block.shape[-1] == 1:
-        return torch.zeros_like(block[:, 0])
-    first, second = _log_softmax_(block).topk(2).values.unbind(-1)
-    return first + torch.log1p(-(second - first).exp())
+    first = _log_softmax_(block).amax(-1)
+    # topk(2) takes three times as long; so do comparisons that give bools.
+    largest = torch.eq(block, first[:, None], out=torch.empty_like(block))
+    second = block.sub_(largest, alpha=1e30).amax(-1)
+    second = torch.where(largest.sum(-1) > 1, first, second)
+    return torch.log1p(second.sub_(first).exp_().neg_()).add_(first)
 
 
 def negative_entropy(block: Tensor) -> Tensor:
     """`sum_x p(x) log p(x)`, in nats."""
-    log_probs = _log_softmax_(block)
-    # Where p is 0 its logarithm must be finite, so that the product is 0.
-    return log_probs.exp().mul_(log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    block.sub_(block.amax(-1, keepdim=True))
+    probs = torch.softmax(block, -1)
+    # log p = z - max z + log max p. Where p is 0 its logarithm must be finite, so that the product is 0.
+    block.clamp_(min=torch.finfo(block.dtype).min)
+    return probs.amax(-1).log_().add_(block.mul_(probs).sum(-1))
 
 
 # --- exploration: what spreads ----------------------------------------------------------------------------------------
@@ -135,3 +139,22 @@ def merge_orders(exploration: Tensor, exploitation: Tensor, num_explored: Tensor
     length = exploration.shape[-1]
     merged = torch.where(explored_rank < num_explored[:, None], explored_rank, length + exploited_rank)
     return merged.argsort(-1)
+
+
+def largest_prefix(costs: Tensor, bound: float) -> Tensor:
+    """Length of the longest prefix of each row whose sum without its last entry is at most `bound`; at least 1.
+
+    Args:
+        costs: `(batch_size, L)`, none negative, each row rising, so that the last entry of a prefix is its largest. A
+            NaN ends the prefix with itself, so that it cannot go unnoticed. Summed in float64.
+        bound: at least 0.
+
+    Returns:
+        int64 `(batch_size,)`.
+
+    Example:
+        >>> largest_prefix(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 9.0]]), bound=1.0)
+        tensor([4, 3])
+    """
+    before = costs[:, :-1].cumsum(-1, dtype=torch.float64)
+    return 1 + (before <= bound).sum(-1)

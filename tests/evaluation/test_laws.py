@@ -1,7 +1,7 @@
 """The integrals against brute force: every candidate vector, every order in which the winners may ring."""
 
 from itertools import combinations, permutations, product
-from math import prod
+from math import log, prod
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hf_maskdiff.evaluation.laws import (
     Law,
     choose_then_sample_law,
     confidence_round_law,
+    entropy_bounded_round_law,
     generation_law,
     hybrid_round_law,
     maskgit_round_law,
@@ -169,6 +170,25 @@ def test_measures_disagree_where_they_should() -> None:
         confidence_round_law(np.array([[0.5, 0.5], [0.5, 0.5]]), 1)
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.3, 0.4, 1.0, 1.2, 2.0, 2.1, float("inf")])
+def test_entropy_bounded_reveals_the_largest_set_within_the_bound(bound: float) -> None:
+    entropies = [-sum(p * log(p) for p in row) for row in PEAKED]
+    sets = [s for k in range(1, 5) for s in combinations(range(4), k)]
+    allowed = [s for s in sets if sum(entropies[i] for i in s) - max(entropies[i] for i in s) <= bound]
+    most = max(map(len, allowed))
+    # Of the sets of that size the one with the least entropy.
+    best = min((s for s in allowed if len(s) == most), key=lambda s: sum(entropies[i] for i in s))
+    law = entropy_bounded_round_law(PEAKED, bound)
+    assert {tuple(i for i, x in enumerate(s) if x != MASK) for s in law} == {best}
+    assert largest_difference(law, ordered_round_law(PEAKED, most, [*best, *set(range(4)).difference(best)])) < 1e-15
+
+
+def test_a_round_that_counts_by_itself_may_end_early() -> None:
+    rounds = [lambda p, k, _: entropy_bounded_round_law(p, float("inf"))] * 3
+    law = generation_law(denoiser, rounds, [1, 1, 1], (MASK,) * 3)
+    assert largest_difference(law, plain_round_law(denoiser((MASK,) * 3))) < 1e-15
+
+
 @pytest.mark.parametrize("plain_exploration", [False, True])
 def test_hybrid_is_the_mixture_by_brute_force(plain_exploration: bool) -> None:
     alpha, k = 1.3, 3
@@ -315,6 +335,11 @@ def test_total_variation() -> None:
         (lambda: uniform_round_law(PEAKED[0], 1), "`marginals` must be"),
         (lambda: ordered_round_law(PEAKED, 2, [0, 1]), "`order` must be a permutation of the 4 positions"),
         (lambda: confidence_round_law(PEAKED, 2, "certainty"), "`measure` must be .* got 'certainty'"),
+        (
+            lambda: entropy_bounded_round_law([[0.5, 0.5]] * 2, 0.1),
+            "clear of each other and of the bound 0.1, got a tie",
+        ),
+        (lambda: entropy_bounded_round_law([[0.5, 0.5], [0.4, 0.6]], log(0.4**-0.4 * 0.6**-0.6)), "got a tie"),
         (lambda: hybrid_round_law(PEAKED, 1, {(0, 1): 1.0}, 1.0), "at most k = 1 positions"),
         (lambda: race_probabilities(PEAKED, PEAKED, [[MASK] * 4]), "must reveal a position"),
         (lambda: race_probabilities(PEAKED, PEAKED[:2], [[0] * 4]), "must be \\(N, V\\)"),

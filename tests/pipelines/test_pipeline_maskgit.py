@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.utils import dynamic_modules_utils
+from safetensors import safe_open
 
 from hf_maskdiff import (
     HaltonMaskGITTransformer2DModel,
@@ -23,6 +24,7 @@ from hf_maskdiff import (
     MomentScheduler,
     UniformScheduler,
 )
+from hf_maskdiff.conversion.halton_maskgit import convert_halton_maskgit_state_dict, halton_maskgit_config
 
 MASK, SIDE, CODES, CLASSES = 16, 4, 16, 3
 MakePipeline = Callable[..., MaskGITPipeline]
@@ -217,6 +219,117 @@ def test_guidance_is_extrapolation(pipe: MaskGITPipeline, guidance_scale: float)
     start = torch.full((1, SIDE, SIDE), MASK)
     cond, uncond = (pipe.transformer(start, torch.tensor([label])).sample for label in (1, CLASSES))
     torch.testing.assert_close(seen[0], uncond + guidance_scale * (cond - uncond), atol=1e-4, rtol=1e-4)
+
+
+def guided_logits(pipe: MaskGITPipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Filled in by a run: the codes before each step, and the logits that the scheduler got for them."""
+    seen, step = [], pipe.scheduler.step
+
+    def record(logits: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, *args: object, **kwargs: object) -> object:
+        seen.append((sample, logits.clone()))
+        return step(logits, t, sample, *args, **kwargs)
+
+    pipe.scheduler.step = record
+    return seen
+
+
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_a_pair_of_scales_is_the_published_ramp(pipe: MaskGITPipeline, weight: float) -> None:
+    """Halton-MaskGIT: (1 + w_i) cond - w_i uncond, w_i = w i / (T - 1); step 0 is not guided and costs one pass."""
+    calls, seen = Calls(pipe), guided_logits(pipe)
+    latents_of(pipe, 1, guidance_scale=(1.0, 1 + weight))
+    assert pipe.do_classifier_free_guidance
+    assert calls.labels == [[1]] + [[1], [CLASSES]] * 4
+    for i, (codes, logits) in enumerate(seen):
+        cond, uncond = (pipe.transformer(codes, torch.tensor([label])).sample for label in (1, CLASSES))
+        w = weight * i / 4
+        torch.testing.assert_close(logits, (1 + w) * cond - w * uncond, atol=1e-4, rtol=1e-4)
+
+
+def test_only_scales_above_one_cost_a_pass(pipe: MaskGITPipeline) -> None:
+    calls = Calls(pipe)
+    latents_of(pipe, 1, guidance_scale=(3.0, -1.0))  # 3, 2, 1, 0, -1
+    assert calls.labels == [[1], [CLASSES]] * 2 + [[1]] * 3
+    constant = latents_of(pipe, 1, guidance_scale=2.5)
+    assert torch.equal(latents_of(pipe, 1, guidance_scale=[2.5, 2.5]), constant)
+    calls.labels.clear()
+    latents_of(pipe, 1, guidance_scale=(1.0, 4.0), num_inference_steps=1)  # one step: the start
+    assert calls.labels == [[1]]
+    calls.labels.clear()
+    # Without a class both passes would be the same.
+    assert torch.equal(latents_of(pipe, None, guidance_scale=4.0), latents_of(pipe, None))
+    assert calls.labels == [[CLASSES]] * 10
+
+
+def test_scales_belong_to_the_steps_of_the_whole_run(pipe: MaskGITPipeline) -> None:
+    """A weaker edit begins in the middle of the ramp."""
+    scales = []
+
+    def callback(pipeline: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        scales.append(pipe.guidance_scale_at(timestep))
+        return tensors
+
+    arguments = {"image": torch.rand(1, 8, 8), "strength": 0.6, "callback_on_step_end": callback}
+    latents_of(pipe, 1, guidance_scale=(1.0, 3.0), **arguments)
+    assert scales == pytest.approx([2.0, 2.5, 3.0])
+
+
+def test_a_callback_ends_guidance(pipe: MaskGITPipeline) -> None:
+    def cut_off(pipeline: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        pipeline._guidance_scale = 0.0 if step >= 1 else pipeline._guidance_scale
+        return tensors
+
+    calls = Calls(pipe)
+    latents_of(pipe, 1, guidance_scale=3.0, callback_on_step_end=cut_off)
+    assert calls.labels == [[1], [CLASSES]] * 2 + [[1]] * 3
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), None, "3", "34", (1.0,), (1.0, 2.0, 3.0), (1.0, "2")])
+def test_scales_that_cannot_be(pipe: MaskGITPipeline, scale: object) -> None:
+    calls = Calls(pipe)
+    with pytest.raises(ValueError, match=r"`guidance_scale` must be a finite number or a pair .*, got .*\. Pass 1.0"):
+        pipe(1, guidance_scale=scale)
+    assert len(calls) == 0
+
+
+@pytest.mark.parametrize(
+    ("trace", "guidance_scale", "inverse_temperatures"),
+    [
+        ("confidence_linear", (1.0, 4.0), torch.ones(8)),
+        ("halton_w2", 3.0, torch.linspace(1, 1.2, 8) * torch.tensor([0.5] + [1.0] * 7)),
+    ],
+)
+def test_upstream_draws_the_same_from_our_guided_logits(
+    make_pipeline: MakePipeline,
+    golden_folder: Path,
+    trace: str,
+    guidance_scale: float | tuple[float, float],
+    inverse_temperatures: torch.Tensor,
+) -> None:
+    """Runs of the original samplers, ramped and constant: from each stored state the seed gives the stored codes."""
+    checkpoint = torch.load(golden_folder / "halton_maskgit" / "cls_base.pth", weights_only=True)
+    weights = convert_halton_maskgit_state_dict(checkpoint["model_state_dict"])
+    transformer = HaltonMaskGITTransformer2DModel(**halton_maskgit_config(weights, num_attention_heads=4)).eval()
+    transformer.load_state_dict(weights)
+    with safe_open(golden_folder / "halton_maskgit" / f"trace_{trace}.safetensors", "pt") as file:
+        seed, golden = int(file.metadata()["seed"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    states, scheduler = golden["model_inputs"], UniformScheduler(mask_token_id=48, codebook_size=48)
+    pipe = MaskGITPipeline(make_pipeline().vqvae, transformer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    def go_on(pipeline: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        return {"latents": states[min(step + 1, 7)]}
+
+    seen, arguments = guided_logits(pipe), {"latents": states[0], "callback_on_step_end": go_on}
+    latents_of(pipe, golden["labels"], num_inference_steps=8, guidance_scale=guidance_scale, **arguments)
+    assert torch.equal(torch.stack([codes for codes, _ in seen]), states)
+    torch.manual_seed(seed)
+    for (_, logits), inverse_temperature, expected in zip(
+        seen, inverse_temperatures, golden["sampled_codes"], strict=True
+    ):
+        probs = (logits * inverse_temperature).softmax(-1)
+        drawn = torch.multinomial(probs.flatten(0, 1), 1, replacement=True)
+        assert torch.equal(drawn.view_as(expected), expected)
 
 
 # --- randomness -------------------------------------------------------------------------------------------------------

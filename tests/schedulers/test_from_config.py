@@ -14,6 +14,7 @@ from diffusers import AmusedScheduler
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EntropyBoundedScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
@@ -41,6 +42,8 @@ OWN = {
     "exploitation": "entropy",
     "exploration_ratio": [1.0, 0.25],
     "plain_exploration": True,
+    "entropy_bound": 2.5,
+    "follow_schedule": True,
 }
 
 
@@ -128,6 +131,7 @@ def test_a_file_holds_the_whole_preset(tmp_path: Path) -> None:
 def test_every_scheduler_of_the_package_is_here() -> None:
     exported = {
         ConfidenceScheduler,
+        EntropyBoundedScheduler,
         HaltonScheduler,
         HybridScheduler,
         MaskGITScheduler,

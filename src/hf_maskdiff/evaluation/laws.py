@@ -214,6 +214,27 @@ def confidence_round_law(
     return ordered_round_law(marginals, k, order.tolist())
 
 
+def entropy_bounded_round_law(marginals: ArrayLike, entropy_bound: float) -> Law:
+    """The longest prefix by ascending entropy with `sum H - max H <= entropy_bound`; tokens from `p_i`.
+
+    Args:
+        marginals: (N, V).
+        entropy_bound: in nats. No two entropies may tie at the cut, nor a sum with the bound.
+    """
+    marginals = _check_marginals(marginals)
+    entropies = -log_confidence(marginals, "entropy")
+    order = np.argsort(entropies, kind="stable")
+    spent = np.cumsum(entropies[order])[:-1]  # by the first 1, 2, ...: what one more must find within the bound
+    k = 1 + int((spent <= entropy_bound).sum())
+    tie = k < len(order) and np.isclose(entropies[order[k - 1]], entropies[order[k]], rtol=0, atol=1e-6)
+    if tie or np.isclose(spent, entropy_bound, rtol=0, atol=1e-6).any():
+        raise ValueError(
+            f"Entropies and their sums must be clear of each other and of the bound {entropy_bound}, got a tie at the "
+            f"cut, {np.sort(entropies)}. Rounding breaks ties: choose other marginals."
+        )
+    return ordered_round_law(marginals, k, order.tolist())
+
+
 def hybrid_round_law(
     marginals: ArrayLike,
     k: int,
@@ -296,8 +317,8 @@ def generation_law(
     Args:
         denoiser: maps a state to marginals of shape (N, V); rows of known positions are ignored.
         round_laws: one for each step, called as `round_law(marginals of the masked positions, k, masked positions)`.
-        counts: how many positions each step reveals. If they do not add up to all, the law is that of partly
-            masked sequences.
+        counts: how many positions each step reveals, unless a `round_law` decides by itself. If all together reveal
+            less than everything, the law is that of partly masked sequences.
         start: the first state; `(MASK,) * N` to generate from nothing. Known tokens never change.
 
     Returns:
@@ -313,6 +334,9 @@ def generation_law(
         following: Law = {}
         for state, chance in law.items():
             masked = tuple(i for i, token in enumerate(state) if token == MASK)
+            if not masked:
+                _accumulate(following, {state: 1.0}, chance)
+                continue
             marginals = _check_marginals(np.asarray(denoiser(state), dtype=np.float64)[list(masked)])
             completed: Law = {}
             for outcome, probability in round_law(marginals, k, masked).items():

@@ -2,5 +2,6 @@
 
 from hf_maskdiff.models.partial_cache import KeyValueSlot
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
+from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 
-__all__ = ["HaltonMaskGITTransformer2DModel", "KeyValueSlot"]
+__all__ = ["HaltonMaskGITTransformer2DModel", "KeyValueSlot", "MDLMTransformer"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -12,6 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.partial_cache import KeyValueSlot
 
 
@@ -140,7 +143,13 @@ class HaltonMaskGITTransformerBlock(nn.Module):
         return hidden_states + gate_ff * self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
 
 
-class HaltonMaskGITTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin):
+# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
+TransformerBlockRegistry.register(HaltonMaskGITTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
+class HaltonMaskGITTransformer2DModel(
+    ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin
+):
     """Class-conditional denoiser of image tokens that takes the weights published with Halton-MaskGIT.
 
     A bidirectional transformer over the `sample_size ** 2` tokens of an image in row-major order, with learned

@@ -2,5 +2,6 @@
 
 from .denoising import denoise
 from .pipeline_maskgit import MaskGITPipeline
+from .pipeline_mdlm import MDLMPipeline, MDLMPipelineOutput
 
-__all__ = ["MaskGITPipeline", "denoise"]
+__all__ = ["MDLMPipeline", "MDLMPipelineOutput", "MaskGITPipeline", "denoise"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 
-# sample (batch_size, ...) -> logits (batch_size, L, V)
-Denoiser = Callable[[Tensor], Tensor]
+# (sample (num_rows, ...), timestep, which rows of the batch they are) -> logits (num_rows, L, V)
+Denoiser = Callable[[Tensor, Tensor, Tensor | slice], Tensor]
 # (step index, timestep, sample) -> sample
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]
 
@@ -24,6 +24,9 @@ def denoise(
     sample: Tensor,
     generator: Generators = None,
     *,
+    first_step: int = 0,
+    initial: Tensor | None = None,
+    reuse_logits: bool = False,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
     interrupted: Callable[[], bool] = lambda: False,
@@ -34,12 +37,17 @@ def denoise(
     step makes the host wait for an accelerator, unless `on_step_end` returns another sample than it was given.
 
     Args:
-        denoiser: maps tokens to logits `(batch_size, L, V)`, guidance included.
+        denoiser: maps tokens, the step's time and the rows of the batch to logits, guidance included.
         scheduler: with `set_timesteps` called.
         sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`, `mask_token_id` where to be filled in.
         generator: one for the batch, one per row, or None for fresh noise from torch's global generator.
+        first_step: the scheduler's steps before this one are not run, as in image-to-image.
+        initial: N_0 of each row, int64 `(batch_size,)`: the masks it would hold at step 0. The masking schedule
+            counts from these; None where they are the masks in `sample`.
+        reuse_logits: the logits depend on the tokens alone, so that a row in which the last step revealed nothing
+            needs no new ones. Only schedulers without a plan have such steps; seeing them makes the host wait.
         progress_bar: called with `total=`, the number of model calls; a context manager with `update()`.
-        on_step_end: called after each step; what it returns is the sample from there on.
+        on_step_end: called after each step, which it counts from 0; what it returns is the sample from there on.
         interrupted: asked before each step; when true the loop ends with positions still masked.
 
     Returns:
@@ -51,31 +59,51 @@ def denoise(
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
     num_masked = _num_masked(scheduler, sample).cpu()
-    starting_mask_ratio = num_masked.double() / max(sample[0].numel(), 1)
-    planned = scheduler.planned_counts(num_masked)
-    plan: Tensor | None = planned
+    first_step = scheduler.fit_timesteps(num_masked, first_step)
+    initial = num_masked if initial is None else initial.cpu()
+    starting_mask_ratio = initial.double() / max(sample[0].numel(), 1)
+    planned = scheduler.planned_counts(num_masked, initial, first_step)  # None where they depend on the logits
+    plan = planned
     masks_after = []
+    logits: Tensor | None = None
+    # Rows whose logits are out of date, or not there yet.
+    changed = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
 
-    with progress_bar(total=int((planned > 0).any(-1).sum())) as bar:
-        for i, t in enumerate(scheduler.timesteps):
+    timesteps = scheduler.timesteps[first_step:]
+    passes = len(timesteps) if planned is None else int((planned > 0).any(-1).sum())
+    with progress_bar(total=passes) as bar:
+        for i, t in enumerate(timesteps):
             # Without a plan any masked position may be revealed; looking how many there are makes the host wait.
             max_count = int((_num_masked(scheduler, sample) if plan is None else plan[i]).max())
             if max_count == 0 or interrupted():
                 break
-            logits = denoiser(sample)
+            if logits is None or plan is not None or not reuse_logits or bool(changed.all()):
+                logits = None  # freed before the next ones are made
+                logits = denoiser(sample, t, slice(None))
+            elif bool(changed.any()):
+                rows = changed.nonzero()[:, 0]
+                logits[rows] = denoiser(sample[rows], t, rows)
+            before = sample
             stepped = scheduler.step(
                 logits, t, sample, starting_mask_ratio, generator, return_dict=False, max_count=max_count
             )
             sample = stepped[0]
-            if plan is not None:
+            if plan is not None or planned is None:
                 masks_after.append(_num_masked(scheduler, sample))
 
             returned = on_step_end(i, t, sample)
             if returned is not sample:
                 sample, plan = returned, None
+            if plan is None:
+                changed = (sample != before).flatten(1).any(-1) & (_num_masked(scheduler, sample) > 0)
             bar.update()
 
-    _require_all_drawn(masks_after, planned)
+    if planned is not None:
+        allowed = planned.sum(0) - planned.cumsum(0)
+    else:  # all that is known is that the last step leaves none
+        allowed = torch.full((len(timesteps), 1), sample[0].numel() if len(sample) else 0)
+        allowed[-1:] = 0
+    _require_all_drawn(masks_after, allowed, first_step)
     return sample
 
 
@@ -83,17 +111,17 @@ def _num_masked(scheduler: MaskedDiffusionScheduler, sample: Tensor) -> Tensor:
     return (sample == scheduler.config.mask_token_id).flatten(1).sum(-1)
 
 
-def _require_all_drawn(masks_after: list[Tensor], plan: Tensor) -> None:
+def _require_all_drawn(masks_after: list[Tensor], allowed: Tensor, first_step: int) -> None:
     """On an accelerator a position without a drawable token stays masked: find the first step with more masks left.
 
-    A CPU has raised within the step.
+    On a CPU the step itself has raised.
     """
-    if not masks_after or masks_after[0].device.type == "cpu":
+    if not masks_after:
         return
-    planned = plan.sum(0) - plan.cumsum(0)[: len(masks_after)]
-    failed = (torch.stack(masks_after).cpu() > planned).any(-1)
+    failed = (torch.stack(masks_after).cpu() > allowed[: len(masks_after)]).any(-1)
     if bool(failed.any()):
+        step_index = first_step + int(failed.int().argmax())
         raise ValueError(
             "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
-            f"{int(failed.int().argmax())} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
+            f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
         )

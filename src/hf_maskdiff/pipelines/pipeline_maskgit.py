@@ -1,20 +1,23 @@
-"""Class-conditional and unconditional image generation by filling in masked codes."""
+"""Class-conditional and unconditional image generation and editing by filling in masked codes."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from os import PathLike
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 
+from ..hub import PipelineRepositoryMixin
 from ..models import HaltonMaskGITTransformer2DModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
@@ -26,6 +29,7 @@ if is_torch_xla_available():
 EXAMPLE_DOC_STRING = """
     Examples:
         ```py
+        >>> from PIL import Image
         >>> from hf_maskdiff import HybridScheduler, MaskGITPipeline
 
         >>> pipe = MaskGITPipeline.from_pretrained("pipelines/maskgit-mnist")
@@ -33,32 +37,32 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe.scheduler = HybridScheduler.from_config(pipe.scheduler.config)
         >>> images = pipe(class_labels=["3", "8"], num_images_per_prompt=4).images
+
+        >>> mask_image = Image.new("L", image.size)
+        >>> mask_image.paste(255, (14, 0, 28, 28))  # white: draw the right half anew
+        >>> repainted = pipe(class_labels=7, image=image, mask_image=mask_image).images[0]
+        >>> similar = pipe(class_labels=7, image=image, strength=0.6).images[0]
         ```
 """
 
-# Written beside `model_index.json`, for `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo)`.
-PIPELINE_FILE = '''\
-"""Opens this repository with the installed package: `pip install hf-maskdiff`."""
-
-try:
-    from hf_maskdiff import {name}
-except ImportError as error:
-    raise ImportError("This pipeline needs the package hf_maskdiff. Run `pip install hf-maskdiff`.") from error
-'''
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+GuidanceScale = float | Sequence[float]
 
 
-class MaskGITPipeline(DiffusionPipeline):
-    r"""Draws images from a masked image model with any scheduler of this package; swap `pipe.scheduler` freely.
+class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
+    r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
-        vqvae ([`~diffusers.VQModel`]): the tokenizer; its decoder turns codes into images in [0, 1].
+        vqvae ([`~diffusers.VQModel`]): the tokenizer; its decoder turns codes into images in [0, 1], its encoder the
+            images to be edited into codes.
         transformer ([`HaltonMaskGITTransformer2DModel`]): the denoiser, codes and class to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature.
     """
 
     model_cpu_offload_seq = "transformer->vqvae"
+    card_pipeline_tag = "unconditional-image-generation"
+    card_tags = ("maskgit",)
+    card_example = 'pipe(class_labels=[0], num_inference_steps=8).images[0].save("image.png")'
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
 
     def __init__(
@@ -68,19 +72,40 @@ class MaskGITPipeline(DiffusionPipeline):
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=scheduler)
         levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
         self.vae_scale_factor = 2 ** (levels - 1)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_normalize=False)
+        channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
+        # No latent channels: four-channel tensors are images like any other.
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            vae_latent_channels=0,
+            do_normalize=False,
+            do_convert_rgb=channels == 3,
+            do_convert_grayscale=channels == 1,
+        )
+        self.mask_processor = VaeImageProcessor(
+            vae_latent_channels=0, do_resize=False, do_normalize=False, do_convert_grayscale=True
+        )
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> GuidanceScale:
+        """What the call was given; a callback may set `pipe._guidance_scale` for the steps to come."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale > 1
+        """Whether some step of the run has a scale above 1."""
+        scale = self._guidance_scale
+        return max(scale if isinstance(scale, Sequence) else (scale,)) > 1
+
+    def guidance_scale_at(self, timestep: float | Tensor) -> float:
+        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
+        scale, num_steps = self._guidance_scale, self.scheduler.num_inference_steps
+        start, end = scale if isinstance(scale, Sequence) else (scale, scale)
+        step_index = round((1 - float(timestep)) * num_steps)
+        return start + (end - start) * step_index / max(num_steps - 1, 1)
 
     @property
     def num_timesteps(self) -> int:
-        """Steps run by the last call; each costs one model pass, two with guidance."""
+        """Steps run by the last call; each costs one model pass, two where it is guided."""
         return self._num_timesteps
 
     @property
@@ -130,9 +155,33 @@ class MaskGITPipeline(DiffusionPipeline):
             )
         return label
 
+    def preprocess_image(self, image: PipelineImageInput) -> Tensor:
+        """Images to edit as the tokenizer reads them, float32 `(num_images, channels, height, width)` in [0, 1].
+
+        Raises:
+            ValueError: not images, or values outside [0, 1], such as NaN.
+        """
+        side = self.transformer.config.sample_size * self.vae_scale_factor
+        return torch.cat(_preprocess("image", image, self.image_processor, self.vqvae.config.in_channels, side))
+
+    def preprocess_mask(self, mask_image: PipelineImageInput) -> Tensor:
+        """Which codes a mask of any size lets change, bool `(num_masks, height, width)`: those with a white pixel.
+
+        White is a value of at least 0.5.
+
+        Raises:
+            ValueError: not grey images, or values outside [0, 1], such as NaN.
+        """
+        side = self.transformer.config.sample_size
+        masks = _preprocess("mask_image", mask_image, self.mask_processor, 1)
+        return torch.cat([adaptive_max_pool2d(mask, side)[:, 0] >= 0.5 for mask in masks])
+
     def check_inputs(
         self,
+        counts: dict[str, int],
         num_images_per_prompt: int,
+        guidance_scale: GuidanceScale,
+        strength: float,
         latents: Tensor | None,
         batch_size: int,
         generator: Generators,
@@ -151,8 +200,31 @@ class MaskGITPipeline(DiffusionPipeline):
                 f"`num_images_per_prompt` must be an integer of at least 1, got {num_images_per_prompt!r}. Pass how "
                 "many images you want of each class."
             )
-        if batch_size == 0:
+        if counts["class_labels"] == 0:
             raise ValueError("`class_labels` must hold at least one label, got none. Pass None for no class.")
+        if any(count not in (1, max(counts.values())) for count in counts.values()):
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in counts)} must hold one each, or as many as the others, got "
+                f"{counts}. Pass one for all images or one for each."
+            )
+        scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
+        if len(scales) != 2 or not all(isinstance(scale, Real) and math.isfinite(scale) for scale in scales):
+            raise ValueError(
+                "`guidance_scale` must be a finite number or a pair (start, end) of such, got "
+                f"{guidance_scale!r}. Pass 1.0 for no guidance."
+            )
+        if not isinstance(strength, Real) or not 0 < strength <= 1:
+            raise ValueError(
+                f"`strength` must be in (0, 1], got {strength!r}. Pass the share of the steps to run; 1 draws anew."
+            )
+        if "image" not in counts and ("mask_image" in counts or strength != 1):
+            given = "mask_image" if "mask_image" in counts else "strength"
+            raise ValueError(f"`{given}` must come with an `image`, got none. Pass the image to edit as `image=`.")
+        if "image" in counts and latents is not None:
+            raise ValueError(
+                "`latents` must be None where an `image` is given, got both. Pass `image` with `mask_image`, or codes "
+                "that are masked already."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}. Pick one of these.")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
@@ -188,7 +260,53 @@ class MaskGITPipeline(DiffusionPipeline):
         side = self.transformer.config.sample_size
         return torch.full((batch_size, side, side), self.scheduler.config.mask_token_id, device=device)
 
-    # --- output -------------------------------------------------------------------------------------------------------
+    def prepare_image_latents(
+        self, codes: Tensor, editable: Tensor | None, first_step: int, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of images with what shall be drawn anew masked, as far as it is at the time of `first_step`.
+
+        Args:
+            codes: int64 `(batch_size, height, width)`.
+            editable: bool, the shape of `codes`; None is all.
+
+        Returns:
+            The masked codes, and the size of each row's editable region, int64 `(batch_size,)`.
+        """
+        noisy = torch.full_like(codes, self.scheduler.config.mask_token_id)
+        if first_step > 0:  # else all is masked and no noise is drawn, just as without an image
+            noisy = self.scheduler.add_noise(codes, self.scheduler.timesteps[first_step], generator)
+        editable = torch.ones_like(codes, dtype=torch.bool) if editable is None else editable
+        return torch.where(editable, noisy, codes), editable.flatten(1).sum(-1)
+
+    # --- the tokenizer ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _upcast_vqvae(self) -> Iterator[None]:
+        """float32 for a float16 tokenizer that asks for it, while it works."""
+        needs_upcasting = self.vqvae.dtype == torch.float16 and self.vqvae.config.force_upcast
+        if needs_upcasting:
+            self.vqvae.float()
+        try:
+            yield
+        finally:
+            if needs_upcasting:
+                self.vqvae.half()
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Codes of images, int64 `(batch_size, height, width)`.
+
+        Args:
+            image: `(batch_size, channels, height, width)` in [0, 1], see `preprocess_image`.
+        """
+        with self._upcast_vqvae():
+            latents = self.vqvae.encode(image.to(self._execution_device, self.vqvae.dtype)).latents
+        # At once: an offloaded tokenizer is on the device from here until another component runs. And the codebook from
+        # its module's call: `vqvae.quantize` reads the weight itself, which a hook may keep elsewhere.
+        code_ids = torch.arange(self.vqvae.config.num_vq_embeddings, device=latents.device)
+        codebook = self.vqvae.quantize.embedding(code_ids).float()
+        vectors = latents.float().permute(0, 2, 3, 1)
+        return torch.cdist(vectors.flatten(1, 2), codebook).argmin(-1).view(vectors.shape[:-1])
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -199,23 +317,12 @@ class MaskGITPipeline(DiffusionPipeline):
         """
         masked = latents == self.scheduler.config.mask_token_id
         shape = (*latents.shape, self.vqvae.config.latent_channels)
-        needs_upcasting = self.vqvae.dtype == torch.float16 and self.vqvae.config.force_upcast
-        if needs_upcasting:
-            self.vqvae.float()
         codes = latents.masked_fill(masked, 0)
-        image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample.clip(0, 1)
-        if needs_upcasting:
-            self.vqvae.half()
+        with self._upcast_vqvae():
+            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample.clip(0, 1)
         grey = masked.repeat_interleave(image.shape[-2] // masked.shape[-2], 1)
         grey = grey.repeat_interleave(image.shape[-1] // masked.shape[-1], 2)
         return image.masked_fill(grey[:, None], 0.5)
-
-    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As `DiffusionPipeline.save_pretrained`, with a one-import `pipeline.py` for `custom_pipeline=` loading."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pipeline.py").write_text(PIPELINE_FILE.format(name=type(self).__name__))
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -225,7 +332,7 @@ class MaskGITPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         num_inference_steps: int = 8,
-        guidance_scale: float = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         num_images_per_prompt: int = 1,
         temperature: float | Sequence[float] | None = None,
         generator: Generators = None,
@@ -234,16 +341,21 @@ class MaskGITPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
+        strength: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
-        Generate images.
+        Generate images, or edit some: draw a part anew (`image`, `mask_image`), or vary what is there (`strength`).
 
         Args:
             class_labels (`int`, `str`, list of them, or int64 tensor, *optional*): ids, or names where the
                 transformer's config has `id2label`; None draws an image of no class.
             num_inference_steps (`int`): model passes; one step reveals several positions.
-            guidance_scale (`float`): classifier-free guidance, `logits = uncond + scale (cond - uncond)`; above 1 each
-                step costs a second pass.
+            guidance_scale (`float` or pair): classifier-free guidance, `logits = uncond + scale (cond - uncond)`. A
+                pair `(start, end)` is spaced evenly over the steps; `(1, 1 + w)` is the ramp of weight w of MaskGIT's
+                samplers. A step whose scale is above 1 costs a second pass; the others, and all where no class is
+                given, are not guided.
             num_images_per_prompt (`int`): images of each label.
             temperature (`float` or pair, *optional*): choice temperature for this call, see
                 `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's.
@@ -257,6 +369,14 @@ class MaskGITPipeline(DiffusionPipeline):
             callback_on_step_end (*optional*): called as `callback(pipe, step, timestep, {{"latents": codes}})` after
                 each step; returns such a dict, whose latents are used from there on.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
+            image (`PIL.Image.Image`, array, tensor, or list of them, *optional*): what to edit, of any size, values in
+                [0, 1]: one for all labels, or one for each (one label then also serves several images). It is read as
+                codes, and returns as these codes decode.
+            mask_image (as `image`, grey, *optional*): white where to draw anew, of any size. A code changes if any of
+                its pixels is white, the others come back unchanged; None is all white.
+            strength (`float`): in (0, 1]: the last `round(strength * num_inference_steps)` steps are run, from codes of
+                which the scheduler's `add_noise` has masked as many as are at that time. 1 draws the white part anew
+                whatever it held.
 
         Examples:
 
@@ -269,30 +389,65 @@ class MaskGITPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         labels = self.get_label_ids(class_labels)
-        batch_size = len(labels) * num_images_per_prompt if isinstance(num_images_per_prompt, int) else 0
+        counts = {"class_labels": len(labels)}
+        if image is not None:
+            image = self.preprocess_image(image)
+            counts["image"] = len(image)
+        if mask_image is not None:
+            mask_image = self.preprocess_mask(mask_image)
+            counts["mask_image"] = len(mask_image)
+        num_prompts = max(counts.values())
+        batch_size = num_prompts * num_images_per_prompt if isinstance(num_images_per_prompt, int) else 0
         self.check_inputs(
-            num_images_per_prompt, latents, batch_size, generator, output_type, callback_on_step_end_tensor_inputs
+            counts,
+            num_images_per_prompt,
+            guidance_scale,
+            strength,
+            latents,
+            batch_size,
+            generator,
+            output_type,
+            callback_on_step_end_tensor_inputs,
         )
         self.scheduler.set_timesteps(num_inference_steps, temperature)
+        first_step = num_inference_steps - round(strength * num_inference_steps)
+        if first_step == num_inference_steps:
+            raise ValueError(
+                f"`strength` must leave a step to run, got {strength} of {num_inference_steps} steps. Pass at least "
+                f"{1 / num_inference_steps:.2g}, or more steps."
+            )
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, 0
         self._current_timestep: Tensor | None = None
 
+        self.maybe_free_model_hooks()  # a call that raised has not
         device = self._execution_device
-        classes = torch.tensor(labels, device=device).repeat_interleave(num_images_per_prompt)
-        no_class = torch.full_like(classes, self.transformer.config.num_classes)
-        latents = self.prepare_latents(batch_size, latents, device)
 
-        def denoiser(sample: Tensor) -> Tensor:
+        def rows(values: Tensor) -> Tensor:
+            values = values.to(device).expand(num_prompts, *values.shape[1:])
+            return values.repeat_interleave(num_images_per_prompt, 0)
+
+        classes = rows(torch.tensor(labels))
+        no_class = torch.full_like(classes, self.transformer.config.num_classes)
+        initial = None
+        if image is None:
+            latents = self.prepare_latents(batch_size, latents, device)
+        else:
+            codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
+            latents, initial = self.prepare_image_latents(codes, editable, first_step, generator)
+
+        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+            self._current_timestep = t  # diffusers' caches ask for it
             with self.transformer.cache_context("cond"):
-                cond = self.transformer(sample, classes, return_dict=False)[0]
-            if not self.do_classifier_free_guidance:
+                cond = self.transformer(sample, classes[rows], return_dict=False)[0]
+            scale = self.guidance_scale_at(t)
+            if scale <= 1 or class_labels is None:
                 return cond
             with self.transformer.cache_context("uncond"):
-                uncond = self.transformer(sample, no_class, return_dict=False)[0]
-            return uncond.lerp_(cond, self.guidance_scale)
+                uncond = self.transformer(sample, no_class[rows], return_dict=False)[0]
+            return uncond.lerp_(cond, scale)
 
         def on_step_end(i: int, t: Tensor, latents: Tensor) -> Tensor:
-            self._num_timesteps, self._current_timestep = i + 1, t
+            self._num_timesteps = i + 1
             if callback_on_step_end is not None:
                 given = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                 latents = callback_on_step_end(self, i, t, given).pop("latents", latents)
@@ -305,6 +460,8 @@ class MaskGITPipeline(DiffusionPipeline):
             self.scheduler,
             latents,
             generator,
+            first_step=first_step,
+            initial=initial,
             progress_bar=self.progress_bar,
             on_step_end=on_step_end,
             interrupted=lambda: self.interrupt,
@@ -316,3 +473,30 @@ class MaskGITPipeline(DiffusionPipeline):
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _preprocess(
+    name: str, images: PipelineImageInput, processor: VaeImageProcessor, channels: int, side: int | None = None
+) -> list[Tensor]:
+    """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`, batches together."""
+    images = images if isinstance(images, list | tuple) else [images]
+    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in images]
+    try:
+        tensors = [processor.preprocess(image, side, side).float() for image in images]
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
+            f"for example `Image.open(path)`. ({error})"
+        ) from error
+    if not tensors or any(t.ndim != 4 or t.shape[1] != channels or not t.numel() for t in tensors):
+        raise ValueError(
+            f"`{name}` must hold images of {channels} channel(s), got {got}. Pass PIL images, which are "
+            "converted, arrays (height, width, channels) or tensors (channels, height, width)."
+        )
+    for tensor in tensors:
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise ValueError(
+                f"`{name}` must hold values in [0, 1], got values from {float(tensor.min()):.3g} to "
+                f"{float(tensor.max()):.3g}. Divide bytes by 255, or pass PIL images."
+            )
+    return tensors

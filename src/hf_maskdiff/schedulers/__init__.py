@@ -1,7 +1,10 @@
 """Schedulers: one published sampler a file, on two public abstract bases."""
 
+from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
+from .scheduling_entropy_bounded import EntropyBoundedScheduler
+from .scheduling_first_hitting import FirstHittingScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput, StepContext
@@ -10,9 +13,12 @@ from .scheduling_moment import MomentScheduler
 from .scheduling_uniform import UniformScheduler
 
 __all__ = [
+    "AncestralScheduler",
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "EntropyBoundedScheduler",
+    "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
     "MaskGITScheduler",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,12 +52,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
     The general algorithm (Algorithm 3 of arXiv 2510.04525), step n of T, for every row:
 
-        1. order the masked positions:   `choose`, by falling `order(...)`
-        2. keep the first k_n of them
+        1. order the masked positions:   by falling `score_positions`
+        2. keep the first k_n of them:   `count_positions`, by default what the masking schedule plans
         3. draw `x_i ~ p_i^beta / ||p_i||_beta^beta` at each of these
 
     with `beta = 1 + 1 / alpha_n` where the scheduler has a choice temperature, and `beta = 1` where it has none and in
-    the step that empties the row. A subclass gives the order; see `examples/custom_scheduler.py`.
+    the step that empties the row. A subclass gives the order; see `examples/custom_scheduler.py`. One whose k_n follows
+    from the logits or from noise gives the count too, and its `planned_counts` returns None; the last step reveals all
+    that is left, whatever it says.
 
     The two halves are public: `choose` reads logits of all positions, `sample_tokens` only those of the chosen ones,
     and may be called again for later ranks with fresher logits.
@@ -67,9 +69,24 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         """Scores of all positions, floating point `(batch_size, L)`, larger is earlier; only masked ones count."""
 
-    def rank_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        """All positions from first to last, int64 `(batch_size, L)`, the masked ones ahead."""
-        return ranking(self.score_positions(marginals, context), context.masked.to(context.keys.device))
+    def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
+        """How many positions each row reveals in this step, int64 `(batch_size,)`: 0 to `context.remaining`.
+
+        Args:
+            scores: those of `score_positions` in order, `(batch_size, L)`; only the first `context.remaining` of a row
+                are of masked positions.
+            context: its `count` is what the masking schedule plans.
+        """
+        return context.count
+
+    def rank_positions(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
+        """All positions from first to last, int64 `(batch_size, L)`, the masked ones ahead, and how many are revealed.
+
+        For subclasses that merge orders; one order and its count are `score_positions` and `count_positions`.
+        """
+        scores = self.score_positions(marginals, context).to(context.keys.device)
+        ranked = ranking(scores, context.masked.to(context.keys.device))
+        return ranked, self.count_positions(scores.gather(1, ranked), context)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         """Inverse temperature of the draws by rank, float64 `(batch_size, num_ranks)`."""
@@ -87,13 +104,17 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     ) -> Choice:
         """The first half of `step`, with the same arguments: which positions, in which order.
 
+        Where the step would reveal more than `max_count` positions of a row, the first `max_count` are chosen.
+
         Returns:
             A `Choice` of K ranks: K is `max_count` where given, else the largest count on a CPU, else L.
         """
         logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-        return self._choose(context, self.rank_positions(self.marginals(logits), context), max_count)
+        return self._choose(context, *self.rank_positions(self.marginals(logits), context), max_count)
 
-    def _choose(self, context: StepContext, ranked: Tensor, max_count: int | None) -> Choice:
+    def _choose(self, context: StepContext, ranked: Tensor, count: Tensor, max_count: int | None) -> Choice:
+        if count is not context.count and not context.is_last:
+            context = replace(context, count=count.to(context.count.device))
         length = context.tokens.shape[1]
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):
@@ -158,13 +179,13 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
             logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-            marginals, last = self.marginals(logits), context.step_index == context.num_inference_steps - 1
+            marginals, count = self.marginals(logits), context.count
             # The last step reveals all that is masked, and noise belongs to positions: there the order changes nothing.
-            if last:
+            if context.is_last:
                 ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))
             else:
-                ranked = self.rank_positions(marginals, context)
-            choice = self._choose(context, ranked, max_count)
+                ranked, count = self.rank_positions(marginals, context)
+            choice = self._choose(context, ranked, count, max_count)
             tokens = self._sample(marginals, choice, choice.positions, None)
 
         # Outside inference mode, so that the result may enter a graph.

@@ -83,11 +83,12 @@ class HybridScheduler(ChooseThenSampleScheduler):
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return POSITION_ORDERS[self.config.exploitation](marginals, context, Purpose.CHOICE)
 
-    def rank_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+    def rank_positions(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
         masked = context.masked.to(context.keys.device)
         explore = POSITION_ORDERS[self.config.exploration](marginals, context, Purpose.EXPLORATION)
         exploit = self.score_positions(marginals, context)
-        return merge_orders(ranking(explore, masked), ranking(exploit, masked), self.num_explored(context))
+        ranked = merge_orders(ranking(explore, masked), ranking(exploit, masked), self.num_explored(context))
+        return ranked, context.count
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         beta = super().token_beta(context, num_ranks)

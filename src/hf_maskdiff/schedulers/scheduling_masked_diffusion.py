@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..hub import ModelCardMixin
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import (
     Generators,
@@ -57,7 +58,8 @@ class StepContext:
         tokens: int64 `(batch_size, L)`.
         masked: bool `(batch_size, L)`.
         remaining: masked positions of each row, int64 `(batch_size,)`.
-        count: positions this step reveals, int64 `(batch_size,)`.
+        count: positions this step reveals, int64 `(batch_size,)`; what the masking schedule plans, until a scheduler
+            that counts by other means has done so.
         keys: this step's noise keys, int64 `(batch_size,)`.
         choice_temperature: alpha_n, or None where the scheduler has none.
         grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
@@ -80,6 +82,11 @@ class StepContext:
         """`1 + 1 / alpha_n` of each row, float `(batch_size,)`; 1 in the step that empties the row."""
         sharper = 0.0 if self.choice_temperature is None else 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
         return torch.where(self.count < self.remaining, 1 + sharper, 1.0)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the run's last step, which reveals all that is left."""
+        return self.step_index == self.num_inference_steps - 1
 
     @property
     def progress(self) -> float:
@@ -107,7 +114,7 @@ class StepContext:
         return run_keys(self.generator, len(self.keys), self.keys.device)
 
 
-class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
+class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
     """Base of all schedulers: reveals some masked positions per step, never changes a known one, leaves no mask.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
@@ -119,8 +126,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
 
         mask_token_id (`int`): the token that stands for "masked"; it may lie outside the logits' columns.
         codebook_size (`int`, optional): ids from here on are never drawn; None allows every column but the mask's.
-        masking_schedule (`str` or list of `int`): `"cosine"`, `"linear"`, `"arccos"`, `"square"`, or a table of the
-            positions revealed after each step, which fixes the number of steps.
+        masking_schedule (`str` or list of `int`): `"cosine"`, `"linear"`, `"arccos"`, `"square"`, `"mdlm_cosine"`, or a
+            table of the positions revealed after each step, which fixes the number of steps.
         rounding (`str`): `"floor_masked"`, `"floor_revealed"` or `"even"`, see `hf_maskdiff.masking.masks_left`.
         temperature (`float`): temperature of the model's marginals p_i.
         top_k (`int`, optional), top_p (`float`, optional): restrict p_i as transformers does; the token that crosses
@@ -128,6 +135,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
     """
 
     order = 1
+    card_tags = ("scheduler",)
+    card_variable = "scheduler"
+    card_example = (
+        "# For a model with other tokens:\n"
+        "scheduler = scheduler.from_config(scheduler.config, mask_token_id=1024, codebook_size=1024)"
+    )
     if TYPE_CHECKING:
         config: Any  # a FrozenDict, whose keys are also attributes
 
@@ -211,17 +224,28 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin, ABC):
             return [float(value)] * num_steps
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
 
-    def planned_counts(self, num_masked: Tensor) -> Tensor:
-        """How many positions each row will reveal in each step of the run, on the CPU.
+    def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
+        """The step to start with, once a pipeline knows the masks of each row, int64 `(batch_size,)`.
+
+        A scheduler whose number of steps follows from the masks sets its timesteps here; others change nothing.
+        """
+        return first_step
+
+    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
+        """How many positions each row will reveal in each step of the run, on the CPU; None where the logits decide.
 
         Args:
             num_masked: masks each row starts with, int64 `(batch_size,)`.
+            initial: N_0 of each row, int64 `(batch_size,)`, where the run starts later than at step 0; None where that
+                is `num_masked`.
+            first_step: the step the run starts with.
 
         Returns:
-            int64 `(num_inference_steps, batch_size)`.
+            int64 `(num_inference_steps - first_step, batch_size)`.
         """
-        schedule, rounding = self.config.masking_schedule, self.config.rounding
-        return planned_counts(num_masked.cpu(), self._require_run(), schedule, rounding)
+        schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
+        initial = None if initial is None else initial.cpu()
+        return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
 
     def _require_run(self) -> int:
         if self.num_inference_steps is None:

@@ -1,0 +1,82 @@
+"""Upload the folders under pipelines/ and schedulers/ to the Hub, each to a repository of its own.
+
+    python examples/push_to_hub.py --namespace me --dry_run
+    python examples/push_to_hub.py --namespace me --private pipelines/maskgit-mnist
+
+Needs `hf auth login` or `HF_TOKEN`. Files go up as they are, but for the card, which says how to load the new
+repository. `--refresh_cards` uploads nothing and brings the folders' own cards up to date: what is generated in them
+is written anew, what was written by hand stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard, create_repo, upload_folder
+
+import hf_maskdiff
+
+ROOT = Path(__file__).parents[1]
+INDICES = ("model_index.json", "scheduler_config.json")
+
+
+def index_of(folder: Path) -> Path:
+    """The file that says which class opens a folder."""
+    found = [folder / name for name in INDICES if (folder / name).is_file()]
+    if not found:
+        raise ValueError(f"A folder must hold one of {INDICES}, got {str(folder)!r}. Pass one that was saved.")
+    return found[0]
+
+
+def card_for(folder: Path, repo_id: str) -> ModelCard:
+    """The folder's card, with what is generated in it right for `repo_id`."""
+    card = folder / "README.md"
+    cls = getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"])
+    return cls.from_pretrained(folder).generate_model_card(repo_id, ModelCard.load(card) if card.exists() else None)
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Uploads a folder in one commit and returns its address."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(folder, Path(temporary, folder.name))
+        card_for(folder, repo_id).save(copy / "README.md")
+        create_repo(repo_id, private=private, exist_ok=True)
+        return upload_folder(repo_id=repo_id, folder_path=copy, commit_message=f"Upload {folder.name}").commit_url
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="default: all under pipelines/ and schedulers/")
+    parser.add_argument("--namespace", help="user or organisation that shall own the repositories")
+    parser.add_argument("--private", action="store_true", help="for repositories that are new")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be uploaded")
+    parser.add_argument("--refresh_cards", action="store_true")
+    args = parser.parse_args(argv)
+    if args.namespace is None and not args.refresh_cards:
+        parser.error("`--namespace` must name who shall own the repositories, got none. Pass your user name.")
+    everything = (*ROOT.glob(f"pipelines/*/{INDICES[0]}"), *ROOT.glob(f"schedulers/*/{INDICES[1]}"))
+    folders = [folder.resolve() for folder in args.folders or sorted(path.parent for path in everything)]
+    try:
+        for folder in folders:
+            index_of(folder)
+    except ValueError as error:
+        parser.error(str(error))
+
+    for folder in folders:
+        repo_id = f"{args.namespace}/{folder.name}"
+        if args.refresh_cards:
+            card_for(folder, f"{folder.parent.name}/{folder.name}").save(folder / "README.md")
+        elif args.dry_run:
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            print(f"{repo_id}: {len(sizes)} files, {sum(sizes):,} bytes")
+        else:
+            print(f"{repo_id}: {push(folder, repo_id, args.private)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+r"""Train a masked diffusion language model (MDLM) on texts, and write it with its tokenizer and a scheduler.
+
+    accelerate launch examples/train_mdlm.py --dataset karpathy/tiny_shakespeare --output_dir runs/shakespeare \
+        --mixed_precision bf16
+
+`--data_dir FOLDER` reads local .txt files instead. The tokens are the characters of the training text, or those of
+any tokenizer of the Hub: `--tokenizer gpt2`. Add `--resume_from_checkpoint latest` to go on after a stop. Then:
+
+    model = MDLMTransformer.from_pretrained("runs/shakespeare", subfolder="transformer")
+    tokenizer = AutoTokenizer.from_pretrained("runs/shakespeare", subfolder="tokenizer")
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from torch import Tensor
+from tqdm.auto import tqdm
+from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_maskdiff import MDLMTransformer, MomentScheduler
+from hf_maskdiff.evaluation.likelihood import nelbo
+from hf_maskdiff.evaluation.text_data import load_documents
+
+SMALLEST_TIME = 1e-3
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
+    parser.add_argument("--tokenizer", help="folder or Hub name of a tokenizer; default: one token a character")
+    parser.add_argument("--model_length", type=int, default=128, help="tokens per row")
+    parser.add_argument("--hidden_dim", type=int, default=192)
+    parser.add_argument("--cond_dim", type=int, default=32)
+    parser.add_argument("--n_blocks", type=int, default=5)
+    parser.add_argument("--n_heads", type=int, default=4)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--time_conditioning", action="store_true", help="tell the model the time")
+    parser.add_argument("--max_train_steps", type=int, default=4000)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
+    return parser.parse_args(argv)
+
+
+def character_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a character of the documents: byte pair encoding that merges nothing."""
+    characters = sorted(set().union("\n", *documents))
+    vocabulary = {token: i for i, token in enumerate([*characters, "[UNK]", "[PAD]"])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(name: str | None, documents: Sequence[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer whose last token is the mask, as the last row of the model is."""
+    tokenizer = character_tokenizer(documents) if name is None else AutoTokenizer.from_pretrained(name)
+    if tokenizer.mask_token_id != len(tokenizer) - 1:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]" if tokenizer.mask_token is None else "<|mask|>"})
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> Tensor:
+    """All documents one after the other, each followed by the end-of-text token or a line break: int64 `(length,)`."""
+    end = tokenizer.eos_token or "\n"
+    rows = tokenizer([text + end for text in documents], add_special_tokens=False, verbose=False).input_ids
+    return torch.tensor(list(chain.from_iterable(rows)))
+
+
+def spread_times(num: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Times uniform in (0, 1), one in each of `num` equal parts: the loss varies less than at independent times."""
+    times = (torch.rand(1, generator=generator, device=device) + torch.arange(num, device=device)) / num % 1
+    return SMALLEST_TIME + (1 - SMALLEST_TIME) * times
+
+
+@torch.no_grad()
+def evaluate(model: MDLMTransformer, scheduler: MomentScheduler, rows: Tensor, batch_size: int, seed: int) -> float:
+    """Mean bound in nats per token, with the same times and masks every time."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    times = spread_times(len(rows), generator, rows.device)
+    times = times[torch.randperm(len(rows), generator=generator, device=rows.device)]
+    total = 0.0
+    for tokens, t in zip(rows.split(batch_size), times.split(batch_size), strict=True):
+        sample = scheduler.add_noise(tokens, t, generator)
+        logits = model(sample, t).logits
+        total += nelbo(logits, sample, tokens, t, scheduler.config.mask_token_id).sum().item()
+    return total / rows.numel()
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Trains, saves model, tokenizer and scheduler, and returns the bound on the test split."""
+    args = parse_args(argv)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    device, length = accelerator.device, args.model_length
+    set_seed(args.seed)
+    with accelerator.main_process_first():
+        documents, test_documents = (load_documents(s, args.dataset, args.data_dir) for s in ("train", "test"))
+        tokenizer = load_tokenizer(args.tokenizer, documents)
+    tokens, test_tokens = (encode(tokenizer, texts).to(device) for texts in (documents, test_documents))
+    if min(len(tokens) // 2, len(test_tokens)) < length:
+        raise ValueError(
+            f"`model_length` must be at most {min(len(tokens) // 2, len(test_tokens))} for this text, got {length}."
+        )
+    test_rows = test_tokens[: len(test_tokens) // length * length].view(-1, length)
+
+    mask_token_id = len(tokenizer) - 1
+    scheduler = MomentScheduler(mask_token_id=mask_token_id, masking_schedule="linear", choice_temperature=4.0)
+    model = MDLMTransformer(
+        vocab_size=len(tokenizer),
+        model_length=length,
+        hidden_dim=args.hidden_dim,
+        cond_dim=args.cond_dim,
+        n_blocks=args.n_blocks,
+        n_heads=args.n_heads,
+        dropout=args.dropout,
+        time_conditioning=args.time_conditioning,
+    ).to(device)
+    if device.type == "cpu" and length <= 128:
+        # Plain matrix products train faster there than the fused kernel, as long as rows are short.
+        model.set_attention_backend("_native_math")
+    ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
+    # The schedule stays unprepared: a prepared one steps once per process.
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(ema, schedule)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    ema.to(device)
+    trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if accelerator.is_main_process:
+        tokenizer.save_pretrained(args.output_dir / "tokenizer")
+        scheduler.save_pretrained(args.output_dir / "scheduler")
+
+    # A row starts anywhere in its part of the text, so no two epochs cut it in the same places.
+    num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
+    test_loss = float("nan")
+    progress = tqdm(
+        index_batches(num_rows, args.batch_size, start, args.max_train_steps, args.seed, accelerator),
+        desc="mdlm",
+        initial=start,
+        total=args.max_train_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step, indices, generator in progress:
+        model.train()
+        starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)
+        rows = tokens[starts[:, None] + offsets]
+        times = spread_times(len(rows), generator, device)
+        # The scheduler that samples is the one that trains.
+        sample = scheduler.add_noise(rows, times, generator)
+        loss = nelbo(model(sample, times).logits, sample, rows, times, mask_token_id).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(trained.parameters())
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
+            save_checkpoint(accelerator, args.output_dir, step + 1)
+            # What is saved and judged are the averaged weights; training goes on from its own.
+            ema.store(trained.parameters())
+            ema.copy_to(trained.parameters())
+            test_loss = evaluate(trained.eval(), scheduler, test_rows, args.batch_size, args.seed)
+            if accelerator.is_main_process:
+                trained.save_pretrained(args.output_dir / "transformer")
+            ema.restore(trained.parameters())
+            progress.write(f"step {step + 1}, test split: {test_loss:.4f} nats per token")
+    accelerator.print(f"{trained.num_parameters():,} parameters, saved in {args.output_dir}")
+    return test_loss
+
+
+if __name__ == "__main__":
+    main()

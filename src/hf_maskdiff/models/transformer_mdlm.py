@@ -1,0 +1,438 @@
+"""The text denoiser of MDLM (arXiv 2406.07524, kuleshov-group/mdlm)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.model_loading_utils import load_state_dict
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from hf_maskdiff.hub import ModelCardMixin
+from hf_maskdiff.models.partial_cache import KeyValueSlot
+
+_NUM_FREQUENCIES = 128
+_NOISE_EPS = 1e-3
+# Where `from_pretrained` finds files.
+_LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+
+
+def log_linear_noise(t: torch.Tensor) -> torch.Tensor:
+    """The noise level sigma at which MDLM has masked a share of 0.999 t: `-log(1 - 0.999 t)`, the shape of `t`."""
+    return -torch.log1p((_NOISE_EPS - 1) * t)
+
+
+class MDLMTokenEmbedding(nn.Module):
+    """A table of token vectors."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(input_ids, self.embedding)
+
+
+class MDLMNoiseEmbedding(nn.Module):
+    """The condition of every adaptive norm: cosines and sines of the noise level, through two layers."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * _NUM_FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, sigma: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        exponents = torch.arange(_NUM_FREQUENCIES, device=sigma.device, dtype=torch.float32) / _NUM_FREQUENCIES
+        angles = sigma.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return F.silu(self.mlp(features.to(dtype)))
+
+
+class MDLMRotaryEmbedding(nn.Module):
+    """Cosines and sines that turn queries and keys by their position, each `(sequence_length, 1, head_dim / 2)`."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", self._frequencies(head_dim // 2, None))
+
+    @staticmethod
+    def _frequencies(num: int, device: torch.device | None) -> torch.Tensor:
+        return 10_000.0 ** (-torch.arange(num, device=device, dtype=torch.float32) / num)
+
+    def forward(self, sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # Computed anew: the buffer, there because published files hold it, is too coarse once cast to half precision.
+        frequencies = self._frequencies(len(self.inv_freq), self.inv_freq.device)
+        positions = torch.arange(sequence_length, device=frequencies.device, dtype=torch.float32)
+        angles = torch.outer(positions, frequencies)[:, None]
+        return angles.cos(), angles.sin()
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns the pairs (i, i + head_dim / 2) of `(batch_size, sequence_length, num_heads, head_dim)`."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+
+
+class AdaLayerNorm(nn.Module):
+    """Layer norm whose gain and offset depend on the condition, computed in float32 for half-precision input.
+
+    `normalise(x) * weight * (1 + scale) + shift`; `shift` and `scale` are `(1 or batch_size, 1, dim)`.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        normalised = F.layer_norm(hidden_states.to(dtype), self.weight.shape)
+        gain = self.weight.to(dtype) * (1 + scale.to(dtype))
+        return torch.addcmul(shift.to(dtype), normalised, gain).to(hidden_states.dtype)
+
+
+class MDLMAttnProcessor:
+    """Softmax attention with rotary positions over all real tokens, through whichever attention backend is selected."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: MDLMAttention,
+        projected: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        query, key, value = projected.unflatten(-1, (3, attn.heads, -1)).unbind(2)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        key, value = attn.key_value_slot(key, value)
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return hidden_states.flatten(2, 3).to(query.dtype)
+
+
+class MDLMAttention(nn.Module, AttentionModuleMixin):
+    """What happens between the two projections of a block; it has no weights."""
+
+    _default_processor_cls = MDLMAttnProcessor
+    _available_processors = [MDLMAttnProcessor]  # noqa: RUF012 (diffusers' convention)
+    _supports_qkv_fusion = False  # published weights are fused
+    fused_projections = True
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key_value_slot = KeyValueSlot()
+        self.processor = self._default_processor_cls()
+
+    def forward(
+        self,
+        projected: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return self.processor(self, projected, rotary, attention_mask)
+
+
+class MDLMTransformerBlock(nn.Module):
+    """Attention and feed-forward, each shifted, scaled and gated by the condition."""
+
+    def __init__(self, dim: int, cond_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = AdaLayerNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn = MDLMAttention(heads)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = AdaLayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+        self.adaLN_modulation = nn.Linear(cond_dim, 6 * dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        condition: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
+            self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=-1)
+        )
+        attended = self.attn(self.attn_qkv(self.norm1(hidden_states, shift_attn, scale_attn)), rotary, attention_mask)
+        hidden_states = hidden_states + gate_attn * self.dropout(self.attn_out(attended))
+        fed = self.mlp(self.norm2(hidden_states, shift_mlp, scale_mlp))
+        return hidden_states + gate_mlp * self.dropout(fed)
+
+
+# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
+TransformerBlockRegistry.register(MDLMTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
+class MDLMOutputLayer(nn.Module):
+    """A last adaptive norm, and a logit per token."""
+
+    def __init__(self, dim: int, cond_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.norm_final = AdaLayerNorm(dim)
+        self.linear = nn.Linear(dim, vocab_size)
+        self.adaLN_modulation = nn.Linear(cond_dim, 2 * dim)
+
+    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(self.norm_final(hidden_states, shift, scale))
+
+
+class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+    """Text denoiser that takes the weights published with MDLM, at any length, on any device.
+
+    A bidirectional transformer with rotary positions over token ids of which some are masked. All masked positions
+    are predicted at once and independently, which makes it a denoiser for every scheduler of this package. The noise
+    level enters through adaptive norms in every layer; without `time_conditioning`, as published, it is always zero,
+    the norms' condition is one learned vector, and how much is masked is seen from the tokens.
+
+    A new model starts with blocks that are the identity (their modulation is zero) and with all other matrices normal
+    with standard deviation 0.02; the same `torch.manual_seed` gives the same model.
+
+    Source: Sahoo et al., "Simple and Effective Masked Diffusion Language Models", arXiv 2406.07524; repository
+    kuleshov-group/mdlm (Apache-2.0). Written anew; agrees with it to float32 rounding. Names of sizes and weights are
+    those of the published files.
+
+    Example:
+
+    ```python
+    model = MDLMTransformer(vocab_size=68, model_length=128, hidden_dim=192, cond_dim=32, n_blocks=5, n_heads=6)
+    input_ids = torch.full((2, 100), 67)   # everything masked
+    logits = model(input_ids).logits       # (2, 100, 68)
+    ```
+
+    Args:
+        vocab_size (`int`): Rows of the token table; the last one, `vocab_size - 1`, is the mask.
+        model_length (`int`): Length of the sequences it was trained on; shorter and longer ones work too.
+        hidden_dim (`int`): Width of the residual stream.
+        cond_dim (`int`): Width of the norms' condition.
+        n_blocks (`int`): Number of transformer blocks.
+        n_heads (`int`): Number of attention heads; `hidden_dim / n_heads` must be an even integer.
+        dropout (`float`, defaults to 0.1):
+            Dropout probability in training, on what attention and feed-forward add to the residual stream.
+        time_conditioning (`bool`, defaults to False): Whether the model is told the time.
+
+    Raises:
+        ValueError: If a size is below 1, `n_heads` does not fit `hidden_dim`, or `dropout` is not in [0, 1).
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MDLMTransformerBlock"]  # noqa: RUF012 (diffusers' convention)
+    _repeated_blocks = ["MDLMTransformerBlock"]  # noqa: RUF012 (diffusers' convention)
+    _skip_layerwise_casting_patterns = ["embed", "norm"]  # noqa: RUF012 (diffusers' convention)
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size: int,
+        model_length: int,
+        hidden_dim: int,
+        cond_dim: int,
+        n_blocks: int,
+        n_heads: int,
+        dropout: float = 0.1,
+        time_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("vocab_size", vocab_size),
+            ("model_length", model_length),
+            ("hidden_dim", hidden_dim),
+            ("cond_dim", cond_dim),
+            ("n_blocks", n_blocks),
+            ("n_heads", n_heads),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a larger one.")
+        if hidden_dim % (2 * n_heads):
+            raise ValueError(
+                f"`hidden_dim` must be a multiple of 2 * `n_heads` = {2 * n_heads}, got {hidden_dim}. "
+                "Rotary positions turn pairs of a head's coordinates: make every head of even width."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {dropout}. Pass 0 to train without it.")
+
+        self.vocab_embed = MDLMTokenEmbedding(vocab_size, hidden_dim)
+        self.sigma_map = MDLMNoiseEmbedding(cond_dim)
+        self.rotary_emb = MDLMRotaryEmbedding(hidden_dim // n_heads)
+        self.blocks = nn.ModuleList(
+            MDLMTransformerBlock(hidden_dim, cond_dim, n_heads, dropout) for _ in range(n_blocks)
+        )
+        self.output_layer = MDLMOutputLayer(hidden_dim, cond_dim, vocab_size)
+
+        self.gradient_checkpointing = False
+        self._initialise_weights()
+
+    def _initialise_weights(self) -> None:
+        nn.init.normal_(self.vocab_embed.embedding, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.0 if "modulation" in name else 0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> MDLMTransformer:
+        """Load a model saved by `save_pretrained`, or one in the layout in which MDLM's authors publish theirs.
+
+        That layout (kuleshov-group/mdlm-owt) is a `config.json` of model type "mdlm" with `model.safetensors`, whole
+        or in shards, whose names start with "backbone."; the repository's own code is neither needed nor run.
+
+        Example:
+
+        ```python
+        model = MDLMTransformer.from_pretrained("kuleshov-group/mdlm-owt", torch_dtype=torch.bfloat16)
+        ```
+
+        Args:
+            pretrained_model_name_or_path: A repository of the Hub or a local folder.
+            kwargs: As for every diffusers model. For the published layout only `torch_dtype` (or `dtype`) and what
+                says where the files are: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`,
+                `force_download`, `proxies`.
+
+        Raises:
+            ValueError: If a published folder lacks settings or weights, or holds others than these, or if a keyword is
+                not known for it.
+        """
+        location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+        config = cls.load_config(pretrained_model_name_or_path, **location)
+        if config.get("model_type") != "mdlm":
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+        unknown = sorted(kwargs.keys() - {*_LOCATION, "torch_dtype", "dtype"})
+        if unknown:
+            raise ValueError(
+                f"{unknown} cannot be used with the published layout in {str(pretrained_model_name_or_path)!r}. Load "
+                "the model without, call `model.save_pretrained(folder)`, and load that folder."
+            )
+        settings = inspect.signature(cls.__init__).parameters
+        required = [name for name, setting in settings.items() if setting.default is setting.empty and name != "self"]
+        missing = [name for name in required if name not in config]
+        if missing:
+            raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
+        with torch.device("meta"):
+            model = cls(**{name: config[name] for name in settings if name in config})
+
+        weights: dict[str, torch.Tensor] = {}
+        for file in _published_weights(pretrained_model_name_or_path, location):
+            weights |= {key.removeprefix("backbone."): tensor for key, tensor in load_state_dict(file).items()}
+        try:
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights in {str(pretrained_model_name_or_path)!r} do not fit its config.json. {error}"
+            ) from error
+        model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        return (model if dtype is None else model.to(dtype)).eval()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        timestep: float | torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MaskedLMOutput | tuple[torch.Tensor]:
+        """Predict every position's token from all the others.
+
+        Args:
+            input_ids: Token ids, `(batch_size, sequence_length)`, int64; masked positions hold `vocab_size - 1`.
+            timestep: Time t in [0, 1], the share of masked positions, one number or one per row `(batch_size,)`; only
+                a model with `time_conditioning` reads it, and must be given it. It enters as the noise level
+                `log_linear_noise(t)`.
+            attention_mask: `(batch_size, sequence_length)`, bool or integer, 1 where a token is real and 0 where it is
+                padding, which no position attends to; None where all are real.
+            return_dict: Whether to return a `MaskedLMOutput` rather than a tuple.
+
+        Returns:
+            An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
+            the model's dtype: raw logits for masked and other positions alike. The last column belongs to the mask,
+            which is never a target; samplers leave it out.
+
+        Raises:
+            ValueError: If a shape or dtype is not as above, or the time is missing. Ids out of range are not looked
+                for (that would make an accelerator wait); they fail in the embedding.
+        """
+        if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
+            raise ValueError(
+                "`input_ids` must hold ids as torch.int64 of shape (batch_size, sequence_length), got "
+                f"{input_ids.dtype} {tuple(input_ids.shape)}. Pass `tokenizer(texts, return_tensors='pt').input_ids`."
+            )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+                f"{tuple(attention_mask.shape)}. Pass 1 where a token is real and 0 where it is padding."
+            )
+        rotary = self.rotary_emb(input_ids.shape[1])
+        if attention_mask is not None:
+            real = attention_mask.bool()
+            # A row without any real token would be a softmax over nothing: it attends to all of its padding.
+            attention_mask = (real | ~real.any(-1, keepdim=True))[:, None, None]
+
+        hidden_states = self.vocab_embed(input_ids)
+        noise_level = self._noise_level(timestep, len(input_ids), input_ids.device)
+        condition = self.sigma_map(noise_level, hidden_states.dtype)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(
+                    block, hidden_states, condition, rotary, attention_mask
+                )
+            else:
+                hidden_states = block(hidden_states, condition, rotary, attention_mask)
+        logits = self.output_layer(hidden_states, condition)
+        if not return_dict:
+            return (logits,)
+        return MaskedLMOutput(logits=logits)
+
+    def _noise_level(
+        self, timestep: float | torch.Tensor | None, batch_size: int, device: torch.device
+    ) -> torch.Tensor:
+        """Sigma, one for all rows or one per row: `(1 or batch_size,)`."""
+        if not self.config.time_conditioning:
+            return torch.zeros(1, device=device)
+        if timestep is None:
+            raise ValueError("`timestep` must be given to a model with `time_conditioning`, got None. Pass the time t.")
+        time = torch.as_tensor(timestep)
+        if time.shape not in ((), (1,), (batch_size,)):
+            raise ValueError(
+                f"`timestep` must be one time or one per row ({batch_size},), got {tuple(time.shape)}. "
+                "Pass an entry of `scheduler.timesteps`."
+            )
+        return log_linear_noise(time.reshape(-1)).float().to(device)
+
+
+def _published_weights(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> Sequence[str]:
+    """The files of a published model's weights, downloaded where need be."""
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    file = cached_file(name_or_path, "model.safetensors", **location, **optional)
+    if file is not None:
+        return [file]
+    index = cached_file(name_or_path, "model.safetensors.index.json", **location, **optional)
+    if index is None:
+        raise ValueError(f"{str(name_or_path)!r} must hold `model.safetensors`, whole or in shards. Check the path.")
+    return get_checkpoint_shard_files(name_or_path, index, **location)[0]

@@ -1,0 +1,71 @@
+"""Ancestral sampling, as MDLM does it: every masked token is revealed independently of the others."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule, mask_ratio
+from ..sampling import Marginals, Purpose
+from .scheduling_choose_then_sample import ChooseThenSampleScheduler
+from .scheduling_masked_diffusion import StepContext
+
+
+class AncestralScheduler(ChooseThenSampleScheduler):
+    r"""Follows the reverse process itself: how many positions a step reveals is random, and may be none.
+
+    $$ \Pr[i \text{ is revealed in step } n] = 1 - \frac{m(t_{n+1})}{m(t_n)}, \qquad x_i \sim p_i $$
+
+    for every masked position independently, with m the mask ratio of `masking_schedule`. The result's law tends to the
+    model's own as 1 / T. The last step reveals all that is left. Where a step reveals nothing in a row, the row needs
+    no new model call before it does; the pipelines save that call for models without a time input, so many short steps
+    cost at most as many calls as there are positions.
+
+    MDLM's log-linear noise is `masking_schedule="linear"`; its cosine noise is `"mdlm_cosine"`, which is not MaskGIT's
+    `"cosine"`. Source: "Simple and Effective Masked Diffusion Language Models" (arXiv 2406.07524).
+
+    Example:
+
+        scheduler = AncestralScheduler(mask_token_id=50257)
+        scheduler.set_timesteps(128)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample).logits, t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
+            has no say here, since the counts are random.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "linear",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        self.check_config()
+
+    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
+        """None: the noise decides."""
+        self._require_run()
+
+    def reveal_probability(self, step_index: int) -> float:
+        """The probability with which each masked position is revealed in a step."""
+        num_steps = self._require_run()
+        times = 1 - torch.tensor([step_index, step_index + 1], dtype=torch.float64) / num_steps
+        before, after = mask_ratio(self.config.masking_schedule, times).tolist()
+        return 1 - after / before
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        return -context.uniform(Purpose.CHOICE)
+
+    def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
+        revealed = (scores > -self.reveal_probability(context.step_index)).to(context.remaining.device)
+        masked_first = torch.arange(scores.shape[1], device=revealed.device) < context.remaining[:, None]
+        return (revealed & masked_first).sum(-1)

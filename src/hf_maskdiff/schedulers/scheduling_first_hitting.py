@@ -1,0 +1,76 @@
+"""The first-hitting sampler: one position at a time, in random order."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..sampling import Marginals, Purpose
+from . import position_orders
+from .scheduling_choose_then_sample import ChooseThenSampleScheduler
+from .scheduling_masked_diffusion import StepContext
+
+
+class FirstHittingScheduler(ChooseThenSampleScheduler):
+    r"""Draws from the model's own joint law exactly, at one model call per position: the reference for all others.
+
+    $$ i \sim \text{uniform over the masked positions}, \qquad x_i \sim p_i $$
+
+    The reverse process changes only at the moments at which a position is revealed; this sampler jumps from one to the
+    next, so it has no discretisation error: it is what `AncestralScheduler` tends to with ever more steps. Rows of a
+    batch each reveal one position per call, whatever the others hold.
+
+    **`num_inference_steps` bounds nothing here.** The pipelines replace it by the largest number of masks in a row.
+    In a loop of your own call `set_timesteps` with that number; as in every scheduler, the last step of a shorter run
+    reveals all that is left, which is exact no more.
+
+    Source: "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical
+    Sampling" (arXiv 2409.02908). The model is taken to have no time input; one that has is given evenly spaced times.
+
+    Example:
+
+        scheduler = FirstHittingScheduler(mask_token_id=50257)
+        scheduler.set_timesteps(1024)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample).logits, t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; the
+            schedule serves `add_noise` alone, and `rounding` has no say.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "linear",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        self.check_config()
+
+    def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
+        """As many steps as the row with the most masks needs, all of them run."""
+        self._require_run()
+        self.set_timesteps(max(1, int(num_masked.max())))
+        return 0
+
+    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor:
+        """One in each row as long as any is masked; in the last step all."""
+        num_steps = self._require_run() - first_step
+        remaining = num_masked.cpu() - torch.arange(num_steps)[:, None]
+        counts = remaining.clamp(0, 1)
+        counts[-1] = remaining[-1].clamp(min=0)
+        return counts
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        return position_orders.uniform(marginals, context, Purpose.CHOICE)
+
+    def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
+        return context.remaining.clamp(max=1)
