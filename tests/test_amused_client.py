@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline, AmusedScheduler
 
-from hf_maskdiff import MaskedDiffusionScheduler, MaskGITScheduler
+from hf_maskdiff import AncestralScheduler, MaskedDiffusionScheduler, MaskGITScheduler
 
 PROMPTS = ["the cat and the dog", "on the moon"]
 
@@ -221,8 +221,9 @@ def test_inpainting_with_another_share_of_masks_in_each_row(
     assert len(left) == 1 + int(STEPS * strength)
     assert left[0].tolist() == [8, 56]
     assert left[-1].tolist() == [0, 0]
-    for before, after in pairwise(left):
-        assert bool(((after < before) | (before == 0)).all())
+    if scheduler_class is not AncestralScheduler:  # whose steps may reveal nothing
+        for before, after in pairwise(left):
+            assert bool(((after < before) | (before == 0)).all())
     kept = mask[:, 0, ::2, ::2] == 0
     assert torch.equal(codes[kept], codes_of(pipe, images)[kept])
 

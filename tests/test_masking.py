@@ -46,19 +46,27 @@ def exact_masks(schedule: str, done: int, steps: int) -> tuple[np.ndarray, np.nd
         "square": (steps**2 - done**2, steps**2),
         "cosine": (1, 2) if 3 * done == 2 * steps else None,
         "arccos": (2, 3) if 2 * done == steps else None,
+        "mdlm_cosine": (1, 2) if 3 * done == steps else None,
     }[schedule]
     if rational is not None:
         numerator, denominator = rational
         floor, remainder = np.divmod(POSITIONS * numerator, denominator)
         return floor, floor + (remainder > 0)
     quarter = Fraction(done, steps)
-    product = POSITIONS * (cos(pi / 2 * done / steps) if schedule == "cosine" else 2 / pi * acos(done / steps))
+    share = {
+        "cosine": cos(pi / 2 * done / steps),
+        "arccos": 2 / pi * acos(done / steps),
+        "mdlm_cosine": 1 - cos(pi / 2 * (steps - done) / steps),
+    }[schedule]
+    product = POSITIONS * share
     floor = np.floor(product).astype(np.int64)
     nearest = np.rint(product).astype(np.int64)
     for n in np.flatnonzero(np.abs(product - nearest) < 1e-6)[1:]:  # N = 0 is 0 without a doubt
         k = int(nearest[n])
         if schedule == "cosine":
             reached = exact_cos(quarter) * int(n) >= k
+        elif schedule == "mdlm_cosine":
+            reached = (1 - exact_cos(1 - quarter)) * int(n) >= k
         else:  # (2 / pi) arccos(r) >= k / n where r <= cos(pi k / 2n)
             reached = Decimal(done) / steps <= exact_cos(Fraction(k, int(n)))
         floor[n] = k if reached else k - 1
@@ -200,6 +208,7 @@ def test_mask_ratios() -> None:
         "linear": t,
         "arccos": 2 / pi * torch.arccos(1 - t),
         "square": 1 - (1 - t) ** 2,
+        "mdlm_cosine": 1 - torch.cos(pi / 2 * t),
     }
     assert formulas.keys() == MASKING_SCHEDULES.keys()
     for schedule, expected in formulas.items():

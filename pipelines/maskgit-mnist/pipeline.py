@@ -1,5 +1,9 @@
 """Opens this repository with the installed package: `pip install hf-maskdiff`."""
 
+# diffusers runs every local `pipeline.py` in one module, and allows that module one pipeline.
+for name in [name for name in globals() if name.endswith("Pipeline")]:
+    del globals()[name]
+
 try:
     from hf_maskdiff import MaskGITPipeline
 except ImportError as error:

@@ -22,6 +22,10 @@ GENERATED = ("Usage", "Components", "Configuration", "Evaluation")
 PIPELINE_FILE = '''\
 """Opens this repository with the installed package: `pip install {distribution}`."""
 
+# diffusers runs every local `pipeline.py` in one module, and allows that module one pipeline.
+for name in [name for name in globals() if name.endswith("Pipeline")]:
+    del globals()[name]
+
 try:
     {import_line}
 except ImportError as error:

@@ -22,7 +22,7 @@ MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "arccos": lambda t: 2 / math.pi * torch.arccos(1 - t),
     "square": lambda t: t * (2 - t),
     # MDLM's cosine noise (arXiv 2406.07524), another curve than MaskGIT's.
-    "mdlm_cosine": lambda t: 2 * torch.sin(math.pi / 4 * t) ** 2,
+    "mdlm_cosine": lambda t: 1 - torch.sin(math.pi / 2 * (1 - t)),
 }
 
 # Counts may be float64 tensors, one per row, or one number for all rows; the arithmetic below is the same for both.
