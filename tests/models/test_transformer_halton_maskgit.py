@@ -257,6 +257,27 @@ def test_fused_projections_change_nothing() -> None:
     torch.testing.assert_close(model(sample, labels).sample, logits)
 
 
+def test_lora_can_be_trained_saved_and_taken_off(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed: it is what adds LoRA to a model")
+    model, (sample, labels) = make_model(), make_inputs()
+    plain = model(sample, labels).sample
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    adapted = model(sample, labels).sample
+    assert (adapted - plain).abs().max() > 1e-2
+    adapted.square().mean().backward()
+    assert {name.rsplit(".", 3)[1] for name, p in model.named_parameters() if p.grad is not None} == {
+        "lora_A",
+        "lora_B",
+    }
+
+    model.save_lora_adapter(tmp_path)
+    loaded = make_model()
+    loaded.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(loaded(sample, labels).sample, adapted)
+    loaded.unload_lora()
+    assert torch.equal(loaded(sample, labels).sample, plain)
+
+
 def test_slots_see_final_keys_and_values_and_can_replace_them() -> None:
     model, (sample, labels) = make_model(), make_inputs()
     logits = model(sample, labels).sample
