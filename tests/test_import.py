@@ -34,7 +34,7 @@ def test_names_are_sorted_and_unique() -> None:
 
 @pytest.mark.parametrize(
     ("package", "installed", "oldest"),
-    [("diffusers", "0.41.9", "0.42"), ("transformers", "4.57.1", "5.0"), ("torch", "2.3.1+cpu", "2.4")],
+    [("diffusers", "0.41.9", "0.42"), ("transformers", "4.57.1", "5.0"), ("torch", "2.5.1+cpu", "2.6")],
 )
 def test_an_old_version_is_one_clear_error(package: str, installed: str, oldest: str) -> None:
     """In a process of its own, so that the import itself is what fails; nothing heavy is loaded before it does."""
@@ -54,7 +54,7 @@ def test_an_old_version_is_one_clear_error(package: str, installed: str, oldest:
 @pytest.mark.parametrize(
     ("package", "installed"),
     [
-        ("torch", "2.4"),
+        ("torch", "2.6"),
         ("torch", "2.13.0+cu128"),
         ("torch", "10.0"),
         ("diffusers", "0.43.0.dev0"),
@@ -76,7 +76,7 @@ def test_a_missing_package_is_the_same_error(monkeypatch: pytest.MonkeyPatch) ->
         raise _versions.PackageNotFoundError(name)
 
     monkeypatch.setattr(_versions, "version", version)
-    with pytest.raises(ImportError, match=r"needs torch 2.4 or newer, found none. Run `pip install -U torch`"):
+    with pytest.raises(ImportError, match=r"needs torch 2.6 or newer, found none. Run `pip install -U torch`"):
         _versions.require_supported_versions()
 
 
