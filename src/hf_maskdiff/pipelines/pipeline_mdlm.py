@@ -31,7 +31,7 @@ EXAMPLE_DOC_STRING = """
         ```py
         >>> from hf_maskdiff import MDLMPipeline
 
-        >>> pipe = MDLMPipeline.from_pretrained("pipelines/mdlm-tinyshakespeare")
+        >>> pipe = MDLMPipeline.from_pretrained("pipelines/mdlm-shakespeare")
         >>> text = pipe("ROMEO:", num_inference_steps=32).texts[0]
 
         >>> pipe(["JULIET:", "First Citizen:"], num_return_sequences=2).texts  # four texts
