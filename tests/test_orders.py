@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from hf_maskdiff.orders import (
+    explore_first,
     halton_order,
     largest_prefix,
     log_confidence,
     log_margin,
     log_moment,
-    merge_orders,
     negative_entropy,
     radical_inverse,
     ranking,
@@ -171,8 +171,9 @@ def test_nan_ranks_first_among_candidates() -> None:
     assert ranking(scores, torch.tensor([[True, False, True, True]]))[0, :3].tolist() == [2, 3, 0]
 
 
-@given(st.data())
-def test_merging_is_taking_turns(data: st.DataObject) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(data=st.data())
+def test_merging_is_taking_turns(dtype: torch.dtype, data: st.DataObject) -> None:
     length, rows = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     order = st.permutations(range(length))
     exploration = data.draw(st.lists(order, min_size=rows, max_size=rows))
@@ -183,8 +184,9 @@ def test_merging_is_taking_turns(data: st.DataObject) -> None:
         merged = list(first[:m])
         merged += [position for position in second if position not in merged]
         expected.append(merged)
-    merged = merge_orders(torch.tensor(exploration), torch.tensor(exploitation), torch.tensor(explored))
-    assert merged.tolist() == expected
+    scores = -torch.tensor(exploitation).argsort(-1).to(dtype)
+    merged = explore_first(scores, torch.tensor(exploration), torch.tensor(explored))
+    assert ranking(merged, torch.ones(rows, length, dtype=torch.bool)).tolist() == expected
 
 
 @given(st.data())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from hf_maskdiff.orders import log_confidence, log_moment, negative_entropy
 from hf_maskdiff.sampling import (
     Marginals,
     Purpose,
+    chunked_inverse_cdf,
     draw_keys,
     gumbel,
     inverse_cdf,
@@ -140,61 +141,70 @@ def test_run_keys_stay() -> None:
 # --- exact draws ------------------------------------------------------------------------------------------------------
 
 
+Inverse = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+both_inverses = pytest.mark.parametrize("inverse", [inverse_cdf, chunked_inverse_cdf])
+
+
 def grid(size: int) -> torch.Tensor:
     return (torch.arange(size, dtype=torch.float64) + 0.5) / size
 
 
+@both_inverses
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 255, 300, 1025])
-def test_a_grid_of_uniforms_gives_the_exact_frequencies(tokens: int) -> None:
+def test_a_grid_of_uniforms_gives_the_exact_frequencies(inverse: Inverse, tokens: int) -> None:
     rng = np.random.default_rng(tokens)
     for zeros in (0.0, 0.5, 0.95):
         masses = rng.integers(1, 20, tokens) * (rng.random(tokens) >= zeros)
         masses[rng.integers(tokens)] += 1  # at least one
         total = int(masses.sum())
         probs = torch.tensor(masses, dtype=torch.float32)  # not normalised: the draw is relative to the total
-        drawn = inverse_cdf(probs.expand(3 * total, tokens), grid(3 * total))
+        drawn = inverse(probs.expand(3 * total, tokens), grid(3 * total))
         assert np.array_equal(np.bincount(drawn.numpy(), minlength=tokens), 3 * masses)
         assert (drawn.diff() >= 0).all()
 
 
-def test_the_cumulative_mass_must_exceed_the_level() -> None:
+@both_inverses
+def test_the_cumulative_mass_must_exceed_the_level(inverse: Inverse) -> None:
     probs = torch.tensor([[1.0, 1.0, 0.0, 2.0, 4.0]]).expand(8, 5)
-    assert inverse_cdf(probs, torch.arange(8).double() / 8 + SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4, 4]
-    assert inverse_cdf(probs[1:], torch.arange(1, 8).double() / 8).tolist() == [1, 3, 3, 4, 4, 4, 4]
-    assert inverse_cdf(probs[1:], torch.arange(1, 8).double() / 8 - SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4]
+    assert inverse(probs, torch.arange(8).double() / 8 + SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4, 4]
+    assert inverse(probs[1:], torch.arange(1, 8).double() / 8).tolist() == [1, 3, 3, 4, 4, 4, 4]
+    assert inverse(probs[1:], torch.arange(1, 8).double() / 8 - SMALLEST).tolist() == [0, 1, 3, 3, 4, 4, 4]
 
 
-def test_impossible_tokens_are_never_drawn() -> None:
+@both_inverses
+def test_impossible_tokens_are_never_drawn(inverse: Inverse) -> None:
     extremes = [SMALLEST, 3 * SMALLEST, 0.25, 0.5, 0.75, 1 - 3 * SMALLEST, 1 - SMALLEST]
     extremes = torch.tensor(extremes, dtype=torch.float64)
     for tokens in (5, 64, 100, 4097):
         for only in (0, 1, tokens // 2, tokens - 2, tokens - 1):
             probs = torch.zeros(len(extremes), tokens)
             probs[:, only] = 0.3
-            assert (inverse_cdf(probs, extremes) == only).all()
+            assert (inverse(probs, extremes) == only).all()
         alternating = (torch.arange(tokens) % 2).float().expand(len(extremes), tokens) / 3
-        assert (inverse_cdf(alternating, extremes) % 2 == 1).all()
+        assert (inverse(alternating, extremes) % 2 == 1).all()
         # Masses of all magnitudes, in blocks that end in zeros.
         probs = torch.rand(400, tokens, generator=seeded(tokens)) ** 20
         probs *= torch.rand(400, tokens, generator=seeded(1)) < 0.2
         probs[:, 1] = 1e-38
         for uniform in extremes:
-            drawn = inverse_cdf(probs, uniform.expand(400))
+            drawn = inverse(probs, uniform.expand(400))
             assert (probs.gather(1, drawn[:, None]) > 0).all()
 
 
-def test_a_tail_keeps_its_mass() -> None:
+@both_inverses
+def test_a_tail_keeps_its_mass(inverse: Inverse) -> None:
     """1e-3 over 50,000 tokens after one that has the rest: a thousandth of the grid falls into it, and spreads."""
     probs = torch.full((1, 50_001), 1e-3 / 50_000)
     probs[0, 0] = 0.999
-    drawn = inverse_cdf(probs.expand(100, -1), 0.999 + 1e-3 * grid(100))
+    drawn = inverse(probs.expand(100, -1), 0.999 + 1e-3 * grid(100))
     assert (drawn > 0).all()
     torch.testing.assert_close(drawn.double(), 50_000 * grid(100), atol=50, rtol=0)
 
 
-def test_rows_without_a_distribution_are_marked() -> None:
+@both_inverses
+def test_rows_without_a_distribution_are_marked(inverse: Inverse) -> None:
     nothing = torch.tensor([[0.5, torch.nan], [0.0, 0.0], [0.5, 0.5]])
-    assert inverse_cdf(nothing, torch.full((3,), 0.3).double()).tolist() == [-1, -1, 0]
+    assert inverse(nothing, torch.full((3,), 0.3).double()).tolist() == [-1, -1, 0]
 
 
 def test_drawing_at_a_temperature() -> None:
@@ -233,7 +243,7 @@ def test_draw_all_gives_tokens_and_their_log_probabilities() -> None:
 def all_blocks(marginals: Marginals) -> torch.Tensor:
     batch_size, length, _ = marginals.logits.shape
     rows = torch.arange(batch_size * length)
-    return torch.cat([block for _, block in marginals.blocks(rows)]).view(batch_size, length, -1)
+    return marginals.reduce(lambda block: (block,), rows)[0].view(batch_size, length, -1)
 
 
 @pytest.mark.parametrize(
@@ -370,9 +380,13 @@ def test_no_copy_of_the_logits_is_made(layout: str) -> None:
 def test_blocks_cover_the_rows_once_and_in_order() -> None:
     marginals = Marginals(torch.arange(2 * 300.0).view(2, 300, 1).expand(2, 300, 5000), 5000)
     rows = torch.randperm(600, generator=seeded(0))[:450]
-    parts = list(marginals.blocks(rows))
-    assert len(parts) > 1
-    assert torch.equal(torch.cat([block[:, 0] for _, block in parts]).long(), rows)
-    assert parts[0][0].start == 0
-    assert parts[-1][0].stop == 450
-    assert all(a.stop == b.start for (a, _), (b, _) in pairwise(parts))
+    sizes = []
+
+    def parts(block: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(block))
+        return block[:, 0].long(), column
+
+    first, column = marginals.reduce(parts, rows, rows.double())
+    assert len(sizes) > 1
+    assert torch.equal(first, rows)
+    assert torch.equal(column, rows.double())

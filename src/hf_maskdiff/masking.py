@@ -133,7 +133,7 @@ def reveal_counts(remaining: Tensor, target: Count) -> Tensor:
         target: masks that shall stay, one per row or one number, see `masks_left`.
     """
     target = target.long() if isinstance(target, Tensor) else int(target)
-    return remaining - (remaining - 1).clamp(max=target).clamp_(min=0)
+    return (remaining - target).clamp_(min=1).minimum(remaining)
 
 
 def planned_counts(

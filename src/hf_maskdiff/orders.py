@@ -116,29 +116,43 @@ def ranking(scores: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         int64 `(batch_size, L)`, a permutation in every row.
     """
+    return sort_positions(scores, candidates)[1]
+
+
+def sort_positions(scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores in the order of `ranking`, and the ranking; both `(batch_size, L)`."""
     lowest = torch.finfo(scores.dtype).min
-    scores = torch.where(candidates, scores.clamp(min=lowest), -torch.inf)
-    return scores.sort(dim=-1, descending=True, stable=True).indices
+    scores = scores.clamp(min=lowest).masked_fill_(~candidates, -torch.inf)
+    ordered, positions = scores.sort(dim=-1, descending=True, stable=True)
+    return ordered, positions
 
 
-def merge_orders(exploration: Tensor, exploitation: Tensor, num_explored: Tensor) -> Tensor:
-    """One order out of two: the first `num_explored` positions of the exploration, then the exploitation of the rest.
+def explore_first(scores: Tensor, exploration: Tensor, num_explored: Tensor) -> Tensor:
+    """Two orders merged: scores that put the first `num_explored` positions of an exploration ahead of all others.
 
     Args:
-        exploration, exploitation: int64 `(batch_size, L)`, each row a permutation, as `ranking` returns it.
+        scores: of the exploitation, below 1e30, `(batch_size, L)`.
+        exploration: int64 `(batch_size, L)`, each row a permutation, as `ranking` returns it.
         num_explored: int64 `(batch_size,)`.
 
     Returns:
-        int64 `(batch_size, L)`, a permutation in every row.
+        The scores, with those of the explored positions raised above any other, in the exploration's order.
 
     Example:
-        >>> merge_orders(torch.tensor([[3, 1, 0, 2]]), torch.tensor([[0, 1, 2, 3]]), torch.tensor([2]))
+        >>> scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+        >>> merged = explore_first(scores, torch.tensor([[3, 1, 0, 2]]), torch.tensor([2]))
+        >>> ranking(merged, torch.ones(1, 4, dtype=torch.bool))
         tensor([[3, 1, 0, 2]])
     """
-    explored_rank, exploited_rank = exploration.argsort(-1), exploitation.argsort(-1)
-    length = exploration.shape[-1]
-    merged = torch.where(explored_rank < num_explored[:, None], explored_rank, length + exploited_rank)
-    return merged.argsort(-1)
+    ranks, raised = _ranks_and_raised_scores(exploration.shape[1], exploration.device)
+    explored = torch.where(ranks < num_explored[:, None], raised, scores.gather(1, exploration))
+    return scores.scatter(1, exploration, explored)
+
+
+@lru_cache(maxsize=64)
+def _ranks_and_raised_scores(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    ranks = torch.arange(length, device=device)
+    return ranks, 1e38 / (1 + ranks)
 
 
 def largest_prefix(costs: Tensor, bound: float) -> Tensor:

@@ -8,10 +8,10 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -119,16 +119,20 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
         float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. Its product with a number is
         below that number, also after rounding.
     """
-    states = keys[:, None] + _counters(length, purposes, keys.device)
-    # The same arithmetic by numpy costs a third of the time on so few numbers.
-    bits = torch.from_numpy(_mix(states.numpy())) if states.device.type == "cpu" else _mix(states)
-    return bits.bitwise_right_shift_(13).double().mul_(2.0**-51).add_(0.5 + 2.0**-52)  # signed: -2^50 .. 2^50 - 1
+    counters = _counters(length, purposes, keys.device)
+    if keys.device.type == "cpu":  # the same arithmetic by numpy costs a third of the time on so few numbers
+        states = _mix(keys.numpy()[:, None] + counters.numpy())
+        return torch.from_numpy((states >> 13) * 2.0**-51 + (0.5 + 2.0**-52))
+    return _mix(keys[:, None] + counters).bitwise_right_shift_(13).double().mul_(2.0**-51).add_(0.5 + 2.0**-52)
 
 
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform noise in (0, 1)."""
     return uniform.log().neg_().log_().neg_()
 
+
+# Steps draw few rows: up to this many tokens, fewer operations count for more than a shorter cumulative sum.
+_ONE_PASS = 1024
 
 # --- the model's marginals --------------------------------------------------------------------------------------------
 
@@ -164,18 +168,34 @@ class Marginals:
         size = size if self.codebook_size is None else min(size, self.codebook_size)
         return size - 1 if self.mask_token_id == size - 1 else size
 
-    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield `(slice of rows, block)`; `rows` int64 `(M,)` counts through the flattened `(batch_size, L)`."""
+    def reduce(self, function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *per_row: Tensor) -> list[Tensor]:
+        """`function(block, *columns)` of every block, each of its results joined over the blocks.
+
+        Args:
+            rows: int64 `(M,)`, counted through the flattened `(batch_size, L)`.
+            per_row: tensors `(M, ...)`; a block gets its rows of them.
+        """
         elements = 2**18 if self.logits.device.type == "cpu" else 2**24
         size = max(1, elements // self.num_tokens)
-        allowed = self.logits if self.num_tokens == self.logits.shape[-1] else self.logits[..., : self.num_tokens]
-        length = allowed.shape[1]
-        viewable = len(allowed) == 1 or allowed.stride(0) == length * allowed.stride(1)
-        flat = allowed.flatten(0, 1) if viewable else None
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            block = allowed[part // length, part % length] if flat is None else flat.index_select(0, part)
-            yield slice(start, start + len(part)), self._filtered(block.float())
+        if rows.shape[0] <= size:  # spares small steps the cuts and the joins
+            return list(function(self._block(rows), *per_row))
+        parts = zip(*(values.split(size) for values in (rows, *per_row)), strict=True)
+        results = [function(self._block(part), *columns) for part, *columns in parts]
+        return [torch.cat(blocks) for blocks in zip(*results, strict=True)]
+
+    @cached_property
+    def _flat(self) -> Tensor | None:
+        """The columns that are read, `(batch_size L, tokens)`, where that is a view."""
+        logits, length = self.logits, self.logits.shape[1]
+        if logits.shape[0] > 1 and logits.stride(0) != length * logits.stride(1):
+            return None
+        return logits.flatten(0, 1)[:, : self.num_tokens]
+
+    def _block(self, rows: Tensor) -> Tensor:
+        if self._flat is not None:
+            return self._filtered(self._flat.index_select(0, rows).float())
+        length = self.logits.shape[1]
+        return self._filtered(self.logits[rows // length, rows % length, : self.num_tokens].float())
 
     def _filtered(self, block: Tensor) -> Tensor:
         """Apply temperature, top-k and top-p to a block that is ours to overwrite."""
@@ -205,9 +225,9 @@ class Marginals:
             float32 `(batch_size, L)`.
         """
         rows = _rows_of(wanted)
-        columns = [values.float()[rows // wanted.shape[1], None] for values in per_row]
-        scores = [function(block, *(c[part] for c in columns)) for part, block in self.blocks(rows)]
-        return _place(scores, rows, wanted, torch.float32)
+        columns = [_take(values.float()[:, None].expand(wanted.shape), wanted)[:, None] for values in per_row]
+        (scores,) = self.reduce(lambda *block_and_columns: (function(*block_and_columns),), rows, *columns)
+        return _place(scores, wanted)
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from p_i^beta, normalised, by the inverse of its distribution function.
@@ -221,14 +241,15 @@ class Marginals:
             tokens int64 `(M,)`, -1 where nothing can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
-        beta = beta.to(self.logits.device, torch.float32)[:, None]
-        drawn = []
-        for part, block in self.blocks(rows):
+        # By V alone: the number of rows must not decide how one of them is drawn.
+        inverse = inverse_cdf if self.num_tokens <= _ONE_PASS else chunked_inverse_cdf
+
+        def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
             # Shifted first: near the largest logit the difference is exact, and its product keeps that.
-            block.sub_(block.amax(-1, keepdim=True)).mul_(beta[part])
-            probs = torch.softmax(block, -1, out=block)
-            drawn.append(inverse_cdf(probs.to(device), uniform[part]))
-        return torch.cat(drawn) if drawn else rows
+            block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
+            return (inverse(torch.softmax(block, -1, out=block).to(device), uniform),)
+
+        return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 
     def draw_all(self, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a token from p_i at every wanted position, `wanted` bool, `uniform` float64, both `(batch_size, L)`.
@@ -237,64 +258,85 @@ class Marginals:
             tokens int64, -1 where nothing can be drawn, and their log-probabilities float64, `(batch_size, L)`; at
             positions that are not wanted they mean nothing.
         """
-        rows, device = _rows_of(wanted), float64_device(self.logits.device)
-        uniform = uniform.flatten()[rows.to(device)]
-        tokens, log_probs = [], []
-        for part, block in self.blocks(rows):
+        device = float64_device(self.logits.device)
+
+        def draw_block(block: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             probs = torch.softmax(block, -1, out=block).to(device)
-            tokens.append(inverse_cdf(probs, uniform[part]))
-            log_probs.append(probs.gather(1, tokens[-1].clamp(min=0)[:, None])[:, 0].double().log_())
-        return _place(tokens, rows, wanted, torch.int64), _place(log_probs, rows, wanted, torch.float64)
+            tokens = chunked_inverse_cdf(probs, uniform)
+            return tokens, probs.gather(1, tokens.clamp(min=0)[:, None])[:, 0].double().log_()
+
+        tokens, log_probs = self.reduce(draw_block, _rows_of(wanted), _take(uniform, wanted))
+        return _place(tokens, wanted), _place(log_probs, wanted)
 
 
-def _place(blocks: list[Tensor], rows: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values of rows, in blocks, back at their positions `(batch_size, L)`, 0 elsewhere."""
-    if not blocks:
-        return torch.zeros(wanted.shape, dtype=dtype, device=wanted.device)
-    values = torch.cat(blocks)
-    return values.new_zeros(wanted.numel()).index_copy_(0, rows.to(values.device), values).view(wanted.shape)
+@lru_cache(maxsize=64)
+def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
+    """Where each row of a batch begins in the flattened `(batch_size, L)`, int64 `(batch_size, 1)`."""
+    return (torch.arange(batch_size, device=device) * length)[:, None]
+
+
+def _place(values: Tensor, wanted: Tensor) -> Tensor:
+    """Values of the wanted positions, or of all, at their positions `(batch_size, L)`; 0 elsewhere."""
+    if values.shape[0] == wanted.numel():
+        return values.view(wanted.shape)
+    return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
+
+
+def _take(values: Tensor, wanted: Tensor) -> Tensor:
+    """The values `(batch_size, L)` of `_rows_of`."""
+    return values.masked_select(wanted) if wanted.device.type == "cpu" else values.flatten()
 
 
 def _rows_of(wanted: Tensor) -> Tensor:
     """Flat indices of the wanted positions; of all positions on an accelerator, where selecting would synchronise."""
-    flat = wanted.reshape(-1)
-    return flat.nonzero()[:, 0] if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
+    flat = wanted.flatten()
+    return flat.nonzero().squeeze(1) if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """Exact categorical draws: the first token at which the cumulative mass exceeds `uniform * total`.
 
-    The masses are summed in chunks; the cumulative sum over chunks and the one inside the chosen chunk are float64, so
-    a tail of any size keeps its mass. (A Gumbel-max draw from float32 uniforms does not: arXiv 2409.02908.)
+    Cumulative sums are float64, so a tail of any size keeps its mass. (A Gumbel-max draw from float32 uniforms does
+    not: arXiv 2409.02908.)
 
     Args:
         probs: masses float32 `(M, V)`.
         uniform: float64 `(M,)` in (0, 1).
 
     Returns:
-        tokens int64 `(M,)`, -1 where the row holds NaN.
+        tokens int64 `(M,)`, -1 where the row holds NaN, or no mass.
+    """
+    token, _, _ = _first_above(probs, uniform)
+    return token.masked_fill_(token == probs.shape[1], -1).squeeze(1)
+
+
+def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """`inverse_cdf` for large M V: twice as many operations, but no float64 `(M, V)`.
+
+    The masses are summed in chunks; the cumulative sum over chunks and the one inside the chosen chunk are float64.
     """
     num_tokens = probs.shape[1]
     width = 1 << max(3, (num_tokens - 1).bit_length() // 2)
     missing = -num_tokens % width
     chunks = (torch.nn.functional.pad(probs, (0, missing)) if missing else probs).unflatten(1, (-1, width))
-    mass = chunks.sum(-1)
-    chunk, cumulative, level = _first_above(mass, uniform[:, None])
-    # How far the level lies before the end of its chunk, as a share.
-    share = cumulative.gather(1, chunk).sub_(level).div_(mass.gather(1, chunk))
-    inside = chunks[torch.arange(len(probs), device=probs.device), chunk[:, 0]]
-    # Rounding must not carry it past either end.
-    token, _, _ = _first_above(inside, (1 - share).clamp_(0, _BELOW_ONE))
-    return torch.where(level > 0, token.add_(chunk, alpha=width), -1)[:, 0]
-
-
-# The largest value of the noise.
-_BELOW_ONE = 1 - 2.0**-52
+    chunk, level, cumulative = _first_above(chunks.sum(-1), uniform)
+    none = chunk == chunks.shape[1]
+    chunk.masked_fill_(none, 0)
+    # Inside the chunk all is counted back from its end, where both are 0: the level lies strictly below, and no
+    # rounding makes it reach a column of mass 0, at the end or, by the maximum, at the start.
+    level_inside = level - cumulative.gather(1, chunk)
+    inside = chunks[torch.arange(len(probs), device=probs.device), chunk[:, 0]].cumsum(-1, dtype=torch.float64)
+    mass = inside[:, -1:]
+    token = torch.searchsorted(inside - mass, level_inside.maximum(-mass), right=True)
+    return token.add_(chunk, alpha=width).masked_fill_(none, -1).squeeze(1)
 
 
 def _first_above(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First column whose cumulative mass exceeds the level `uniform * total`; the cumulative masses, and the level."""
+    """First column whose cumulative mass exceeds the level `uniform * total`, the level, and the cumulative masses.
+
+    The column is V where there is none: the row holds NaN, or no mass.
+    """
     cumulative = mass.cumsum(-1, dtype=torch.float64)
     # Strictly below the total, as the noise is below 1, so that a column of mass 0 at the end is never reached.
-    level = uniform * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True).clamp_(max=mass.shape[-1] - 1), cumulative, level
+    level = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level, right=True), level, cumulative

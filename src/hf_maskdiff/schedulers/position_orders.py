@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks
@@ -18,8 +20,12 @@ def uniform(marginals: Marginals, context: StepContext, purpose: Purpose) -> Ten
 
 def halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """Halton order on a grid, bit-reversed order on a sequence."""
-    ranks = spread_ranks(context.grid, context.keys.device)
-    return -ranks.double().expand(context.tokens.shape)
+    return _spread_scores(context.grid, context.keys.device).expand(context.tokens.shape)
+
+
+@lru_cache(maxsize=64)
+def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return -spread_ranks(shape, device).double()
 
 
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
@@ -33,7 +39,7 @@ def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
     """`log sum_x p_i(x)^beta + G_i`."""
     # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound.
     noise = context.gumbel(purpose).div_(context.beta.to(context.keys.device)[:, None])
-    return marginals.score(log_moment, context.masked, context.beta).to(noise.device) + noise
+    return noise.add_(marginals.score(log_moment, context.masked, context.beta).to(noise.device))
 
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:

@@ -66,6 +66,4 @@ class AncestralScheduler(ChooseThenSampleScheduler):
         return -context.uniform(Purpose.CHOICE)
 
     def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
-        revealed = (scores > -self.reveal_probability(context.step_index)).to(context.remaining.device)
-        masked_first = torch.arange(scores.shape[1], device=revealed.device) < context.remaining[:, None]
-        return (revealed & masked_first).sum(-1)
+        return (scores > -self.reveal_probability(context.step_index)).sum(-1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..orders import ranking
-from ..sampling import Generators, Marginals, Purpose
+from ..orders import ranking, sort_positions
+from ..sampling import Generators, Marginals, Purpose, first_rows
 from .scheduling_masked_diffusion import (
     MaskedDiffusionScheduler,
     MaskedDiffusionSchedulerOutput,
@@ -26,7 +27,7 @@ class Choice:
         positions: int64 `(batch_size, K)`, distinct in a row, chosen first and in order; rank r is valid where
             `r < count`.
         count: valid ranks of each row, int64 `(batch_size,)`.
-        tokens: the current tokens at `positions`, int64 `(batch_size, K)`.
+        sample: all current tokens, int64 `(batch_size, L)`.
         noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
         beta: inverse temperature of the draws, float64 `(batch_size, K)`.
         step_index: the step, for error messages.
@@ -35,11 +36,16 @@ class Choice:
 
     positions: Tensor
     count: Tensor
-    tokens: Tensor
+    sample: Tensor
     noise: Tensor
     beta: Tensor
     step_index: int
     full: bool = False
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The current tokens at `positions`, int64 `(batch_size, K)`."""
+        return self.sample.gather(1, self.positions)
 
     @property
     def valid(self) -> Tensor:
@@ -73,8 +79,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         """How many positions each row reveals in this step, int64 `(batch_size,)`: 0 to `context.remaining`.
 
         Args:
-            scores: those of `score_positions` in order, `(batch_size, L)`; only the first `context.remaining` of a row
-                are of masked positions.
+            scores: those of `score_positions` in order, `(batch_size, L)`; -inf beyond the first `context.remaining` of
+                a row, which are of masked positions.
             context: its `count` is what the masking schedule plans.
         """
         return context.count
@@ -85,8 +91,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         For subclasses that merge orders; one order and its count are `score_positions` and `count_positions`.
         """
         scores = self.score_positions(marginals, context).to(context.keys.device)
-        ranked = ranking(scores, context.masked.to(context.keys.device))
-        return ranked, self.count_positions(scores.gather(1, ranked), context)
+        ordered, ranked = sort_positions(scores, context.masked.to(context.keys.device))
+        return ranked, self.count_positions(ordered, context)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         """Inverse temperature of the draws by rank, float64 `(batch_size, num_ranks)`."""
@@ -109,8 +115,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         Returns:
             A `Choice` of K ranks: K is `max_count` where given, else the largest count on a CPU, else L.
         """
-        logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-        return self._choose(context, *self.rank_positions(self.marginals(logits), context), max_count)
+        marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+        return self._choose(context, *self.rank_positions(marginals, context), max_count)
 
     def _choose(self, context: StepContext, ranked: Tensor, count: Tensor, max_count: int | None) -> Choice:
         if count is not context.count and not context.is_last:
@@ -118,14 +124,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         length = context.tokens.shape[1]
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):
-            least, most = (int(count) for count in torch.aminmax(context.count))
-            num_ranks = most if max_count is None else num_ranks
-            full = least >= num_ranks
+            counts = context.count.tolist()
+            num_ranks = max(counts) if max_count is None else num_ranks
+            full = min(counts) >= num_ranks
         positions = ranked[:, :num_ranks]
         return Choice(
             positions=positions.to(context.tokens.device),
             count=context.count if max_count is None else context.count.clamp(max=num_ranks),
-            tokens=context.tokens.gather(1, positions.to(context.tokens.device)),
+            sample=context.tokens,
             noise=context.uniform(Purpose.TOKEN).gather(1, positions),
             beta=self.token_beta(context, num_ranks),
             step_index=context.step_index,
@@ -151,15 +157,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, group: Tensor | None) -> Tensor:
         """Draw a group; `columns` `(batch_size, K)` says where along the logits' L each rank's row lies."""
         on_cpu = columns.device.type == "cpu"
-        first_row = torch.arange(len(columns), device=columns.device)[:, None] * marginals.logits.shape[1]
-        rows = first_row + columns
+        rows = columns + first_rows(*marginals.logits.shape[:2], columns.device)
         if on_cpu and not (choice.full and group is None):
             index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
             drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
             require_drawn(drawn, choice.step_index)
             return choice.tokens.index_put(index, drawn)
         drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
-        drawn = drawn.view_as(rows).to(choice.tokens)
+        drawn = drawn.view_as(rows).to(choice.sample.device)
         if on_cpu:
             require_drawn(drawn, choice.step_index)
             return drawn
@@ -178,8 +183,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-            marginals, count = self.marginals(logits), context.count
+            marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            count = context.count
             # The last step reveals all that is masked, and noise belongs to positions: there the order changes nothing.
             if context.is_last:
                 ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))

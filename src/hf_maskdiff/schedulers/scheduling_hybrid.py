@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..masking import MaskingSchedule
-from ..orders import merge_orders, ranking
+from ..orders import explore_first, ranking
 from ..sampling import Marginals, Purpose
 from .position_orders import POSITION_ORDERS
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
@@ -78,7 +78,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
         ratio = self.config.exploration_ratio
         start, end = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
         now = start + (end - start) * context.progress
-        return torch.floor(now * context.count.to(context.keys.device) + 0.5).long()
+        return (now * context.count.to(context.keys.device) + 0.5).long()
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return POSITION_ORDERS[self.config.exploitation](marginals, context, Purpose.CHOICE)
@@ -86,9 +86,9 @@ class HybridScheduler(ChooseThenSampleScheduler):
     def rank_positions(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
         masked = context.masked.to(context.keys.device)
         explore = POSITION_ORDERS[self.config.exploration](marginals, context, Purpose.EXPLORATION)
-        exploit = self.score_positions(marginals, context)
-        ranked = merge_orders(ranking(explore, masked), ranking(exploit, masked), self.num_explored(context))
-        return ranked, context.count
+        exploit = self.score_positions(marginals, context).to(masked.device)
+        scores = explore_first(exploit, ranking(explore.to(masked.device), masked), self.num_explored(context))
+        return ranking(scores, masked), context.count
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         beta = super().token_beta(context, num_ranks)

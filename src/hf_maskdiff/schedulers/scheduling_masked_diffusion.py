@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
                 f"{num_inference_steps}. Pass {len(table)}, or use a named schedule such as 'cosine'."
             )
         self.num_inference_steps = num_inference_steps
-        self.timesteps = (1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps).float()
+        self.timesteps = torch.tensor([1 - n / num_inference_steps for n in range(num_inference_steps)])
         self._choice_temperatures = self._anneal(temperature)
 
     def _anneal(self, override: ChoiceTemperature | None) -> list[float] | None:
@@ -219,7 +220,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             value = override if isinstance(override, Sequence) else (override, 0.01)
         if isinstance(value, Sequence):
             start, end = value
-            return torch.linspace(start, end, num_steps, dtype=torch.float64).tolist()
+            return [start + (end - start) * n / max(num_steps - 1, 1) for n in range(num_steps)]
         if self.config.choice_temperature_schedule == "constant":
             return [float(value)] * num_steps
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
@@ -297,11 +298,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         sample: Tensor,
         starting_mask_ratio: float | Tensor,
         generator: Generators,
-    ) -> tuple[Tensor, StepContext]:
-        """Check a step's input and count: the logits as `(batch_size, L, V)`, and the `StepContext`."""
+    ) -> tuple[Marginals, StepContext]:
+        """Check a step's input and count: the marginals, and all that is known without them."""
         num_steps = self._require_run()
-        logits = flatten_logits(model_output, sample)
-        if self.marginals(logits).num_tokens < 1:
+        marginals = self.marginals(flatten_logits(model_output, sample))
+        if marginals.num_tokens < 1:
             raise ValueError(
                 f"`model_output` must have a column for a token that is not the mask, got {tuple(model_output.shape)} "
                 f"with mask_token_id={self.config.mask_token_id}. Check `mask_token_id` and `codebook_size`."
@@ -323,7 +324,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
         if isinstance(target, Tensor):
             target = target.to(remaining.device)
-        return logits, StepContext(
+        return marginals, StepContext(
             step_index=step_index,
             num_inference_steps=num_steps,
             tokens=tokens,
@@ -411,10 +412,11 @@ def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
             f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "
             f"{tuple(sample.shape)}. Pass token ids, e.g. `sample.long()`."
         )
-    logits = model_output.flatten(2).transpose(1, 2) if model_output.ndim == 4 else model_output
-    grid = model_output.shape[2:] if model_output.ndim == 4 else (model_output.shape[1:2])
-    expected = sample.shape[1:] if model_output.ndim == 4 else (sample[0].numel() if len(sample) else 0,)
-    if model_output.ndim not in (3, 4) or len(model_output) != len(sample) or tuple(grid) != tuple(expected):
+    if model_output.ndim == 4:
+        logits, fits = model_output.flatten(2).transpose(1, 2), model_output.shape[2:] == sample.shape[1:]
+    else:
+        logits, fits = model_output, model_output.ndim == 3 and model_output.shape[1] == math.prod(sample.shape[1:])
+    if not fits or model_output.shape[0] != sample.shape[0]:
         raise ValueError(
             "`model_output` must hold logits (batch_size, L, V), or (batch_size, V, height, width), for the tokens in "
             f"`sample`, got {tuple(model_output.shape)} for {tuple(sample.shape)}. Check the model's output."

@@ -69,8 +69,8 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            logits, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
-            drawn, log_prob = self.marginals(logits).draw_all(context.masked, context.uniform(Purpose.TOKEN))
+            marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
 
             rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
