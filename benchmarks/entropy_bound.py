@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from images import REFERENCES, Cell, Samplers, make_parser, run, summarise, with_error
+from cells import Cell, summarise, with_error
+from images import REFERENCES, Samplers, make_parser, run
 
 from hf_maskdiff import ConfidenceScheduler, EntropyBoundedScheduler, UniformScheduler
 

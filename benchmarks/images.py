@@ -12,18 +12,14 @@ decoded). Image i of seed s comes from its own generator, seeded `s * num_images
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from cells import Cell, run_cells, summarise, with_error
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hf_maskdiff import (
     ConfidenceScheduler,
@@ -50,7 +46,6 @@ SAMPLERS: dict[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]]
     "hybrid": lambda shared, alpha: HybridScheduler(**shared, choice_temperature=alpha),
 }
 SHARED_KEYS = ("mask_token_id", "codebook_size", "masking_schedule", "rounding")
-MEASURES = ("frechet", "accuracy", "seconds", "passes", "calls")
 REFERENCES = ("real images", "tokenizer")
 # What cells must share to stand in one table.
 SETTINGS = (
@@ -64,7 +59,6 @@ SETTINGS = (
     "num_images",
 )
 Samplers = Mapping[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]]
-Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -171,45 +165,6 @@ class Bench:
         return {**self.judge(torch.cat(images), labels, seed), **cost}
 
 
-def load_results(args: argparse.Namespace) -> dict[str, Any]:
-    path = args.output_dir / "results.json"
-    fresh = {"settings": {name: getattr(args, name) for name in SETTINGS}, "cells": []}
-    if not path.exists():
-        return fresh
-    if not args.resume:
-        raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
-    results = json.loads(path.read_text())
-    different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
-    if different:
-        raise ValueError(
-            f"with --resume the settings must be those of {path}, got others for {sorted(different)}. "
-            "Pass the same ones, or another --output_dir."
-        )
-    return results
-
-
-def save_results(results: dict[str, Any], output_dir: Path) -> None:
-    """Writes aside and renames: the file is complete at any moment."""
-    partial = output_dir / "results.json.partial"
-    partial.write_text(json.dumps(results, indent=1))
-    os.replace(partial, output_dir / "results.json")
-
-
-def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tuple[float, float]]]:
-    """Mean and standard error over seeds of every measure, by sampler and steps; the error of one seed is NaN."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
-    summary = {}
-    for key, rows in groups.items():
-        columns = {name: [row[name] for row in rows] for name in MEASURES}
-        summary[key] = {
-            name: (fmean(column), stdev(column) / len(column) ** 0.5 if len(column) > 1 else float("nan"))
-            for name, column in columns.items()
-        }
-    return summary
-
-
 def print_table(cells: list[dict[str, Any]]) -> None:
     print("| sampler | steps | Frechet distance | class accuracy | seconds | model passes |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
@@ -219,11 +174,6 @@ def print_table(cells: list[dict[str, Any]]) -> None:
             f"| {sampler} | {steps or ''} | {with_error(row['frechet'])} | {with_error(accuracy)} % "
             f"| {row['seconds'][0]:.1f} | {row['passes'][0]:.1f} |"
         )
-
-
-def with_error(value: tuple[float, ...]) -> str:
-    mean, error = value
-    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} +- {error:.2f}"
 
 
 def plot(cells: list[dict[str, Any]], path: Path) -> None:
@@ -252,21 +202,16 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
 def run(args: argparse.Namespace, samplers: Samplers, wanted: Sequence[Cell]) -> dict[str, Any]:
     """Runs the cells that are missing, and returns what `results.json` holds."""
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    results = load_results(args)
-    done = {(cell["sampler"], cell["steps"], cell["seed"]) for cell in results["cells"]}
-    missing = [key for key in wanted if key not in done]
-    if missing:
+
+    def prepare() -> Callable[[str, int, int], dict[str, float]]:
         bench = Bench(args, samplers)
         # The first call pays for warming up; it shall not stand in the table.
         bench.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
-        progress = tqdm(missing, desc="cells")
-        for sampler, steps, seed in progress:
-            progress.set_postfix_str(f"{sampler}, {steps} steps, seed {seed}")
-            row = bench.generate(sampler, steps, seed) if steps else bench.reference(sampler, seed)
-            results["cells"].append({"sampler": sampler, "steps": steps, "seed": seed, **row})
-            save_results(results, args.output_dir)
-    return results
+        return lambda sampler, steps, seed: (
+            bench.generate(sampler, steps, seed) if steps else bench.reference(sampler, seed)
+        )
+
+    return run_cells(args, SETTINGS, wanted, prepare)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""Cells of a benchmark, sampler x steps x seed, in a file that survives a stop; `images.py` and `text.py` share it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from tqdm.auto import tqdm
+
+Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
+KEY = ("sampler", "steps", "seed")
+
+
+def run_cells(
+    args: argparse.Namespace,
+    settings: Sequence[str],
+    wanted: Sequence[Cell],
+    prepare: Callable[[], Callable[[str, int, int], dict[str, float]]],
+) -> dict[str, Any]:
+    """Measure the cells that `args.output_dir` lacks, and return what its `results.json` holds.
+
+    Args:
+        settings: names of the arguments that cells must share to stand in one table.
+        wanted: the cells, in the order in which they are measured.
+        prepare: called if any cell is missing; gives the function that measures one.
+    """
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = _load(args, settings)
+    done = {tuple(cell[name] for name in KEY) for cell in results["cells"]}
+    missing = [key for key in wanted if key not in done]
+    if missing:
+        measure = prepare()
+        progress = tqdm(missing, desc="cells")
+        for key in progress:
+            progress.set_postfix_str("{}, {} steps, seed {}".format(*key))
+            results["cells"].append(dict(zip(KEY, key, strict=True)) | measure(*key))
+            _save(results, args.output_dir)
+    return results
+
+
+def _load(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
+    path = args.output_dir / "results.json"
+    fresh = {"settings": {name: getattr(args, name) for name in settings}, "cells": []}
+    if not path.exists():
+        return fresh
+    if not args.resume:
+        raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
+    results = json.loads(path.read_text())
+    different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
+    if different:
+        raise ValueError(
+            f"with --resume the settings must be those of {path}, got others for {sorted(different)}. "
+            "Pass the same ones, or another --output_dir."
+        )
+    return results
+
+
+def _save(results: dict[str, Any], output_dir: Path) -> None:
+    """Writes aside and renames: the file is complete at any moment."""
+    partial = output_dir / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=1))
+    os.replace(partial, output_dir / "results.json")
+
+
+def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tuple[float, float]]]:
+    """Mean and standard error over seeds of every measure, by sampler and steps; the error of one seed is NaN."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
+    summary = {}
+    for key, rows in groups.items():
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in KEY}
+        summary[key] = {
+            name: (fmean(column), stdev(column) / len(column) ** 0.5 if len(column) > 1 else float("nan"))
+            for name, column in columns.items()
+        }
+    return summary
+
+
+def with_error(value: tuple[float, ...], digits: int = 2) -> str:
+    mean, error = value
+    return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} +- {error:.{digits}f}"
