@@ -3,8 +3,9 @@ r"""Train a masked diffusion language model (MDLM) on texts, and write it with i
     accelerate launch examples/train_mdlm.py --dataset karpathy/tiny_shakespeare --output_dir runs/shakespeare \
         --mixed_precision bf16
 
-`--data_dir FOLDER` reads local .txt files instead. The tokens are the characters of the training text, or those of
-any tokenizer of the Hub: `--tokenizer gpt2`. Add `--resume_from_checkpoint latest` to go on after a stop. Then:
+`--data_dir FOLDER` reads local .txt files instead. The tokens are the characters of the training text, byte pairs
+learned from it (`--vocab_size 1024`), or those of any tokenizer of the Hub (`--tokenizer gpt2`). Add
+`--resume_from_checkpoint latest` to go on after a stop. Then:
 
     model = MDLMTransformer.from_pretrained("runs/shakespeare", subfolder="transformer")
     tokenizer = AutoTokenizer.from_pretrained("runs/shakespeare", subfolder="tokenizer")
@@ -13,6 +14,7 @@ any tokenizer of the Hub: `--tokenizer gpt2`. Add `--resume_from_checkpoint late
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from itertools import chain
 
@@ -21,8 +23,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from tqdm.auto import tqdm
 from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
@@ -38,7 +41,9 @@ SMALLEST_TIME = 1e-3
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
-    parser.add_argument("--tokenizer", help="folder or Hub name of a tokenizer; default: one token a character")
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument("--tokenizer", help="folder or Hub name of a tokenizer; default: one token a character")
+    tokens.add_argument("--vocab_size", type=int, help="instead: as many byte pairs, learned from the training text")
     parser.add_argument("--model_length", type=int, default=128, help="tokens per row")
     parser.add_argument("--hidden_dim", type=int, default=192)
     parser.add_argument("--cond_dim", type=int, default=32)
@@ -63,12 +68,41 @@ def character_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(name: str | None, documents: Sequence[str]) -> PreTrainedTokenizerBase:
+def byte_pair_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Frequent pieces of the documents as tokens: byte pair encoding that merges until it has `vocab_size` of them."""
+    learner = Tokenizer(BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.train_from_iterator(documents, BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    vocabulary = learned["vocab"] | {"[UNK]": len(learned["vocab"])}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token="[UNK]", fuse_unk=True))
+    tokenizer.pre_tokenizer, tokenizer.decoder = learner.pre_tokenizer, decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]", clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(name: str | None, vocab_size: int | None, documents: Sequence[str]) -> PreTrainedTokenizerBase:
     """A tokenizer whose last token is the mask, as the last row of the model is."""
-    tokenizer = character_tokenizer(documents) if name is None else AutoTokenizer.from_pretrained(name)
+    if name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    elif vocab_size is not None:
+        tokenizer = byte_pair_tokenizer(documents, vocab_size)
+    else:
+        tokenizer = character_tokenizer(documents)
     if tokenizer.mask_token_id != len(tokenizer) - 1:
         tokenizer.add_special_tokens({"mask_token": "[MASK]" if tokenizer.mask_token is None else "<|mask|>"})
     return tokenizer
+
+
+def codebook_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that may be written: all before the mask, but for those that stand for no text at the end."""
+    never = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    size = len(tokenizer) - 1
+    while size - 1 in never:
+        size -= 1
+    return size
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> Tensor:
@@ -106,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     set_seed(args.seed)
     with accelerator.main_process_first():
         documents, test_documents = (load_documents(s, args.dataset, args.data_dir) for s in ("train", "test"))
-        tokenizer = load_tokenizer(args.tokenizer, documents)
+        tokenizer = load_tokenizer(args.tokenizer, args.vocab_size, documents)
     tokens, test_tokens = (encode(tokenizer, texts).to(device) for texts in (documents, test_documents))
     if min(len(tokens) // 2, len(test_tokens)) < length:
         raise ValueError(
@@ -115,7 +149,12 @@ def main(argv: Sequence[str] | None = None) -> float:
     test_rows = test_tokens[: len(test_tokens) // length * length].view(-1, length)
 
     mask_token_id = len(tokenizer) - 1
-    scheduler = MomentScheduler(mask_token_id=mask_token_id, masking_schedule="linear", choice_temperature=4.0)
+    scheduler = MomentScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size(tokenizer),
+        masking_schedule="linear",
+        choice_temperature=4.0,
+    )
     model = MDLMTransformer(
         vocab_size=len(tokenizer),
         model_length=length,

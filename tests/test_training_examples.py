@@ -390,7 +390,8 @@ def test_a_language_model_learns_its_text_and_writes_it(text_folder: Path, tmp_p
 
 def test_a_character_tokenizer_gives_every_text_back(tmp_path: Path) -> None:
     module, text = program("train_mdlm"), "Zwei  Wörter ,\n\t'tis [x]!"
-    tokenizer = module.load_tokenizer(None, [text])
+    tokenizer = module.load_tokenizer(None, None, [text])
+    assert module.codebook_size(tokenizer) == len(set(text) | {"\n"})
     tokenizer.save_pretrained(tmp_path)
     for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         ids = loaded(text).input_ids
@@ -407,9 +408,23 @@ def test_a_tokenizer_by_name_gets_its_mask_last(tmp_path: Path) -> None:
     other = module.character_tokenizer(["abc"])
     other.add_special_tokens({"mask_token": "a", "eos_token": "<eos>"})
     other.save_pretrained(tmp_path)
-    tokenizer = module.load_tokenizer(str(tmp_path), [])
+    tokenizer = module.load_tokenizer(str(tmp_path), None, [])
     assert tokenizer.mask_token_id == len(tokenizer) - 1
     assert module.encode(tokenizer, ["b", "c"])[[1, 3]].tolist() == [tokenizer.eos_token_id] * 2
+    assert module.codebook_size(tokenizer) == len(tokenizer) - 1  # the end of a text may be written
+
+
+def test_learned_byte_pairs_give_every_text_of_theirs_back(tmp_path: Path) -> None:
+    module, text = program("train_mdlm"), "to be or not to be,\nthat is the question: to be or not"
+    tokenizer = module.load_tokenizer(None, 30, [text])
+    tokenizer.save_pretrained(tmp_path)
+    for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = loaded(text).input_ids
+        assert len(ids) < 0.6 * len(text)
+        assert loaded.decode(ids) == text
+        assert loaded("Ä").input_ids == [loaded.unk_token_id] == [30]
+        assert loaded("to[MASK]").input_ids[-1] == loaded.mask_token_id == len(loaded) - 1 == 31
+        assert module.codebook_size(loaded) == 30
 
 
 def test_times_are_uniform_and_one_in_each_equal_part() -> None:

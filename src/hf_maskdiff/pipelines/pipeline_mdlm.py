@@ -36,7 +36,7 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe(["JULIET:", "First Citizen:"], num_return_sequences=2).texts  # four texts
         >>> pipe("To be, or [MASK:12] question.").texts  # infilling: twelve tokens
-        >>> pipe("KING", max_new_tokens=1000, stride=64).texts  # longer than the model, by sliding blocks
+        >>> pipe("KING", max_new_tokens=500, stride=32).texts  # longer than the model, by sliding blocks
         ```
 """
 
