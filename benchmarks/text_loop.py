@@ -31,7 +31,6 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_maskdiff import AncestralScheduler, MDLMPipeline, MDLMTransformer
 
-
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+import textwrap
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +395,68 @@ def test_the_header_s_commands_name_options_that_exist(
     options = capsys.readouterr().out.rpartition("options:")[2]
     for option in re.findall(r"--\w+", " ".join(commands)):
         assert re.search(rf"^  (-\w, )?{option}\b", options, re.MULTILINE), option
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def texts_of(printed: str) -> dict[str, tuple[str, str]]:
+    """Sampler -> what is said of it, and its text."""
+    blocks = re.split(r"^(\w+): (\d+ steps, \d+ passes), [\d.]+ s\n", printed, flags=re.MULTILINE)
+    assert blocks[0] == ""
+    return {
+        name: (said, textwrap.dedent(text)) for name, said, text in zip(*(blocks[i::3] for i in (1, 2, 3)), strict=True)
+    }
+
+
+def test_a_text_from_each_sampler(folder: Path) -> None:
+    texts = texts_of(start("generate_text.py", "--steps", "6", folder=folder))
+    assert list(texts) == ["ancestral", *SAMPLERS]
+    assert len({text for _, text in texts.values()}) == len(texts)
+    for name, (said, text) in texts.items():
+        assert text.startswith("First Citizen:\n")
+        assert len(text) > 80
+        assert "MASK" not in text
+        assert said == "6 steps, 6 passes" or name == "ancestral"
+
+
+def test_filled_in_long_and_streamed_texts(in_process: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> str:
+        in_process(EXAMPLES / "generate_text.py", "--schedulers", "halton", *arguments)
+        return capsys.readouterr().out
+
+    _, text = texts_of(run("--prompt", "To be, or [MASK:9] question.", "--steps", "20"))["halton"]
+    assert re.fullmatch(r"To be, or .+ question\.\n", text, re.DOTALL)
+    short, long = ("--prompt", "ROMEO:", "--steps", "2"), ("--max_new_tokens", "100", "--stride", "32")
+    plain = texts_of(run(*short))["halton"]
+    said, text = texts_of(run(*short, *long))["halton"]
+    assert said == "2 steps, 6 passes"  # three blocks
+    assert len(text) > len(plain[1]) + 40
+    first, last, *rest = run(*short, "--stream").splitlines()
+    assert first.count("_") > 20
+    assert first.startswith("   1 'ROMEO:")
+    assert "_" not in last
+    assert texts_of("\n".join(rest) + "\n")["halton"] == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pipeline", "nowhere"], r"`pipeline` must be a pipeline folder.*'nowhere'.*--pipeline FOLDER"),
+        (["--prompt", ""], r"`prompt` must hold at least one token"),
+        (["--prompt", "a [MASK:0]"], r"a mask span must read \[MASK\] or \[MASK:n\]"),
+        (["--max_new_tokens", "100"], r"must fit the model's length 64.*`stride`"),
+    ],
+)
+def test_errors_of_texts_are_clear(
+    arguments: list[str],
+    message: str,
+    in_process: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as exit_info:
+        in_process(EXAMPLES / "generate_text.py", *arguments)
+    assert exit_info.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

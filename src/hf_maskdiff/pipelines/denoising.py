@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -40,7 +40,8 @@ def denoise(
         denoiser: maps tokens, the step's time and the rows of the batch to logits, guidance included.
         scheduler: with `set_timesteps` called.
         sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`, `mask_token_id` where to be filled in.
-        generator: one for the batch, one per row, or None for fresh noise from torch's global generator.
+        generator: one for the batch, one per row, or None for fresh noise from torch's global generator. One of a row
+            moves on with each step that this row takes, until it holds no mask.
         first_step: the scheduler's steps before this one are not run, as in image-to-image.
         initial: N_0 of each row, int64 `(batch_size,)`: the masks it would hold at step 0. The masking schedule
             counts from these; None where they are the masks in `sample`.
@@ -74,7 +75,8 @@ def denoise(
     with progress_bar(total=passes) as bar:
         for i, t in enumerate(timesteps):
             # Without a plan any masked position may be revealed; looking how many there are makes the host wait.
-            max_count = int((_num_masked(scheduler, sample) if plan is None else plan[i]).max())
+            counts = _num_masked(scheduler, sample).cpu() if plan is None else plan[i]
+            max_count = int(counts.max())
             if max_count == 0 or interrupted():
                 break
             if logits is None or plan is not None or not reuse_logits or bool(changed.all()):
@@ -85,7 +87,13 @@ def denoise(
                 logits[rows] = denoiser(sample[rows], t, rows)
             before = sample
             stepped = scheduler.step(
-                logits, t, sample, starting_mask_ratio, generator, return_dict=False, max_count=max_count
+                logits,
+                t,
+                sample,
+                starting_mask_ratio,
+                _of_unfinished_rows(generator, counts),
+                return_dict=False,
+                max_count=max_count,
             )
             sample = stepped[0]
             if plan is not None or planned is None:
@@ -105,6 +113,16 @@ def denoise(
         allowed[-1:] = 0
     _require_all_drawn(masks_after, allowed, first_step)
     return sample
+
+
+def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:
+    """The rows' generators, those of finished rows replaced: how far one moves on must not depend on other rows."""
+    if not isinstance(generator, Sequence):
+        return generator
+    return [
+        own if count else torch.Generator(own.device).manual_seed(own.initial_seed())
+        for own, count in zip(generator, counts.tolist(), strict=True)
+    ]
 
 
 def _num_masked(scheduler: MaskedDiffusionScheduler, sample: Tensor) -> Tensor:
