@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,3 +45,32 @@ def test_the_benchmark_of_text(
         assert all(real + 1 < cells[name, seed]["nats"] for name in samplers)  # two steps, and of another play
     assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 7)
     assert (tmp_path / "one" / "text.png").stat().st_size > 5_000
+
+
+def test_the_benchmark_of_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    arguments = {"vocab_size": 3000, "model_length": 100, "hidden_dim": 32, "cond_dim": 8, "n_heads": 4}
+    arguments |= {"num_inference_steps": 20, "repeats": 1}
+    results = importlib.import_module("text_loop").main([f"--{name}={value}" for name, value in arguments.items()])
+    published, ours = results.values()
+    assert published["calls"] == 21  # and one for what is left
+    assert ours["calls"] == 20
+    assert ours["outside"] < published["outside"]
+    assert 0 < ours["memory"] < published["memory"] / 4
+    assert capsys.readouterr().out.splitlines()[-1].startswith("ours over the published: 0.")
+
+
+def test_the_published_loop_asks_the_model_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    published_loop, calls = importlib.import_module("text_loop").published_loop, []
+
+    def model(sample):
+        calls.append(sample)
+        return torch.zeros(*sample.shape, 6)
+
+    torch.manual_seed(0)
+    sample = torch.tensor([[5, 1, 5, 5]])
+    sample = published_loop(model, sample, mask_token_id=5, num_steps=50)
+    assert sample[0, 1] == 1
+    assert (sample < 5).all()
+    assert len(calls) <= 1 + 3 + 1

@@ -25,9 +25,9 @@ class Run:
         self.totals: list[int] = []
         self.updates: list[int] = []
         scheduler.set_timesteps(STEPS)
-        generators = [torch.Generator().manual_seed(row) for row in range(len(sample))]
+        self.generators = [torch.Generator().manual_seed(row) for row in range(len(sample))]
         hooks = {"progress_bar": self.progress_bar, "on_step_end": self.on_step_end}
-        self.sample = denoise(self.denoiser, scheduler, sample, generators, **hooks, **kwargs)
+        self.sample = denoise(self.denoiser, scheduler, sample, self.generators, **hooks, **kwargs)
 
     def denoiser(self, sample: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         self.times.append(float(t))
@@ -91,6 +91,17 @@ def test_rows_that_hold_no_noise_at_all_end_the_run(scheduler_class: type[Masked
     run = Run(scheduler_class(mask_token_id=MASK), torch.zeros(6, LENGTH).long(), first_step=6, initial=N_0)
     assert run.times == []
     assert (run.sample == 0).all()
+
+
+def test_a_row_s_generator_moves_on_while_the_row_does(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    """What is drawn from it after the run is the same beside rows that take longer."""
+    scheduler = scheduler_class(mask_token_id=MASK, masking_schedule="linear")
+    sample = torch.where(torch.arange(LENGTH) < N_0[:, None], MASK, 0)
+    together = Run(scheduler, sample)
+    for row, generator in enumerate(together.generators):
+        before = torch.zeros(row, LENGTH, dtype=torch.int64)  # rows of no masks, so that the seeds are the same
+        alone = Run(scheduler, torch.cat([before, sample[row : row + 1]]))
+        assert torch.equal(alone.generators[row].get_state(), generator.get_state())
 
 
 def test_a_scheduler_without_a_plan() -> None:

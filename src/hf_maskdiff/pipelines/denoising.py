@@ -120,8 +120,7 @@ def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:
     if not isinstance(generator, Sequence):
         return generator
     return [
-        own if count else torch.Generator(own.device).manual_seed(own.initial_seed())
-        for own, count in zip(generator, counts.tolist(), strict=True)
+        own if count else torch.Generator(own.device) for own, count in zip(generator, counts.tolist(), strict=True)
     ]
 
 
