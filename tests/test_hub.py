@@ -133,7 +133,7 @@ def test_what_a_pushed_pipeline_holds(hub: LoopbackHub, pipe: MaskGITPipeline) -
     pipe.push_to_hub("me/pipe")
     weights = {f"{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vqvae")}
     configs = {"scheduler/scheduler_config.json", "transformer/config.json", "vqvae/config.json"}
-    files = {".gitattributes", "README.md", "model_index.json", "pipeline.py"}
+    files = {".gitattributes", "README.md", "model_index.json", "pipeline.py", "config.json"}
     assert set(hub.main["me/pipe"]) == weights | configs | files
     index = json.loads(text_on(hub, "me/pipe", "model_index.json"))
     assert index["_class_name"] == "MaskGITPipeline"

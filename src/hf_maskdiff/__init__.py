@@ -11,8 +11,14 @@ require_supported_versions()
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E402
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
-from .models import HaltonMaskGITTransformer2DModel, MDLMTransformer  # noqa: E402
-from .pipelines import MaskGITPipeline, MDLMPipeline, MDLMPipelineOutput  # noqa: E402
+from .models import HaltonMaskGITTransformer2DModel, MDLMConfig, MDLMForMaskedLM, MDLMTransformer  # noqa: E402
+from .pipelines import (  # noqa: E402
+    MaskedDiffusionImageGenerationPipeline,
+    MaskedDiffusionTextGenerationPipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+    MDLMPipelineOutput,
+)
 from .schedulers import (  # noqa: E402
     AncestralScheduler,
     Choice,
@@ -46,13 +52,17 @@ __all__ = [
     "HaltonMaskGITTransformer2DModel",
     "HaltonScheduler",
     "HybridScheduler",
+    "MDLMConfig",
+    "MDLMForMaskedLM",
     "MDLMPipeline",
     "MDLMPipelineOutput",
     "MDLMTransformer",
     "MaskGITPipeline",
     "MaskGITScheduler",
+    "MaskedDiffusionImageGenerationPipeline",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
+    "MaskedDiffusionTextGenerationPipeline",
     "ModelMixin",
     "MomentScheduler",
     "SchedulerMixin",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -137,19 +138,25 @@ class ModelCardMixin(_Base):
 
 
 class PipelineRepositoryMixin(ModelCardMixin):
-    """Makes a saved pipeline a complete repository: card, and the one-import `pipeline.py` for `custom_pipeline=`."""
+    """Makes a saved pipeline a complete repository: card, `pipeline.py` for `custom_pipeline=`, `config.json`."""
 
     card_variable = "pipe"
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As `DiffusionPipeline.save_pretrained`, with `pipeline.py`, and a `README.md` where there is none."""
+        """As diffusers does, with `pipeline.py` and `config.json`, and a `README.md` where there is none."""
         cls, folder = type(self), Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         names = {"import_line": _import_line(cls), "package": _package(cls), "distribution": _distribution(cls)}
         (folder / "pipeline.py").write_text(PIPELINE_FILE.format(**names), encoding="utf-8")
+        config = json.dumps(self.transformers_config(), indent=2, sort_keys=True)
+        (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
         super().save_pretrained(save_directory, *args, **kwargs)
         if not (folder / CARD).exists():
             self.generate_model_card(folder.as_posix()).save(folder / CARD)
+
+    def transformers_config(self) -> dict[str, Any]:
+        """`config.json`, by which `transformers.pipeline(task, model=repo)` knows what it has before it."""
+        return {"model_type": "masked_diffusion_pipeline"}
 
     def _usage(self, repo_id: str) -> str:
         cls = type(self)

@@ -84,6 +84,17 @@ def test_averages_that_do_not_fit_are_refused() -> None:
         convert_mdlm_checkpoint({"state_dict": checkpoint["state_dict"]})
 
 
+def test_weights_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    weights = checkpoint["state_dict"]
+    weights["backbone.blocks.1.extra"] = weights.pop("backbone.blocks.1.norm1.weight")
+    path = save(tmp_path, checkpoint)
+    with pytest.raises(ValueError, match=r"(?s)not those of an MDLM.*Missing.*1\.norm1\.weight.*Unexpected.*1\.extra"):
+        load_mdlm_checkpoint(path, use_ema=False)
+    with pytest.raises(ValueError, match=r"must be tensors shaped as the weights"):
+        load_mdlm_checkpoint(path)
+
+
 # --- files of unknown origin ------------------------------------------------------------------------------------------
 
 

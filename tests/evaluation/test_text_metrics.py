@@ -27,9 +27,9 @@ def test_distinct_n() -> None:
 
 
 def test_sequences_that_are_too_short() -> None:
-    with pytest.raises(ValueError, match="at least 3 token"):
+    with pytest.raises(ValueError, match=r"at least 3 token"):
         distinct_n([torch.tensor([1, 2, 3]), torch.tensor([1, 2])], 3)
-    with pytest.raises(ValueError, match="at least 1 token"):
+    with pytest.raises(ValueError, match=r"at least 1 token"):
         sentence_entropy([])
 
 
@@ -74,5 +74,12 @@ def test_perplexity_of_a_part(judge: tuple[GPT2LMHeadModel, PreTrainedTokenizerF
 
 
 def test_a_text_of_one_token_has_nothing_to_score(judge: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]) -> None:
-    with pytest.raises(ValueError, match="at least 2 token"):
+    with pytest.raises(ValueError, match=r"at least 2 token"):
         generative_perplexity(["the cat", "mat"], *judge)
+
+
+def test_a_text_longer_than_the_judge(judge: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]) -> None:
+    with pytest.raises(ValueError, match="at most 32 tokens, the positions of the judge, got one of 33"):
+        generative_perplexity(["the cat", "cat " * 33], *judge)
+    scored = generative_perplexity(["the cat", "cat " * 33], *judge, max_length=32)
+    assert scored.num_tokens == 1 + 31

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from hf_maskdiff import MaskedDiffusionScheduler, MDLMPipeline, MDLMTransformer
+from hf_maskdiff import MaskedDiffusionScheduler, MDLMPipeline, MDLMTransformer, MomentScheduler
 
 LETTERS = "abcdefghij"
 LENGTH, ROWS = 8, 14  # ids 10 to 12 are no letters, 13 is the mask
@@ -62,8 +62,23 @@ def test_a_text_is_its_own_and_is_all_text(scheduler_class: type[MaskedDiffusion
     check_batch(make_pipeline(scheduler_class))
 
 
-@pytest.mark.parametrize("span", ["[MASK", "[MASK:]", "[MASK:-1]", "[MASK: 3]", "[MASK:3", "[MASK:1.5]", "[MASK3]"])
-def test_mask_spans_that_do_not_parse(scheduler_class: type[MaskedDiffusionScheduler], span: str) -> None:
-    pipe = make_pipeline(scheduler_class)
-    with pytest.raises(ValueError, match=r"a mask span must read \[MASK\] or \[MASK:n\], n above 0, got '\[MASK"):
+SPANS = ["[MASK", "[MASK:]", "[MASK:-1]", "[MASK: 3]", "[MASK:3", "[MASK:1.5]", "[MASK3]", "[MASK:1000000000000]"]
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_mask_spans_that_do_not_parse(span: str) -> None:
+    pipe = make_pipeline(MomentScheduler)
+    with pytest.raises(ValueError, match=r"a mask span must read \[MASK\] or \[MASK:n\], n from 1 to 999999, got"):
         pipe(["a", f"b{span}c"])
+
+
+@pytest.mark.parametrize("prompt", [5, [], ["a", None], {"text": "a"}, b"a"])
+def test_what_is_no_prompt(prompt: object) -> None:
+    with pytest.raises(ValueError, match="`prompt` must be a string or a list of them, got"):
+        make_pipeline(MomentScheduler)(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", ["a", ""]])
+def test_prompts_without_a_token(prompt: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="`prompt` must hold at least one token, got ''"):
+        make_pipeline(MomentScheduler)(prompt)

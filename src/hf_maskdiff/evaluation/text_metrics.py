@@ -95,12 +95,19 @@ def generative_perplexity(
         max_length: tokens of a text that are scored at most; None scores all.
 
     Raises:
-        ValueError: a text of fewer than two tokens, since the first of a text is not scored.
+        ValueError: a text of fewer than two tokens, since the first of a text is not scored, or of more than `model`
+            has positions.
     """
     encoded = [
         torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:max_length]) for text in texts
     ]
     _require_tokens(encoded, 2)
+    longest, limit = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"A text must have at most {limit} tokens, the positions of the judge, got one of {longest}. Pass "
+            f"max_length={limit} to score the beginnings."
+        )
     losses = []
     for start in range(0, len(encoded), batch_size):
         rows = encoded[start : start + batch_size]
@@ -113,7 +120,9 @@ def generative_perplexity(
     counts = torch.tensor([len(loss) for loss in losses], dtype=torch.float64)
     rate = totals.sum() / counts.sum()
     # Of a ratio of sums, by the spread of what each text adds to it.
-    spread = (totals - rate * counts).std().item() / counts.mean().item() / len(texts) ** 0.5 if texts[1:] else math.nan
+    spread = math.nan
+    if texts[1:]:
+        spread = (totals - rate * counts).std().item() / counts.mean().item() / len(texts) ** 0.5
     return GenerativePerplexity(
         perplexity=rate.exp().item(),
         mean_per_text=(totals / counts).exp().mean().item(),

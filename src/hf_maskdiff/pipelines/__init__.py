@@ -3,5 +3,13 @@
 from .denoising import denoise
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import MDLMPipeline, MDLMPipelineOutput
+from .transformers_tasks import MaskedDiffusionImageGenerationPipeline, MaskedDiffusionTextGenerationPipeline
 
-__all__ = ["MDLMPipeline", "MDLMPipelineOutput", "MaskGITPipeline", "denoise"]
+__all__ = [
+    "MDLMPipeline",
+    "MDLMPipelineOutput",
+    "MaskGITPipeline",
+    "MaskedDiffusionImageGenerationPipeline",
+    "MaskedDiffusionTextGenerationPipeline",
+    "denoise",
+]

@@ -41,7 +41,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 OUTPUT_TYPES = ("text", "ids")
-MASK_SPAN = re.compile(r"\[MASK(?::([1-9][0-9]*))?\]")
+MASK_SPAN = re.compile(r"\[MASK(?::([1-9][0-9]{0,5}))?\]")
 # The tokenizer of the published models, whose repositories hold none.
 PUBLISHED_TOKENIZER = "openai-community/gpt2"
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
@@ -115,6 +115,12 @@ class MDLMPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             scheduler = AncestralScheduler(mask_token_id=mask_token_id, codebook_size=mask_token_id)
         return cls(tokenizer, transformer, scheduler)
 
+    def transformers_config(self) -> dict[str, Any]:
+        """`config.json` of the model, by which `AutoModelForMaskedLM` opens the repository too."""
+        settings = {name: value for name, value in self.transformer.config.items() if not name.startswith("_")}
+        weights = "transformer/diffusion_pytorch_model.safetensors"
+        return {**settings, "model_type": "mdlm", "transformers_weights": weights}
+
     @property
     def num_timesteps(self) -> int:
         """Steps run by the last call."""
@@ -165,7 +171,7 @@ class MDLMPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         if (
             prompt is not None
             and not isinstance(prompt, str)
-            and not (prompt and all(isinstance(p, str) for p in prompt))
+            and not (isinstance(prompt, Sequence) and prompt and all(isinstance(p, str) for p in prompt))
         ):
             raise ValueError(f"`prompt` must be a string or a list of them, got {prompt!r}. Pass None to write freely.")
         if mask is not None and input_ids is None:
@@ -209,8 +215,8 @@ class MDLMPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             text = prompt[end : len(prompt) if span is None else span.start()]
             if "[MASK" in text:
                 raise ValueError(
-                    f"a mask span must read [MASK] or [MASK:n], n above 0, got {text[text.index('[MASK') :][:20]!r}. "
-                    "Write for example [MASK:5] where five tokens are to be filled in."
+                    "a mask span must read [MASK] or [MASK:n], n from 1 to 999999, got "
+                    f"{text[text.index('[MASK') :][:20]!r}. Write for example [MASK:5] where five tokens are missing."
                 )
             if text:
                 ids += self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -1,0 +1,306 @@
+"""Masked diffusion through `transformers.pipeline(...)`: two tasks, registered when this module is imported."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import singledispatch
+from itertools import islice
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .. import schedulers
+from ..models import MDLMTransformer
+from ..models.masked_lm import MDLMForMaskedLM
+from ..sampling import check_generators
+from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
+from .pipeline_maskgit import MaskGITPipeline
+from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
+
+Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
+_LOCATION = ("revision", "token", "local_files_only", "cache_dir")
+PIPELINES = {"MDLMPipeline", "MaskGITPipeline"}
+
+
+class MaskedDiffusionPipelineConfig(PreTrainedConfig):
+    """What the `config.json` beside a `model_index.json` tells transformers: this is a pipeline of diffusers."""
+
+    model_type = "masked_diffusion_pipeline"
+
+
+AutoConfig.register(MaskedDiffusionPipelineConfig.model_type, MaskedDiffusionPipelineConfig, exist_ok=True)
+
+
+class Repository:
+    """A folder or a repository of the Hub that is opened later, once tokenizer and scheduler are known."""
+
+    def __init__(self, name: str, location: dict[str, Any], loading: dict[str, Any]) -> None:
+        self.name, self.location, self.loading = name, location, loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        dtype: Any = None,
+        device_map: Any = None,
+        **kwargs: Any,
+    ) -> Repository:
+        location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+        # transformers' "auto" is the type of the file, often half precision; diffusers' default is float32.
+        loading = {"torch_dtype": None if dtype == "auto" else dtype, "device_map": device_map}
+        loading = {name: value for name, value in loading.items() if value is not None}
+        return cls(str(pretrained_model_name_or_path), location, loading)
+
+    def open(self, expected: type[DiffusionPipeline], **components: Any) -> Any:
+        """The pipeline; `ValueError` where it is one for the other task."""
+        try:
+            name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
+        except OSError:  # no pipeline: it may be a model
+            name = expected.__name__
+        if name != expected.__name__ and name in PIPELINES:
+            raise ValueError(
+                f"`model` must be a repository of a {expected.__name__} for this task, got {self.name!r}, which holds "
+                f"a {name}. Use the other of {list(TASKS)}."
+            )
+        pipe = expected.from_pretrained(self.name, **self.location, **self.loading, **components)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+# --- what may stand for `model` ---------------------------------------------------------------------------------------
+
+
+@singledispatch
+def text_pipeline(model: Any, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+    """The pipeline that a task's `model` stands for."""
+    raise ValueError(
+        "`model` must be a text model: a Hub id, a folder, an MDLMPipeline, or an MDLMTransformer with `tokenizer=`, "
+        f"got {type(model).__name__}. For images use the task 'masked-diffusion-image-generation'."
+    )
+
+
+@text_pipeline.register
+def _(model: Repository, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+    given = {} if tokenizer is None else {"tokenizer": _load_tokenizer(tokenizer)}
+    return model.open(MDLMPipeline, **given)
+
+
+@text_pipeline.register
+def _(model: MDLMPipeline, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+    return model if tokenizer is None else _replaced(model, tokenizer=_load_tokenizer(tokenizer))
+
+
+@text_pipeline.register
+def _(model: MDLMTransformer, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+    if tokenizer is None:
+        raise ValueError(
+            f"`tokenizer` must be given with a model that is loaded, got None. Pass the model's, for example "
+            f"tokenizer={PUBLISHED_TOKENIZER!r}."
+        )
+    mask = model.config.vocab_size - 1
+    scheduler = AncestralScheduler(mask_token_id=mask, codebook_size=mask)
+    return MDLMPipeline(_load_tokenizer(tokenizer), model, scheduler)
+
+
+@text_pipeline.register
+def _(model: MDLMForMaskedLM, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+    return text_pipeline(model.backbone, tokenizer)
+
+
+@singledispatch
+def image_pipeline(model: Any) -> MaskGITPipeline:
+    """The pipeline that a task's `model` stands for."""
+    raise ValueError(
+        f"`model` must be an image model: a Hub id, a folder or a MaskGITPipeline, got {type(model).__name__}. For "
+        "text use the task 'masked-diffusion-text-generation'."
+    )
+
+
+@image_pipeline.register
+def _(model: Repository) -> MaskGITPipeline:
+    return model.open(MaskGITPipeline)
+
+
+@image_pipeline.register
+def _(model: MaskGITPipeline) -> MaskGITPipeline:
+    return model
+
+
+def _load_tokenizer(tokenizer: PreTrainedTokenizerBase | str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+
+def _load_scheduler(scheduler: Any, config: Any) -> MaskedDiffusionScheduler:
+    """A scheduler from an object, a class (with the present one's settings), or the name of a folder or repository."""
+    if inspect.isclass(scheduler):
+        return scheduler.from_config(config)
+    if isinstance(scheduler, str):
+        loaded = MaskedDiffusionScheduler.load_config(scheduler)
+        return getattr(schedulers, loaded["_class_name"]).from_config(loaded)
+    return scheduler
+
+
+def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
+    """The pipeline with other components; the one that was given stays as it is."""
+    replaced = type(pipe)(**{**pipe.components, **components})
+    replaced.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return replaced
+
+
+# --- the tasks --------------------------------------------------------------------------------------------------------
+
+
+class _MaskedDiffusionTask(Pipeline):
+    """What both tasks share: batches without padding, arguments of the diffusers pipeline, saving as a repository."""
+
+    _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = _load_tokenizer = False
+    # Arguments of the diffusers pipeline that are decided here.
+    _own_arguments: tuple[str, ...] = ("self", "output_type", "return_dict")
+    _num_outputs = "num_return_sequences"
+
+    def __init__(
+        self, model: DiffusionPipeline, tokenizer: Any = None, scheduler: Scheduler | None = None, **kwargs: Any
+    ) -> None:
+        if scheduler is not None:
+            model = _replaced(model, scheduler=_load_scheduler(scheduler, model.scheduler.config))
+        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {type(self.model.scheduler).__name__})"
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save as a diffusers pipeline, which this task, `DiffusionPipeline` and our own classes open again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push as a diffusers pipeline, with a model card; `kwargs` are those of diffusers' `push_to_hub`."""
+        return self.model.push_to_hub(repo_id, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        known = [name for name in inspect.signature(self.model.__call__).parameters if name not in self._own_arguments]
+        unknown = sorted(kwargs.keys() - set(known))
+        if unknown:
+            raise ValueError(f"arguments must be among {known}, got {unknown}. Check their spelling.")
+        return {}, kwargs, {}
+
+    def preprocess(self, inputs: Any) -> dict[str, list]:
+        return {"inputs": [inputs]}
+
+    def postprocess(self, model_outputs: dict[str, list]) -> Any:
+        return model_outputs["outputs"][0]
+
+    def get_iterator(
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[Any]:
+        """Results one by one; a list of generators is dealt out, one or more for each input."""
+        generators, per_input = forward_params.get("generator"), forward_params.get(self._num_outputs, 1)
+        size = len(inputs) if isinstance(inputs, Sized) else None
+        if size is not None:
+            check_generators(generators, size * per_input)
+        source: Any = inputs  # a data set may have no more than a length and items
+        items = iter(source) if size is None else (source[i] for i in range(size))
+        done = 0
+        while chunk := list(islice(items, batch_size)):
+            rows = slice(done, done + len(chunk) * per_input)
+            dealt = {"generator": generators[rows]} if isinstance(generators, Sequence) else {}
+            outputs = self.forward({"inputs": chunk}, **{**forward_params, **dealt})["outputs"]
+            done = rows.stop
+            yield from (self.postprocess({"outputs": [output]}, **postprocess_params) for output in outputs)
+
+
+class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
+    """Writes and fills in text with any masked diffusion model and scheduler, the way transformers' pipelines do.
+
+    Example:
+
+        import hf_maskdiff
+        from transformers import pipeline
+
+        write = pipeline("masked-diffusion-text-generation", model="kuleshov-group/mdlm-owt")
+        write("Once upon a time", num_inference_steps=64)  # [{"generated_text": "Once upon a time ..."}]
+        write(["The cat", "To be, or [MASK:6] question"], batch_size=2, num_return_sequences=3)
+
+    Args:
+        model: a Hub id or folder (a pipeline of this package, or MDLM's published layout), an `MDLMPipeline`, an
+            `MDLMTransformer`, or what `AutoModelForMaskedLM` gives.
+        tokenizer: an object or a name; the model's own, or for MDLM's published layout gpt2's, by default.
+        scheduler: an object, a class (takes over the present scheduler's settings), or a Hub id or folder.
+
+    Called with a prompt it returns a list with a dictionary `{"generated_text": ...}` for each of
+    `num_return_sequences`, with a list of prompts a list of such lists. The other arguments are those of
+    `MDLMPipeline`; `return_full_text=False` leaves the prompt out of the text where it is continued.
+    """
+
+    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "prompt", "input_ids", "mask")
+
+    def __init__(self, model: Any, tokenizer: Any = None, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
+        pipe = text_pipeline(model, tokenizer)
+        super().__init__(pipe, pipe.tokenizer, scheduler, **kwargs)
+
+    def _sanitize_parameters(self, return_full_text: bool = True, **kwargs: Any) -> tuple[dict, dict, dict]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess, {**forward, **({} if return_full_text else {"return_full_text": False})}, postprocess
+
+    def _forward(
+        self, model_inputs: dict[str, list], num_return_sequences: int = 1, return_full_text: bool = True, **kwargs: Any
+    ) -> dict[str, list]:
+        prompts = model_inputs["inputs"]
+        texts = self.model(prompts, num_return_sequences=num_return_sequences, **kwargs).texts
+        rows = [texts[i : i + num_return_sequences] for i in range(0, len(texts), num_return_sequences)]
+        if not return_full_text:
+            rows = [[text.removeprefix(prompt) for text in row] for prompt, row in zip(prompts, rows, strict=True)]
+        return {"outputs": [[{"generated_text": text} for text in row] for row in rows]}
+
+
+class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
+    """Draws images of classes with any masked diffusion model and scheduler, the way transformers' pipelines do.
+
+    Example:
+
+        import hf_maskdiff
+        from transformers import pipeline
+
+        draw = pipeline("masked-diffusion-image-generation", model="pipelines/maskgit-mnist")
+        image = draw(3, num_inference_steps=8, guidance_scale=2.0)
+        images = draw([3, 8, "7"], batch_size=3)
+
+    Args:
+        model: a Hub id or folder of a pipeline of this package, or a `MaskGITPipeline`.
+        scheduler: an object, a class (takes over the present scheduler's settings), or a Hub id or folder.
+
+    Called with a label (an id or a name) it returns a PIL image, or a list of them where `num_images_per_prompt` is
+    given; with a list of labels, a list of these. The other arguments are those of `MaskGITPipeline`.
+    """
+
+    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "class_labels")
+    _num_outputs = "num_images_per_prompt"
+
+    def __init__(self, model: Any, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
+        super().__init__(image_pipeline(model), scheduler=scheduler, **kwargs)
+
+    def _forward(
+        self, model_inputs: dict[str, list], num_images_per_prompt: int | None = None, **kwargs: Any
+    ) -> dict[str, list]:
+        num = num_images_per_prompt or 1
+        images = self.model(model_inputs["inputs"], num_images_per_prompt=num, **kwargs).images
+        rows = [images[i : i + num] for i in range(0, len(images), num)]
+        return {"outputs": rows if num_images_per_prompt else [image for (image,) in rows]}
+
+
+TASKS = {
+    "masked-diffusion-text-generation": (MaskedDiffusionTextGenerationPipeline, "text"),
+    "masked-diffusion-image-generation": (MaskedDiffusionImageGenerationPipeline, "image"),
+}
+for task, (task_class, modality) in TASKS.items():
+    if task not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
+        PIPELINE_REGISTRY.register_pipeline(task, task_class, pt_model=Repository, type=modality)

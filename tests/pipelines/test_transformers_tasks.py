@@ -1,0 +1,265 @@
+"""`transformers.pipeline(...)` as its users know it: by folder, by Hub id, by object; one input, lists, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import LoopbackHub
+from PIL import Image
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from hf_maskdiff import (
+    AncestralScheduler,
+    FirstHittingScheduler,
+    HybridScheduler,
+    MaskedDiffusionTextGenerationPipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+    MDLMTransformer,
+    MomentScheduler,
+    UniformScheduler,
+)
+
+TEXT, IMAGE = "masked-diffusion-text-generation", "masked-diffusion-image-generation"
+CHARACTERS, LENGTH = "abcdefghij .", 16
+MASK = len(CHARACTERS)
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in numbers]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    tokens = Tokenizer(BPE({c: i for i, c in enumerate(CHARACTERS)}, merges=[]))
+    tokens.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture
+def pipe(tokenizer: PreTrainedTokenizerFast) -> MDLMPipeline:
+    torch.manual_seed(0)
+    transformer = MDLMTransformer(MASK + 1, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=1, n_heads=2).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
+    pipe = MDLMPipeline(tokenizer, transformer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def folder(pipe: MDLMPipeline, tmp_path: Path) -> str:
+    pipe.save_pretrained(tmp_path / "text")
+    return str(tmp_path / "text")
+
+
+def test_both_tasks_are_registered() -> None:
+    assert {TEXT, IMAGE} <= set(PIPELINE_REGISTRY.get_supported_tasks())
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_and_an_object_write_what_the_pipeline_writes(pipe: MDLMPipeline, folder: str) -> None:
+    expected = pipe("abc", num_inference_steps=4, num_return_sequences=2, generator=seeds(0, 1)).texts
+    for model in (folder, Path(folder), pipe):
+        write = pipeline(TEXT, model=model, device="cpu")
+        assert isinstance(write, MaskedDiffusionTextGenerationPipeline)
+        made = write("abc", num_inference_steps=4, num_return_sequences=2, generator=seeds(0, 1))
+        assert made == [{"generated_text": text} for text in expected]
+    assert repr(write) == "MaskedDiffusionTextGenerationPipeline(MDLMPipeline, MomentScheduler)"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_batches_change_nothing(pipe: MDLMPipeline, batch_size: int) -> None:
+    write, prompts = pipeline(TEXT, model=pipe, num_inference_steps=3), ["a", "bcd.", "ef", "a b", "j"]
+    alone = [
+        write(prompt, generator=seeds(2 * i, 2 * i + 1), num_return_sequences=2) for i, prompt in enumerate(prompts)
+    ]
+
+    class Prompts(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(prompts)
+
+        def __getitem__(self, i: int) -> str:
+            return prompts[i]
+
+    def stream() -> Iterator[str]:
+        yield from prompts
+
+    for inputs in (prompts, Prompts(), stream()):
+        made = write(inputs, batch_size=batch_size, generator=seeds(*range(10)), num_return_sequences=2)
+        assert list(made) == alone
+
+
+def test_arguments_of_the_pipeline_and_of_the_call(pipe: MDLMPipeline) -> None:
+    write = pipeline(TEXT, model=pipe, max_new_tokens=5, num_inference_steps=2)
+    (text,) = write("abc", generator=seeds(0))
+    assert len(text["generated_text"]) == 3 + 5
+    assert write("abc", generator=seeds(0), return_full_text=False) == [{"generated_text": text["generated_text"][3:]}]
+    assert len(write("abc", max_new_tokens=7)[0]["generated_text"]) == 3 + 7
+    filled = write("ab[MASK:3]cd", max_new_tokens=None)[0]["generated_text"]
+    assert (len(filled), filled[:2], filled[5:]) == (7, "ab", "cd")
+
+
+def test_schedulers(pipe: MDLMPipeline, folder: str, tmp_path: Path) -> None:
+    config = {"mask_token_id": MASK, "codebook_size": MASK}
+    UniformScheduler(**config, masking_schedule="square").save_pretrained(tmp_path / "uniform")
+    given = {
+        HybridScheduler: HybridScheduler(**config),
+        FirstHittingScheduler: FirstHittingScheduler,
+        UniformScheduler: str(tmp_path / "uniform"),
+    }
+    for scheduler_class, scheduler in given.items():
+        for model in (pipe, folder):
+            write = pipeline(TEXT, model=model, scheduler=scheduler)
+            assert type(write.model.scheduler) is scheduler_class
+            assert len(write("abc", num_inference_steps=2)[0]["generated_text"]) == LENGTH
+    assert (
+        pipeline(TEXT, model=pipe, scheduler=given[UniformScheduler]).model.scheduler.config.masking_schedule
+        == "square"
+    )
+    assert type(pipe.scheduler) is MomentScheduler  # what was given stays as it was
+
+
+def test_models_with_a_tokenizer(pipe: MDLMPipeline, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for given in (tokenizer, str(tmp_path / "tokenizer")):
+        write = pipeline(TEXT, model=pipe.transformer, tokenizer=given)
+        assert type(write.model.scheduler) is AncestralScheduler
+        assert len(write("abc", num_inference_steps=2)[0]["generated_text"]) == LENGTH
+    with pytest.raises(ValueError, match="`tokenizer` must be given with a model that is loaded, got None"):
+        pipeline(TEXT, model=pipe.transformer)
+
+
+def test_the_published_layout(golden_folder: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden_folder / "mdlm", tmp_path / "mdlm", copy_function=shutil.copyfile)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "configuration_mdlm.MDLMConfig", "AutoModelForMaskedLM": "modeling_mdlm.MDLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": names, "architectures": ["MDLM"]}))
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    made = []
+    for given in (str(folder), model, model.backbone):
+        write = pipeline(TEXT, model=given, tokenizer=tokenizer)
+        made.append(write("abc", num_inference_steps=4, generator=seeds(0)))
+    assert made[0] == made[1] == made[2]
+
+
+def test_fill_mask(pipe: MDLMPipeline, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The task of transformers itself."""
+    from hf_maskdiff import MDLMForMaskedLM
+
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    assert tokenizer.mask_token_id == MASK
+    model = MDLMForMaskedLM.from_transformer(pipe.transformer)
+    found = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=3)("ab[MASK]cd")
+    logits = pipe.transformer(torch.tensor([[0, 1, MASK, 2, 3]])).logits[0, 2]
+    assert [row["token"] for row in found] == logits.topk(3).indices.tolist()
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image_pipe(make_pipeline: Callable[..., MaskGITPipeline]) -> MaskGITPipeline:
+    pipe = make_pipeline()
+    pipe.vqvae.quantize.embedding.weight.data.normal_()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_images(image_pipe: MaskGITPipeline, tmp_path: Path) -> None:
+    image_pipe.save_pretrained(tmp_path)
+    expected = image_pipe(class_labels=[0, 2, 1], num_inference_steps=3, generator=seeds(0, 1, 2)).images
+    for model in (image_pipe, str(tmp_path)):
+        draw = pipeline(IMAGE, model=model, scheduler=image_pipe.scheduler, num_inference_steps=3)
+        one = draw(2, generator=seeds(1))
+        assert isinstance(one, Image.Image)
+        assert one.tobytes() == expected[1].tobytes()
+        many = draw([0, 2, 1], batch_size=2, generator=seeds(0, 1, 2))
+        assert [image.tobytes() for image in many] == [image.tobytes() for image in expected]
+        pairs = draw([0, 2], num_images_per_prompt=2, guidance_scale=2.0)
+        assert [len(pair) for pair in pairs] == [2, 2]
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+ANOTHER_PROCESS = """
+import sys
+import hf_maskdiff
+import torch
+from transformers import pipeline
+
+task, repo, prompt = sys.argv[1:]
+made = pipeline(task, model=repo)(int(prompt) if prompt.isdigit() else prompt, num_inference_steps=3,
+                                  generator=[torch.Generator().manual_seed(0)])
+print(made[0]["generated_text"] if isinstance(made, list) else made.tobytes().hex())
+"""
+
+
+def in_another_process(*arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", ANOTHER_PROCESS, *arguments]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def test_pushed_and_opened_by_id_in_another_process(
+    hub: LoopbackHub, pipe: MDLMPipeline, image_pipe: MaskGITPipeline
+) -> None:
+    write, draw = pipeline(TEXT, model=pipe), pipeline(IMAGE, model=image_pipe)
+    write.push_to_hub("me/text")
+    draw.push_to_hub("me/image")
+    written = write("abc", num_inference_steps=3, generator=seeds(0))[0]["generated_text"]
+    drawn = draw(1, num_inference_steps=3, generator=seeds(0)).tobytes().hex()
+    assert in_another_process(TEXT, "me/text", "abc") == written
+    assert in_another_process(IMAGE, "me/image", "1") == drawn
+    assert "pipeline_tag: text-generation" in hub.main["me/text"]["README.md"].decode()
+
+
+def test_saved_and_opened_again(pipe: MDLMPipeline, tmp_path: Path) -> None:
+    pipeline(TEXT, model=pipe, scheduler=UniformScheduler).save_pretrained(tmp_path)
+    again = pipeline(TEXT, model=str(tmp_path))
+    assert type(again.model.scheduler) is UniformScheduler
+    assert MDLMPipeline.from_pretrained(tmp_path).transformer.config.vocab_size == MASK + 1
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_clear_error(
+    pipe: MDLMPipeline, image_pipe: MaskGITPipeline, folder: str, tmp_path: Path
+) -> None:
+    image_pipe.save_pretrained(tmp_path / "image")
+    with pytest.raises(ValueError, match=r"must be a repository of a MDLMPipeline.*holds a MaskGITPipeline"):
+        pipeline(TEXT, model=str(tmp_path / "image"))
+    with pytest.raises(ValueError, match=r"must be a repository of a MaskGITPipeline.*holds a MDLMPipeline"):
+        pipeline(IMAGE, model=folder)
+    with pytest.raises(ValueError, match=r"`model` must be a text model.*got MaskGITPipeline"):
+        pipeline(TEXT, model=image_pipe)
+    with pytest.raises(ValueError, match=r"`model` must be an image model.*got MDLMPipeline"):
+        pipeline(IMAGE, model=pipe)
+    with pytest.raises(ValueError, match=r"arguments must be among.*got \['num_steps'\]"):
+        pipeline(TEXT, model=pipe, num_steps=3)
+    write = pipeline(TEXT, model=pipe)
+    with pytest.raises(ValueError, match="one per row, got 2 for a batch of 3"):
+        write(["a", "b", "c"], generator=seeds(0, 1))
+    with pytest.raises(ValueError, match="at least one token"):
+        write("")
+    with pytest.raises(OSError, match="nowhere"):
+        pipeline(TEXT, model=str(tmp_path / "nowhere"))
