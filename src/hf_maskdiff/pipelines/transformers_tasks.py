@@ -136,12 +136,12 @@ def _load_tokenizer(tokenizer: PreTrainedTokenizerBase | str) -> PreTrainedToken
 
 def _load_scheduler(scheduler: Any, config: Any) -> MaskedDiffusionScheduler:
     """A scheduler from an object, a class (with the present one's settings), or the name of a folder or repository."""
-    if inspect.isclass(scheduler):
-        return scheduler.from_config(config)
+    if isinstance(scheduler, MaskedDiffusionScheduler):
+        return scheduler
     if isinstance(scheduler, str):
-        loaded = MaskedDiffusionScheduler.load_config(scheduler)
-        return getattr(schedulers, loaded["_class_name"]).from_config(loaded)
-    return scheduler
+        config = MaskedDiffusionScheduler.load_config(scheduler)
+        scheduler = getattr(schedulers, config["_class_name"])
+    return scheduler.from_config(config)
 
 
 def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
