@@ -46,25 +46,19 @@ def exact_log_probs(logits: torch.Tensor) -> torch.Tensor:
 def test_log_moment_is_accurate(beta: float, scale: float) -> None:
     logits = random_logits(scale=scale)
     exact = torch.logsumexp(beta * exact_log_probs(logits), -1)
-    score = log_moment(logits.clone(), torch.full((64, 1), beta)).double() * beta
+    score = log_moment(logits.clone(), beta).double() * beta
     assert (score - exact).abs().max() < 2e-5
-
-
-def test_log_moment_of_each_row_has_its_own_beta() -> None:
-    logits, beta = random_logits(), torch.linspace(1, 4, 64)[:, None]
-    exact = torch.logsumexp(beta.double() * exact_log_probs(logits), -1) / beta[:, 0]
-    torch.testing.assert_close(log_moment(logits.clone(), beta).double(), exact, atol=2e-5, rtol=0)
 
 
 def test_log_moment_tends_to_confidence() -> None:
     logits = random_logits()
-    score = log_moment(logits.clone(), torch.full((64, 1), 1e6 + 1))
+    score = log_moment(logits.clone(), 1e6 + 1)
     assert score.isfinite().all()
     torch.testing.assert_close(score.double(), exact_log_probs(logits).amax(-1), atol=2e-5, rtol=0)
     # A certain position scores 0, the highest there is, also in the limit.
     certain = torch.tensor([[0.0, -torch.inf, -torch.inf], [100.0, 0.0, -torch.inf]])
     for beta in (1.5, 1e6):
-        assert log_moment(certain.clone(), torch.full((2, 1), beta)).tolist() == [0.0, 0.0]
+        assert log_moment(certain.clone(), beta).tolist() == [0.0, 0.0]
 
 
 def test_confidence_margin_and_entropy() -> None:
@@ -99,7 +93,7 @@ def test_nan_reaches_the_score() -> None:
         block = torch.full((1, 3), bad)
         for function in (log_confidence, log_margin, negative_entropy):
             assert function(block.clone()).isnan().all(), (function, bad)
-        assert log_moment(block.clone(), torch.full((1, 1), 2.0)).isnan().all(), bad
+        assert log_moment(block.clone(), 2.0).isnan().all(), bad
 
 
 # --- fixed orders -----------------------------------------------------------------------------------------------------

@@ -19,15 +19,15 @@ def _log_softmax_(block: Tensor) -> Tensor:
     return torch.log_softmax(block, -1, out=block)
 
 
-def log_moment(block: Tensor, beta: Tensor) -> Tensor:
+def log_moment(block: Tensor, beta: float) -> Tensor:
     r"""`(1 / beta) log sum_x p(x)^beta`, the score of the moment sampler divided by beta.
 
     Args:
         block: `(rows, V)`.
-        beta: `(rows, 1)`, at least 1. Dividing keeps the score finite as beta grows: it tends to `log max p`.
+        beta: at least 1. Dividing keeps the score finite as beta grows: it tends to `log max p`.
     """
     largest = _log_softmax_(block).amax(-1)
-    return largest.sub_(_log_softmax_(block.mul_(beta)).amax(-1).div_(beta[:, 0]))
+    return largest.sub_(_log_softmax_(block.mul_(beta)).amax(-1).div_(beta))
 
 
 def log_confidence(block: Tensor) -> Tensor:

@@ -213,20 +213,17 @@ class Marginals:
             block.scatter_(1, order, ordered.masked_fill_(before >= self.top_p, -math.inf))
         return block
 
-    def score(self, function: Callable[..., Tensor], wanted: Tensor, *per_row: Tensor) -> Tensor:
-        """Reduce the logits of every wanted position to one number: `function(block, *columns)` gives `(rows,)`.
+    def score(self, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
+        """Reduce the logits of every wanted position to one number: `function(block)` gives `(rows,)`.
 
         Args:
             wanted: bool `(batch_size, L)`; other positions get 0. On an accelerator they are computed all the same,
                 since gathering the wanted ones would make the host wait.
-            per_row: tensors `(batch_size,)`; a block gets its rows of them as float32 columns `(rows, 1)`.
 
         Returns:
             float32 `(batch_size, L)`.
         """
-        rows = _rows_of(wanted)
-        columns = [_take(values.float()[:, None].expand(wanted.shape), wanted)[:, None] for values in per_row]
-        (scores,) = self.reduce(lambda *block_and_columns: (function(*block_and_columns),), rows, *columns)
+        (scores,) = self.reduce(lambda block: (function(block),), _rows_of(wanted))
         return _place(scores, wanted)
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
@@ -238,7 +235,7 @@ class Marginals:
             beta: inverse temperature `(M,)`.
 
         Returns:
-            tokens int64 `(M,)`, -1 where nothing can be drawn (NaN or +inf logits, or no token allowed).
+            tokens int64 `(M,)`, `num_tokens` where nothing can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
         # By V alone: the number of rows must not decide how one of them is drawn.
@@ -255,15 +252,15 @@ class Marginals:
         """Draw a token from p_i at every wanted position, `wanted` bool, `uniform` float64, both `(batch_size, L)`.
 
         Returns:
-            tokens int64, -1 where nothing can be drawn, and their log-probabilities float64, `(batch_size, L)`; at
-            positions that are not wanted they mean nothing.
+            tokens int64, `num_tokens` where nothing can be drawn, and their log-probabilities float64, both
+            `(batch_size, L)`; at positions that are not wanted they mean nothing.
         """
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             probs = torch.softmax(block, -1, out=block).to(device)
             tokens = chunked_inverse_cdf(probs, uniform)
-            return tokens, probs.gather(1, tokens.clamp(min=0)[:, None])[:, 0].double().log_()
+            return tokens, probs.gather(1, tokens.clamp(max=self.num_tokens - 1)[:, None])[:, 0].double().log_()
 
         tokens, log_probs = self.reduce(draw_block, _rows_of(wanted), _take(uniform, wanted))
         return _place(tokens, wanted), _place(log_probs, wanted)
@@ -304,10 +301,9 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
         uniform: float64 `(M,)` in (0, 1).
 
     Returns:
-        tokens int64 `(M,)`, -1 where the row holds NaN, or no mass.
+        tokens int64 `(M,)`, V where there is none: the row holds NaN, or no mass.
     """
-    token, _, _ = _first_above(probs, uniform)
-    return token.masked_fill_(token == probs.shape[1], -1).squeeze(1)
+    return _first_above(probs, uniform)[0].squeeze(1)
 
 
 def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -328,7 +324,7 @@ def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     inside = chunks[torch.arange(len(probs), device=probs.device), chunk[:, 0]].cumsum(-1, dtype=torch.float64)
     mass = inside[:, -1:]
     token = torch.searchsorted(inside - mass, level_inside.maximum(-mass), right=True)
-    return token.add_(chunk, alpha=width).masked_fill_(none, -1).squeeze(1)
+    return token.add_(chunk, alpha=width).masked_fill_(none, num_tokens).squeeze(1)
 
 
 def _first_above(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:

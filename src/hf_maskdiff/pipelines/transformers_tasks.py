@@ -14,16 +14,16 @@ from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
-from ..models import MDLMTransformer
-from ..models.masked_lm import MDLMForMaskedLM
+from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
 from .pipeline_maskgit import MaskGITPipeline
-from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
+from .pipeline_mdlm import MASK_SPAN, PUBLISHED_TOKENIZER, MDLMPipeline
 
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
 _LOCATION = ("revision", "token", "local_files_only", "cache_dir")
-PIPELINES = {"MDLMPipeline", "MaskGITPipeline"}
+# Of what `transformers.pipeline` passes on, what only its own models read.
+_NOT_FOR_DIFFUSERS = ("trust_remote_code", "_from_pipeline")
 
 
 class MaskedDiffusionPipelineConfig(PreTrainedConfig):
@@ -43,28 +43,26 @@ class Repository:
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        dtype: Any = None,
-        device_map: Any = None,
-        **kwargs: Any,
+        cls, pretrained_model_name_or_path: str | os.PathLike, dtype: Any = None, **kwargs: Any
     ) -> Repository:
-        location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+        given = {name: value for name, value in kwargs.items() if value is not None and name not in _NOT_FOR_DIFFUSERS}
+        location = {name: given.pop(name) for name in _LOCATION if name in given}
         # transformers' "auto" is the type of the file, often half precision; diffusers' default is float32.
-        loading = {"torch_dtype": None if dtype == "auto" else dtype, "device_map": device_map}
-        loading = {name: value for name, value in loading.items() if value is not None}
+        loading = given if dtype in (None, "auto") else {"dtype": dtype, **given}
         return cls(str(pretrained_model_name_or_path), location, loading)
 
     def open(self, expected: type[DiffusionPipeline], **components: Any) -> Any:
-        """The pipeline; `ValueError` where it is one for the other task."""
+        """The pipeline; `ValueError` where the repository holds anything else."""
         try:
             name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
-        except OSError:  # no pipeline: it may be a model
-            name = expected.__name__
-        if name != expected.__name__ and name in PIPELINES:
+        except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
+            config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
+            name = config.get("model_type")
+            name = MDLMPipeline.__name__ if name == MDLMConfig.model_type else name
+        if name != expected.__name__:
             raise ValueError(
-                f"`model` must be a repository of a {expected.__name__} for this task, got {self.name!r}, which holds "
-                f"a {name}. Use the other of {list(TASKS)}."
+                f"`model` must be a repository of type {expected.__name__} for this task, got {self.name!r}, which is "
+                f"of type {name}. The tasks of this package are {list(TASKS)}."
             )
         pipe = expected.from_pretrained(self.name, **self.location, **self.loading, **components)
         pipe.set_progress_bar_config(disable=True)
@@ -134,14 +132,23 @@ def _load_tokenizer(tokenizer: PreTrainedTokenizerBase | str) -> PreTrainedToken
     return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
-def _load_scheduler(scheduler: Any, config: Any) -> MaskedDiffusionScheduler:
-    """A scheduler from an object, a class (with the present one's settings), or the name of a folder or repository."""
-    if isinstance(scheduler, MaskedDiffusionScheduler):
-        return scheduler
-    if isinstance(scheduler, str):
-        config = MaskedDiffusionScheduler.load_config(scheduler)
-        scheduler = getattr(schedulers, config["_class_name"])
-    return scheduler.from_config(config)
+def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionScheduler:
+    """From an object, a class or its name (with the present settings), or a folder or Hub id (for the present mask)."""
+    found: Any = scheduler
+    config, own = present, {}
+    if isinstance(found, str) and found not in schedulers.__all__:
+        config, own = MaskedDiffusionScheduler.load_config(found), dict(present)
+        found = config["_class_name"]
+    if isinstance(found, str):
+        found = getattr(schedulers, found, None)
+    if isinstance(found, type) and issubclass(found, MaskedDiffusionScheduler):
+        found = found.from_config(config, **{k: own[k] for k in ("mask_token_id", "codebook_size") if k in own})
+    if not isinstance(found, MaskedDiffusionScheduler):
+        raise ValueError(
+            "`scheduler` must be a MaskedDiffusionScheduler, the class or name of one, or a folder or Hub id, got "
+            f"{scheduler!r}. Pass for example scheduler='HybridScheduler'."
+        )
+    return found
 
 
 def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
@@ -160,14 +167,23 @@ class _MaskedDiffusionTask(Pipeline):
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = _load_tokenizer = False
     # Arguments of the diffusers pipeline that are decided here.
     _own_arguments: tuple[str, ...] = ("self", "output_type", "return_dict")
-    _num_outputs = "num_return_sequences"
+    # What the diffusers pipeline calls the outputs, and how many of them there are for an input.
+    _outputs: str
+    _num_outputs: str
 
     def __init__(
         self, model: DiffusionPipeline, tokenizer: Any = None, scheduler: Scheduler | None = None, **kwargs: Any
     ) -> None:
+        placed = getattr(model, "hf_device_map", None)
         if scheduler is not None:
             model = _replaced(model, scheduler=_load_scheduler(scheduler, model.scheduler.config))
+        if isinstance(placed, str):  # diffusers' way to say that all is on one device, which transformers cannot read
+            model, kwargs["device"] = _replaced(model), placed
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """What the class says, for one input, a list, a data set or a generator of inputs; None is no condition."""
+        return super().__call__(inputs, **kwargs)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {type(self.model.scheduler).__name__})"
@@ -190,8 +206,19 @@ class _MaskedDiffusionTask(Pipeline):
     def preprocess(self, inputs: Any) -> dict[str, list]:
         return {"inputs": [inputs]}
 
-    def postprocess(self, model_outputs: dict[str, list]) -> Any:
-        return model_outputs["outputs"][0]
+    def _forward(self, model_inputs: dict[str, list], **kwargs: Any) -> dict[str, list]:
+        """For each input a list of outputs."""
+        inputs, num = model_inputs["inputs"], kwargs.pop(self._num_outputs, 1)
+        if inputs == [None] * len(inputs):  # the diffusers pipelines take None, not a list of it
+            made = self.model(**{self._num_outputs: num * len(inputs)}, **kwargs)[self._outputs]
+        else:
+            made = self.model(inputs, **{self._num_outputs: num}, **kwargs)[self._outputs]
+        if len(made) != num * len(inputs):
+            raise ValueError(
+                f"`image`, `mask_image` and `latents` must be one for all inputs, got enough for {len(made)} outputs "
+                f"where {num * len(inputs)} are due. Call the pipeline once for each."
+            )
+        return {"inputs": inputs, "outputs": [made[i : i + num] for i in range(0, len(made), num)]}
 
     def get_iterator(
         self,
@@ -213,9 +240,10 @@ class _MaskedDiffusionTask(Pipeline):
         while chunk := list(islice(items, batch_size)):
             rows = slice(done, done + len(chunk) * per_input)
             dealt = {"generator": generators[rows]} if isinstance(generators, Sequence) else {}
-            outputs = self.forward({"inputs": chunk}, **{**forward_params, **dealt})["outputs"]
+            results = self.forward({"inputs": chunk}, **{**forward_params, **dealt})
             done = rows.stop
-            yield from (self.postprocess({"outputs": [output]}, **postprocess_params) for output in outputs)
+            for given, made in zip(results["inputs"], results["outputs"], strict=True):
+                yield self.postprocess({"inputs": [given], "outputs": [made]}, **postprocess_params)
 
 
 class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
@@ -234,32 +262,33 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
         model: a Hub id or folder (a pipeline of this package, or MDLM's published layout), an `MDLMPipeline`, an
             `MDLMTransformer`, or what `AutoModelForMaskedLM` gives.
         tokenizer: an object or a name; the model's own, or for MDLM's published layout gpt2's, by default.
-        scheduler: an object, a class (takes over the present scheduler's settings), or a Hub id or folder.
+        scheduler: an object, a class or its name (takes over the present scheduler's settings), or a Hub id or folder.
 
     Called with a prompt it returns a list with a dictionary `{"generated_text": ...}` for each of
-    `num_return_sequences`, with a list of prompts a list of such lists. The other arguments are those of
-    `MDLMPipeline`; `return_full_text=False` leaves the prompt out of the text where it is continued.
+    `num_return_sequences`, with a list of prompts a list of such lists, without a prompt it writes freely. The other
+    arguments are those of `MDLMPipeline`; `return_full_text=False` leaves out a prompt that is continued.
     """
 
     _own_arguments = (*_MaskedDiffusionTask._own_arguments, "prompt", "input_ids", "mask")
+    _outputs, _num_outputs = "texts", "num_return_sequences"
 
     def __init__(self, model: Any, tokenizer: Any = None, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
         pipe = text_pipeline(model, tokenizer)
         super().__init__(pipe, pipe.tokenizer, scheduler, **kwargs)
 
-    def _sanitize_parameters(self, return_full_text: bool = True, **kwargs: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        return preprocess, {**forward, **({} if return_full_text else {"return_full_text": False})}, postprocess
+        if return_full_text is not None:
+            postprocess["return_full_text"] = return_full_text
+        return preprocess, forward, postprocess
 
-    def _forward(
-        self, model_inputs: dict[str, list], num_return_sequences: int = 1, return_full_text: bool = True, **kwargs: Any
-    ) -> dict[str, list]:
-        prompts = model_inputs["inputs"]
-        texts = self.model(prompts, num_return_sequences=num_return_sequences, **kwargs).texts
-        rows = [texts[i : i + num_return_sequences] for i in range(0, len(texts), num_return_sequences)]
-        if not return_full_text:
-            rows = [[text.removeprefix(prompt) for text in row] for prompt, row in zip(prompts, rows, strict=True)]
-        return {"outputs": [[{"generated_text": text} for text in row] for row in rows]}
+    def postprocess(self, model_outputs: dict[str, list], return_full_text: bool = True) -> list[dict[str, str]]:
+        (prompt,), (texts,) = model_outputs["inputs"], model_outputs["outputs"]
+        start = 0
+        if not return_full_text and prompt is not None and not MASK_SPAN.search(prompt):
+            # As it reads when decoded: not every tokenizer gives back what it was given.
+            start = len(self.model.decode_sequences([self.model.encode_prompt(prompt)])[0])
+        return [{"generated_text": text[start:]} for text in texts]
 
 
 class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
@@ -276,25 +305,28 @@ class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
 
     Args:
         model: a Hub id or folder of a pipeline of this package, or a `MaskGITPipeline`.
-        scheduler: an object, a class (takes over the present scheduler's settings), or a Hub id or folder.
+        scheduler: an object, a class or its name (takes over the present scheduler's settings), or a Hub id or folder.
 
     Called with a label (an id or a name) it returns a PIL image, or a list of them where `num_images_per_prompt` is
-    given; with a list of labels, a list of these. The other arguments are those of `MaskGITPipeline`.
+    given; with a list of labels, a list of these; without a label an image of no class. The other arguments are those
+    of `MaskGITPipeline`.
     """
 
     _own_arguments = (*_MaskedDiffusionTask._own_arguments, "class_labels")
-    _num_outputs = "num_images_per_prompt"
+    _outputs, _num_outputs = "images", "num_images_per_prompt"
 
     def __init__(self, model: Any, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
         super().__init__(image_pipeline(model), scheduler=scheduler, **kwargs)
 
-    def _forward(
-        self, model_inputs: dict[str, list], num_images_per_prompt: int | None = None, **kwargs: Any
-    ) -> dict[str, list]:
-        num = num_images_per_prompt or 1
-        images = self.model(model_inputs["inputs"], num_images_per_prompt=num, **kwargs).images
-        rows = [images[i : i + num] for i in range(0, len(images), num)]
-        return {"outputs": rows if num_images_per_prompt else [image for (image,) in rows]}
+    def _sanitize_parameters(self, num_images_per_prompt: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+        if num_images_per_prompt is None:
+            return super()._sanitize_parameters(**kwargs)
+        preprocess, forward, _ = super()._sanitize_parameters(num_images_per_prompt=num_images_per_prompt, **kwargs)
+        return preprocess, forward, {"as_list": True}
+
+    def postprocess(self, model_outputs: dict[str, list], as_list: bool = False) -> Any:
+        (images,) = model_outputs["outputs"]
+        return images if as_list else images[0]
 
 
 TASKS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -37,9 +37,10 @@ def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpo
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log sum_x p_i(x)^beta + G_i`."""
-    # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound.
-    noise = context.gumbel(purpose).div_(context.beta.to(context.keys.device)[:, None])
-    return noise.add_(marginals.score(log_moment, context.masked, context.beta).to(noise.device))
+    # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound. A row that is
+    # emptied, where beta is 1, reveals all it has in whatever order.
+    noise = context.gumbel(purpose).div_(context.sharpness)
+    return noise.add_(marginals.score(partial(log_moment, beta=context.sharpness), context.masked).to(noise.device))
 
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:

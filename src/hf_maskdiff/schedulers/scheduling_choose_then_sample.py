@@ -161,16 +161,16 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         if on_cpu and not (choice.full and group is None):
             index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
             drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
-            require_drawn(drawn, choice.step_index)
+            require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return choice.tokens.index_put(index, drawn)
         drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
         drawn = drawn.view_as(rows).to(choice.sample.device)
         if on_cpu:
-            require_drawn(drawn, choice.step_index)
+            require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return drawn
         # Selecting would make the host wait for the accelerator: every rank was drawn, the unwanted ones are dropped.
         wanted = choice.valid if group is None else choice.valid & group
-        return torch.where(wanted & (drawn >= 0), drawn, choice.tokens)
+        return torch.where(wanted & (drawn < marginals.num_tokens), drawn, choice.tokens)
 
     def step(
         self,

@@ -78,11 +78,15 @@ class StepContext:
     grid: tuple[int, ...]
     generator: Generators
 
+    @property
+    def sharpness(self) -> float:
+        """`1 + 1 / alpha_n`; 1 where the scheduler has no choice temperature."""
+        return 1.0 if self.choice_temperature is None else 1 + 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
+
     @cached_property
     def beta(self) -> Tensor:
-        """`1 + 1 / alpha_n` of each row, float `(batch_size,)`; 1 in the step that empties the row."""
-        sharper = 0.0 if self.choice_temperature is None else 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
-        return torch.where(self.count < self.remaining, 1 + sharper, 1.0)
+        """Inverse temperature of a row's draws, float `(batch_size,)`: `sharpness`, 1 in the step that empties it."""
+        return torch.where(self.count < self.remaining, self.sharpness, 1.0)
 
     @property
     def is_last(self) -> bool:
@@ -396,9 +400,9 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
     require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
 
 
-def require_drawn(tokens: Tensor, step_index: int) -> None:
+def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
     """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
-    if tokens.numel() and int(tokens.min()) < 0:
+    if tokens.numel() and int(tokens.max()) >= num_tokens:
         raise ValueError(
             "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
             f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."

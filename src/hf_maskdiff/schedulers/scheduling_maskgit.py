@@ -76,10 +76,10 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
             rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
             kept = rank < context.count[:, None]
             if sample.device.type == "cpu":
-                require_drawn(drawn, context.step_index)
+                require_drawn(drawn, marginals.num_tokens, context.step_index)
             # On an accelerator a position where nothing can be drawn (NaN logits) stays masked.
             drawn = drawn.to(sample.device)
-            candidates = torch.where(context.masked & (drawn >= 0), drawn, context.tokens)
+            candidates = torch.where(context.masked & (drawn < marginals.num_tokens), drawn, context.tokens)
 
         # Outside inference mode, so that the results may enter a graph.
         prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
