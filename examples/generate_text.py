@@ -1,4 +1,4 @@
-"""The same beginning continued by seven samplers: a text each, with its steps, model passes and seconds.
+"""The same beginning continued by nine samplers: a text each, with its steps, model passes and seconds.
 
     python examples/generate_text.py
     python examples/generate_text.py --prompt "To be, or [MASK:12] question." --schedulers moment      # infilling
@@ -23,11 +23,19 @@ from typing import Any
 import torch
 from generate_image import SAMPLERS as IMAGE_SAMPLERS
 
-from hf_maskdiff import AncestralScheduler, MaskedDiffusionScheduler, MDLMPipeline
+from hf_maskdiff import (
+    AncestralScheduler,
+    EntropyBoundedScheduler,
+    FirstHittingScheduler,
+    MaskedDiffusionScheduler,
+    MDLMPipeline,
+)
 
 # name -> the mask, codebook and masking schedule of a configuration, under another sampler
 SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
     "ancestral": lambda config: AncestralScheduler.from_config(config, choice_temperature=None),
+    "first-hitting": lambda config: FirstHittingScheduler.from_config(config, choice_temperature=None),
+    "entropy-bounded": lambda config: EntropyBoundedScheduler.from_config(config, entropy_bound=8.0),
     **IMAGE_SAMPLERS,
 }
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hub_server import LoopbackHub
 from PIL import Image
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, pipeline
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_maskdiff import (
     AncestralScheduler,
@@ -25,6 +27,7 @@ from hf_maskdiff import (
     HybridScheduler,
     MaskedDiffusionTextGenerationPipeline,
     MaskGITPipeline,
+    MDLMForMaskedLM,
     MDLMPipeline,
     MDLMTransformer,
     MomentScheduler,
@@ -115,13 +118,57 @@ def test_arguments_of_the_pipeline_and_of_the_call(pipe: MDLMPipeline) -> None:
     assert (len(filled), filled[:2], filled[5:]) == (7, "ab", "cd")
 
 
+def test_without_a_prompt(pipe: MDLMPipeline) -> None:
+    write = pipeline(TEXT, model=pipe, num_inference_steps=3)
+    expected = pipe(num_inference_steps=3, num_return_sequences=4, generator=seeds(0, 1, 2, 3)).texts
+    assert write(generator=seeds(0)) == write(None, generator=seeds(0)) == [{"generated_text": expected[0]}]
+    made = write([None, None], batch_size=2, num_return_sequences=2, generator=seeds(0, 1, 2, 3))
+    assert [text["generated_text"] for texts in made for text in texts] == expected
+
+
+def test_the_prompt_is_left_out_as_the_tokenizer_reads_it(pipe: MDLMPipeline) -> None:
+    """A prompt need not come back as it was given."""
+    pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    write = pipeline(TEXT, model=pipe, num_inference_steps=3, max_new_tokens=4)
+    (full,), (rest,) = (write("ABC", generator=seeds(0), return_full_text=full) for full in (True, False))
+    assert full["generated_text"] == "abc" + rest["generated_text"]
+    assert len(rest["generated_text"]) == 4
+    (filled,) = write("AB[MASK:2]C", max_new_tokens=None, return_full_text=False)
+    assert (len(filled["generated_text"]), filled["generated_text"][:2]) == (5, "ab")  # nothing is continued
+
+
+def test_a_column_of_a_data_set(pipe: MDLMPipeline) -> None:
+    write = pipeline(TEXT, model=pipe, num_inference_steps=2, batch_size=2)
+    rows = [{"text": "ab", "label": 0}, {"text": "cde", "label": 1}, {"text": "f", "label": 0}]
+    made = write(KeyDataset(rows, "text"))
+    assert [texts[0]["generated_text"][: len(row["text"])] for texts, row in zip(made, rows, strict=True)] == [
+        "ab",
+        "cde",
+        "f",
+    ]
+
+
+def test_how_a_folder_is_loaded(pipe: MDLMPipeline, folder: str, tmp_path: Path) -> None:
+    assert pipeline(TEXT, model=folder, dtype="bfloat16").model.transformer.dtype == torch.bfloat16
+    pipe.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    assert pipeline(TEXT, model=folder, device_map="cpu").device.type == "cpu"
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model\.(bin|safetensors)"):
+        pipeline(TEXT, model=str(tmp_path / "half"))
+    half = pipeline(TEXT, model=str(tmp_path / "half"), model_kwargs={"variant": "fp16"})
+    assert half.dtype == torch.float32  # what diffusers makes of it
+    assert len(half("abc", num_inference_steps=2)[0]["generated_text"]) == LENGTH
+
+
 def test_schedulers(pipe: MDLMPipeline, folder: str, tmp_path: Path) -> None:
     config = {"mask_token_id": MASK, "codebook_size": MASK}
-    UniformScheduler(**config, masking_schedule="square").save_pretrained(tmp_path / "uniform")
+    # A preset that was made for another model.
+    another = UniformScheduler(mask_token_id=5, codebook_size=5, masking_schedule="square")
+    another.save_pretrained(tmp_path / "uniform")
     given = {
         HybridScheduler: HybridScheduler(**config),
         FirstHittingScheduler: FirstHittingScheduler,
         UniformScheduler: str(tmp_path / "uniform"),
+        AncestralScheduler: "AncestralScheduler",
     }
     for scheduler_class, scheduler in given.items():
         for model in (pipe, folder):
@@ -133,6 +180,10 @@ def test_schedulers(pipe: MDLMPipeline, folder: str, tmp_path: Path) -> None:
         == "square"
     )
     assert type(pipe.scheduler) is MomentScheduler  # what was given stays as it was
+    DDIMScheduler().save_pretrained(tmp_path / "stock")
+    for wrong in (DDIMScheduler(), DDIMScheduler, str(tmp_path / "stock"), "StepContext", 3):
+        with pytest.raises(ValueError, match="`scheduler` must be a MaskedDiffusionScheduler, the class or name"):
+            pipeline(TEXT, model=pipe, scheduler=wrong)
 
 
 def test_models_with_a_tokenizer(pipe: MDLMPipeline, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -160,8 +211,6 @@ def test_the_published_layout(golden_folder: Path, tokenizer: PreTrainedTokenize
 
 def test_fill_mask(pipe: MDLMPipeline, tokenizer: PreTrainedTokenizerFast) -> None:
     """The task of transformers itself."""
-    from hf_maskdiff import MDLMForMaskedLM
-
     tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     assert tokenizer.mask_token_id == MASK
     model = MDLMForMaskedLM.from_transformer(pipe.transformer)
@@ -193,6 +242,17 @@ def test_images(image_pipe: MaskGITPipeline, tmp_path: Path) -> None:
         assert [image.tobytes() for image in many] == [image.tobytes() for image in expected]
         pairs = draw([0, 2], num_images_per_prompt=2, guidance_scale=2.0)
         assert [len(pair) for pair in pairs] == [2, 2]
+        assert isinstance(draw(0, num_images_per_prompt=None), Image.Image)
+
+
+def test_images_of_no_class_and_from_an_image(image_pipe: MaskGITPipeline) -> None:
+    draw = pipeline(IMAGE, model=image_pipe, num_inference_steps=3)
+    (expected,) = image_pipe(num_inference_steps=3, generator=seeds(0)).images
+    assert draw(generator=seeds(0)).tobytes() == draw(None, generator=seeds(0)).tobytes() == expected.tobytes()
+    assert len(draw([None, None, None], batch_size=3)) == 3
+    assert len(draw([0, 1, "owl"], batch_size=2, image=expected, strength=0.5)) == 3
+    with pytest.raises(ValueError, match="must be one for all inputs, got enough for 2 outputs where 1 are due"):
+        draw(0, image=[expected, expected], strength=0.5)
 
 
 # --- there and back --------------------------------------------------------------------------------------------------
@@ -246,10 +306,20 @@ def test_bad_input_is_one_clear_error(
     pipe: MDLMPipeline, image_pipe: MaskGITPipeline, folder: str, tmp_path: Path
 ) -> None:
     image_pipe.save_pretrained(tmp_path / "image")
-    with pytest.raises(ValueError, match=r"must be a repository of a MDLMPipeline.*holds a MaskGITPipeline"):
-        pipeline(TEXT, model=str(tmp_path / "image"))
-    with pytest.raises(ValueError, match=r"must be a repository of a MaskGITPipeline.*holds a MDLMPipeline"):
-        pipeline(IMAGE, model=folder)
+    bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=30)
+    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
+    MDLMForMaskedLM.from_transformer(pipe.transformer).save_pretrained(tmp_path / "published")
+    for task, name, kind in (
+        (TEXT, "image", "MaskGITPipeline"),
+        (IMAGE, "text", "MDLMPipeline"),
+        (IMAGE, "published", "MDLMPipeline"),
+        (TEXT, "bert", "bert"),
+        (IMAGE, "bert", "bert"),
+    ):
+        with pytest.raises(ValueError, match=rf"must be a repository of type M\w+ for this task.*is of type {kind}"):
+            pipeline(task, model=str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"`model` must be a text model.*got BertForMaskedLM"):
+        pipeline(TEXT, model=BertForMaskedLM(bert))
     with pytest.raises(ValueError, match=r"`model` must be a text model.*got MaskGITPipeline"):
         pipeline(TEXT, model=image_pipe)
     with pytest.raises(ValueError, match=r"`model` must be an image model.*got MDLMPipeline"):
