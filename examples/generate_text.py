@@ -35,7 +35,7 @@ from hf_maskdiff import (
 SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
     "ancestral": lambda config: AncestralScheduler.from_config(config, choice_temperature=None),
     "first-hitting": lambda config: FirstHittingScheduler.from_config(config, choice_temperature=None),
-    "entropy-bounded": lambda config: EntropyBoundedScheduler.from_config(config, entropy_bound=8.0),
+    "entropy-bounded": lambda config: EntropyBoundedScheduler.from_config(config, follow_schedule=True),
     **IMAGE_SAMPLERS,
 }
 
