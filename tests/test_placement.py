@@ -292,7 +292,8 @@ def test_compiled_model(pipe: MaskGITPipeline, expected: Images, graphs: list, t
 def test_compiled_blocks(pipe: MaskGITPipeline, expected: Images, graphs: list) -> None:
     pipe.transformer.compile_repeated_blocks(backend=noting(graphs), fullgraph=True, dynamic=True)
     assert_same(generate(pipe), expected)
-    assert len(graphs) == 1  # one graph for all blocks
+    num_blocks = len(pipe.transformer.transformer_blocks)
+    assert len(graphs) == 1 or (torch.__version__ < (2, 13) and len(graphs) == num_blocks)  # one graph for all blocks
 
 
 def test_component_replaced_by_its_compiled_self(pipe: MaskGITPipeline, expected: Images, graphs: list) -> None:

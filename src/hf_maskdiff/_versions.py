@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 # The oldest release of each package that the code relies on.
-SUPPORTED = {"torch": "2.6", "diffusers": "0.42", "transformers": "5.0"}
+SUPPORTED = {"torch": "2.6", "diffusers": "0.41", "transformers": "5.0"}
 
 
 def require_supported_versions() -> None:

@@ -103,6 +103,11 @@ class ModelCardMixin(_Base):
 
     # --- the hooks: diffusers calls `save_config`, then writes its own card, then calls `_upload_folder` --------------
 
+    def register_to_config(self, **kwargs: Any) -> None:
+        super().register_to_config(**kwargs)
+        # Beside the settings, not among them: `transformers.pipeline` of 5.12 and before reads it from any object.
+        self._internal_dict.__dict__["_commit_hash"] = None
+
     def save_config(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         card = Path(save_directory, CARD)
         self._card_before = card.read_bytes() if card.is_file() else None

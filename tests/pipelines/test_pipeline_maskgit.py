@@ -293,6 +293,9 @@ def test_scales_that_cannot_be(pipe: MaskGITPipeline, scale: object) -> None:
     assert len(calls) == 0
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch.multinomial draws other codes from a seed before torch 2.13"
+)
 @pytest.mark.parametrize(
     ("trace", "guidance_scale", "inverse_temperatures"),
     [

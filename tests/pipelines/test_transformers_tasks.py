@@ -70,7 +70,17 @@ def folder(pipe: MDLMPipeline, tmp_path: Path) -> str:
 
 
 def test_both_tasks_are_registered() -> None:
-    assert {TEXT, IMAGE} <= set(PIPELINE_REGISTRY.get_supported_tasks())
+    assert {TEXT, IMAGE, "fill-mask", "ner"} <= set(PIPELINE_REGISTRY.get_supported_tasks())
+    assert PIPELINE_REGISTRY.check_task(TEXT)[1]["impl"] is MaskedDiffusionTextGenerationPipeline
+
+
+def test_loaded_objects_have_what_earlier_releases_ask_of_them(pipe: MDLMPipeline, tmp_path: Path) -> None:
+    """`model.config._commit_hash`, which is not saved."""
+    pipe.transformer.register_to_config(dropout=0.2)
+    for thing in (pipe, pipe.transformer):
+        assert thing.config._commit_hash is None
+    pipe.save_pretrained(tmp_path)
+    assert not [path for path in tmp_path.rglob("*.json") if "_commit_hash" in path.read_text()]
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

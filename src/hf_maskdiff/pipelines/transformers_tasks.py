@@ -23,7 +23,7 @@ from .pipeline_mdlm import MASK_SPAN, PUBLISHED_TOKENIZER, MDLMPipeline
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
 _LOCATION = ("revision", "token", "local_files_only", "cache_dir")
 # Of what `transformers.pipeline` passes on, what only its own models read.
-_NOT_FOR_DIFFUSERS = ("trust_remote_code", "_from_pipeline")
+_NOT_FOR_DIFFUSERS = ("trust_remote_code", "code_revision", "_from_pipeline", "_commit_hash")
 
 
 class MaskedDiffusionPipelineConfig(PreTrainedConfig):
@@ -37,6 +37,8 @@ AutoConfig.register(MaskedDiffusionPipelineConfig.model_type, MaskedDiffusionPip
 
 class Repository:
     """A folder or a repository of the Hub that is opened later, once tokenizer and scheduler are known."""
+
+    config = MaskedDiffusionPipelineConfig()  # which `transformers.pipeline` of 5.12 and before reads
 
     def __init__(self, name: str, location: dict[str, Any], loading: dict[str, Any]) -> None:
         self.name, self.location, self.loading = name, location, loading
