@@ -11,7 +11,13 @@ require_supported_versions()
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E402
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
-from .models import HaltonMaskGITTransformer2DModel, MDLMConfig, MDLMForMaskedLM, MDLMTransformer  # noqa: E402
+from .models import (  # noqa: E402
+    HaltonMaskGITTransformer2DModel,
+    MDLMConfig,
+    MDLMForMaskedLM,
+    MDLMTransformer,
+    PartialCacheConfig,
+)
 from .pipelines import (  # noqa: E402
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
@@ -65,6 +71,7 @@ __all__ = [
     "MaskedDiffusionTextGenerationPipeline",
     "ModelMixin",
     "MomentScheduler",
+    "PartialCacheConfig",
     "SchedulerMixin",
     "StepContext",
     "UniformScheduler",

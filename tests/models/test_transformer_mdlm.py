@@ -253,7 +253,7 @@ def test_rotation_turns_pairs_and_depends_on_distance_only() -> None:
     torch.testing.assert_close(rotary.inv_freq, torch.tensor([1, 1e-1, 1e-2, 1e-3])[: len(rotary.inv_freq)])
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 1, 1, 1, 8, generator=generator).expand(2, 1, 30, 1, 8)
-    cos, sin = rotary(30)
+    cos, sin = rotary(torch.arange(30))
     query, key = rotate(query, cos, sin)[0, :, 0], rotate(key, cos, sin)[0, :, 0]
     products = query @ key.T
     for distance in (-7, 0, 3):
@@ -366,7 +366,7 @@ def test_slots_see_final_keys_and_values_and_can_replace_them() -> None:
     assert torch.equal(model(ids).logits, logits)
     (key, value), (_, raw_key, raw_value) = seen[0], projected[0].unflatten(-1, (3, 4, 8)).unbind(2)
     assert torch.equal(value, raw_value)
-    assert torch.equal(key, rotate(raw_key, *model.rotary_emb(10)))  # after the rotation
+    assert torch.equal(key, rotate(raw_key, *model.rotary_emb(torch.arange(10))))  # after the rotation
 
     slots[1].register_forward_hook(lambda module, args, output: tuple(states.flip(0) for states in output))
     swapped = model(ids).logits
@@ -393,7 +393,10 @@ def test_half_precision_stays_near_float32(tmp_path: Path) -> None:
         logits = half(ids).logits
         assert logits.dtype == dtype
         assert (logits.float() - exact).norm() < tolerance * exact.norm()
-        assert all(torch.equal(a, b) for a, b in zip(half.rotary_emb(200), model.rotary_emb(200), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(half.rotary_emb(torch.arange(200)), model.rotary_emb(torch.arange(200)), strict=True)
+        )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (model(ids).logits.float() - exact).norm() < 0.05 * exact.norm()
 

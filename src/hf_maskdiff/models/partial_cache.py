@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.models.cache_utils import CacheMixin
 from torch import nn
+
+_HOOK = "hf_maskdiff_partial_cache"
+
+
+@dataclass
+class PartialCacheConfig:
+    """Spends little more than one pass on a step and samples as if it were several: `model.enable_cache(config)`.
+
+    The positions of a step are cut into `num_substeps` ordered groups. The first is drawn from the full pass; before
+    each later one only the step's positions go through the model again, with the tokens drawn so far, and every layer
+    takes the other positions' keys and values from the full pass. Needs a scheduler that chooses positions before it
+    draws tokens: any but `MaskGITScheduler`. Section 5 of arXiv 2510.04525.
+
+    Args:
+        num_substeps: R, the groups of a step; 1 changes nothing.
+
+    Raises:
+        ValueError: `num_substeps` below 1.
+    """
+
+    num_substeps: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_substeps, int) or self.num_substeps < 1:
+            raise ValueError(
+                f"`num_substeps` must be an integer of at least 1, got {self.num_substeps!r}. Pass 2 for one partial "
+                "pass a step."
+            )
 
 
 class KeyValueSlot(nn.Module):
@@ -17,11 +51,111 @@ class KeyValueSlot(nn.Module):
     weights and no state: it adds no key to a checkpoint.
     """
 
-    def forward(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values that attention shall use: here, those it was given.
 
         Args:
-            key: `(batch_size, sequence_length, num_heads, head_dim)`, floating point.
+            key: `(batch_size, num_queries, num_heads, head_dim)`, floating point.
             value: same shape and dtype as `key`.
+            positions: in a partial pass the places of the queries in the sequence, int64 `(batch_size, num_queries)`,
+                distinct in a row; p written as `-p - 1` keeps the cached key and value of p.
         """
+        if positions is not None:
+            raise ValueError(
+                "`positions` need the keys and values of a full pass, got them with partial caching off. Call "
+                "`model.enable_cache(PartialCacheConfig())` first."
+            )
         return key, value
+
+
+def places_of(positions: torch.Tensor) -> torch.Tensor:
+    """Places in the sequence, also of positions that are marked as not to be written (`-p - 1`)."""
+    return torch.where(positions < 0, ~positions, positions)
+
+
+class _KeysAndValues(BaseState):
+    """Of one layer and one cache context."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.key: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+
+
+class _PartialCacheHook(ModelHook):
+    """Keeps what passes through a slot in a full pass, and completes what passes through in a partial one."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state_manager = StateManager(_KeysAndValues)
+
+    def new_forward(
+        self, module: nn.Module, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        state = self.state_manager.get_state()
+        if positions is not None:
+            if state.key is None or len(state.key) != len(key):
+                raise ValueError(
+                    f"`positions` need a full pass over the same {len(key)} rows before them, in the same cache "
+                    "context. Call the model without `positions` first."
+                )
+            key, value = (_completed(kept, new, positions) for kept, new in ((state.key, key), (state.value, value)))
+        state.key, state.value = key, value
+        return key, value
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.state_manager.reset()
+        return module
+
+
+def _completed(kept: torch.Tensor, new: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    index = places_of(positions)[:, :, None, None].expand_as(new)
+    written = torch.where(positions[:, :, None, None] < 0, kept.gather(1, index), new)
+    return kept.scatter(1, index, written)
+
+
+class PartialCacheMixin(CacheMixin):
+    """Gives a denoiser with `KeyValueSlot`s partial caching, beside all of diffusers' own caches.
+
+    ```python
+    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    ```
+
+    Its `forward` takes `positions` and passes them to the slots. Goes where diffusers' `CacheMixin` would.
+    """
+
+    _cache_config: Any
+
+    def enable_cache(self, config: Any) -> None:
+        """Switch a cache on: `PartialCacheConfig`, or any configuration of diffusers."""
+        if not isinstance(config, PartialCacheConfig) or self.is_cache_enabled:
+            super().enable_cache(config)
+            return
+        for slot in self._slots():
+            HookRegistry.check_if_exists_or_initialize(slot).register_hook(_PartialCacheHook(), _HOOK)
+        HookRegistry.check_if_exists_or_initialize(self).invalidate_child_registries_cache()
+        self._cache_config = config
+
+    def disable_cache(self) -> None:
+        """Switch the cache off, and compute again exactly as without it."""
+        if not isinstance(self._cache_config, PartialCacheConfig):
+            super().disable_cache()
+            return
+        for slot in self._slots():
+            HookRegistry.check_if_exists_or_initialize(slot).remove_hook(_HOOK)
+        HookRegistry.check_if_exists_or_initialize(self).invalidate_child_registries_cache()
+        self._cache_config = None
+
+    @property
+    def num_substeps(self) -> int:
+        """The groups into which a pipeline cuts a step: 1 where partial caching is off."""
+        return getattr(self._cache_config, "num_substeps", 1)
+
+    def _slots(self) -> list[KeyValueSlot]:
+        return [module for module in self.modules() if isinstance(module, KeyValueSlot)]

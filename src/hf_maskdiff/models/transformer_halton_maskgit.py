@@ -9,13 +9,12 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.hub import ModelCardMixin
-from hf_maskdiff.models.partial_cache import KeyValueSlot
+from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheMixin, places_of
 
 
 class TiedTokenEmbedding(nn.Module):
@@ -64,7 +63,9 @@ class HaltonMaskGITAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: HaltonMaskGITAttention, hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, attn: HaltonMaskGITAttention, hidden_states: torch.Tensor, positions: torch.Tensor | None
+    ) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -73,7 +74,7 @@ class HaltonMaskGITAttnProcessor:
         # The norm runs over all heads together, so it comes before they are split.
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
-        key, value = attn.key_value_slot(key, value)
+        key, value = attn.key_value_slot(key, value, positions)
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
@@ -105,8 +106,8 @@ class HaltonMaskGITAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim, bias=False), nn.Dropout(dropout)])
         self.processor = self._default_processor_cls()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.processor(self, hidden_states)
+    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        return self.processor(self, hidden_states, positions)
 
 
 class HaltonMaskGITFeedForward(nn.Module):
@@ -135,11 +136,14 @@ class HaltonMaskGITTransformerBlock(nn.Module):
         self.norm2 = AdaRMSNorm(dim, eps)
         self.ff = HaltonMaskGITFeedForward(dim, intermediate_size, dropout)
 
-    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, temb: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (
             self.modulation(temb).unsqueeze(1).chunk(6, dim=-1)
         )
-        hidden_states = hidden_states + gate_attn * self.attn(self.norm1(hidden_states, shift_attn, scale_attn))
+        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), positions)
+        hidden_states = hidden_states + gate_attn * attended
         return hidden_states + gate_ff * self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
 
 
@@ -148,7 +152,7 @@ TransformerBlockRegistry.register(HaltonMaskGITTransformerBlock, TransformerBloc
 
 
 class HaltonMaskGITTransformer2DModel(
-    ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin
+    ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin
 ):
     """Class-conditional denoiser of image tokens that takes the weights published with Halton-MaskGIT.
 
@@ -258,7 +262,11 @@ class HaltonMaskGITTransformer2DModel(
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(
-        self, sample: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        class_labels: torch.Tensor,
+        return_dict: bool = True,
+        positions: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -267,6 +275,9 @@ class HaltonMaskGITTransformer2DModel(
                 row-major order, int64; masked positions hold `codebook_size`.
             class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label.
             return_dict: Whether to return a `Transformer2DModelOutput` rather than a tuple.
+            positions: For a partial pass (see `PartialCacheConfig`), after a full one in the same `cache_context`:
+                where in row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like
+                it, distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
@@ -278,7 +289,12 @@ class HaltonMaskGITTransformer2DModel(
                 accelerator wait); they fail in the embedding.
         """
         side = self.config.sample_size
-        if sample.shape[1:] not in ((side, side), (side * side,)):
+        if positions is not None and (positions.shape != sample.shape or positions.dtype != torch.int64):
+            raise ValueError(
+                f"`positions` must be int64 of the shape of `sample`, {tuple(sample.shape)}, got {positions.dtype} "
+                f"{tuple(positions.shape)}. Pass where each code stands in the image, in row-major order."
+            )
+        if positions is None and sample.shape[1:] not in ((side, side), (side * side,)):
             raise ValueError(
                 f"`sample` must have shape (batch_size, {side}, {side}) or (batch_size, {side * side}), got "
                 f"{tuple(sample.shape)}. Pass the token ids of a grid of {side} x {side} tokens: that is the model's "
@@ -295,18 +311,21 @@ class HaltonMaskGITTransformer2DModel(
 
         hidden_states = self.token_embedding(sample.flatten(1))
         num_tokens = hidden_states.shape[1]
-        hidden_states = hidden_states + self.position_embedding(torch.arange(num_tokens, device=sample.device))
+        places = torch.arange(num_tokens, device=sample.device) if positions is None else places_of(positions)
+        hidden_states = hidden_states + self.position_embedding(places)
         if self.register_embedding is not None:
             registers = torch.arange(self.config.num_register_tokens, device=sample.device)
+            if positions is not None:
+                positions = torch.cat([positions, (side * side + registers).expand(len(positions), -1)], dim=1)
             registers = self.register_embedding(registers).expand(sample.shape[0], -1, -1)
             hidden_states = torch.cat([hidden_states, registers], dim=1)
         temb = F.silu(self.class_embedding(class_labels))
 
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, positions)
             else:
-                hidden_states = block(hidden_states, temb)
+                hidden_states = block(hidden_states, temb, positions)
 
         shift, scale = self.modulation_out(temb).unsqueeze(1).chunk(2, dim=-1)
         hidden_states = self.norm_out(hidden_states[:, :num_tokens], shift, scale)

@@ -15,7 +15,6 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.model_loading_utils import load_state_dict
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -23,7 +22,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from hf_maskdiff.hub import ModelCardMixin
-from hf_maskdiff.models.partial_cache import KeyValueSlot
+from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheMixin, places_of
 
 _NUM_FREQUENCIES = 128
 _NOISE_EPS = 1e-3
@@ -62,7 +61,7 @@ class MDLMNoiseEmbedding(nn.Module):
 
 
 class MDLMRotaryEmbedding(nn.Module):
-    """Cosines and sines that turn queries and keys by their position, each `(sequence_length, 1, head_dim / 2)`."""
+    """Cosines and sines that turn queries and keys by their positions, each `(..., 1, head_dim / 2)`."""
 
     inv_freq: torch.Tensor
 
@@ -74,11 +73,10 @@ class MDLMRotaryEmbedding(nn.Module):
     def _frequencies(num: int, device: torch.device | None) -> torch.Tensor:
         return 10_000.0 ** (-torch.arange(num, device=device, dtype=torch.float32) / num)
 
-    def forward(self, sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Computed anew: the buffer, there because published files hold it, is too coarse once cast to half precision.
         frequencies = self._frequencies(len(self.inv_freq), self.inv_freq.device)
-        positions = torch.arange(sequence_length, device=frequencies.device, dtype=torch.float32)
-        angles = torch.outer(positions, frequencies)[:, None]
+        angles = (positions.to(frequencies.device, torch.float32)[..., None] * frequencies)[..., None, :]
         return angles.cos(), angles.sin()
 
 
@@ -117,10 +115,11 @@ class MDLMAttnProcessor:
         projected: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
     ) -> torch.Tensor:
         query, key, value = projected.unflatten(-1, (3, attn.heads, -1)).unbind(2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        key, value = attn.key_value_slot(key, value)
+        key, value = attn.key_value_slot(key, value, positions)
         hidden_states = dispatch_attention_fn(
             query,
             key,
@@ -151,8 +150,9 @@ class MDLMAttention(nn.Module, AttentionModuleMixin):
         projected: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, projected, rotary, attention_mask)
+        return self.processor(self, projected, rotary, attention_mask, positions)
 
 
 class MDLMTransformerBlock(nn.Module):
@@ -175,11 +175,13 @@ class MDLMTransformerBlock(nn.Module):
         condition: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
             self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=-1)
         )
-        attended = self.attn(self.attn_qkv(self.norm1(hidden_states, shift_attn, scale_attn)), rotary, attention_mask)
+        projected = self.attn_qkv(self.norm1(hidden_states, shift_attn, scale_attn))
+        attended = self.attn(projected, rotary, attention_mask, positions)
         hidden_states = hidden_states + gate_attn * self.dropout(self.attn_out(attended))
         fed = self.mlp(self.norm2(hidden_states, shift_mlp, scale_mlp))
         return hidden_states + gate_mlp * self.dropout(fed)
@@ -203,7 +205,7 @@ class MDLMOutputLayer(nn.Module):
         return self.linear(self.norm_final(hidden_states, shift, scale))
 
 
-class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
     """Text denoiser that takes the weights published with MDLM, at any length, on any device.
 
     A bidirectional transformer with rotary positions over token ids of which some are masked. All masked positions
@@ -357,6 +359,7 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, C
         timestep: float | torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
+        positions: torch.Tensor | None = None,
     ) -> MaskedLMOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -368,6 +371,9 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, C
             attention_mask: `(batch_size, sequence_length)`, bool or integer, 1 where a token is real and 0 where it is
                 padding, which no position attends to; None where all are real.
             return_dict: Whether to return a `MaskedLMOutput` rather than a tuple.
+            positions: For a partial pass (see `PartialCacheConfig`), after a full one in the same `cache_context`:
+                where in the sequence the tokens of `input_ids` stand, int64 like it, distinct in a row; a p written as
+                `-p - 1` is computed but leaves the cached key and value of p. The mask is that of the full pass.
 
         Returns:
             An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
@@ -383,12 +389,18 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, C
                 "`input_ids` must hold ids as torch.int64 of shape (batch_size, sequence_length), got "
                 f"{input_ids.dtype} {tuple(input_ids.shape)}. Pass `tokenizer(texts, return_tensors='pt').input_ids`."
             )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        if positions is not None and (positions.shape != input_ids.shape or positions.dtype != torch.int64):
+            raise ValueError(
+                f"`positions` must be int64 of the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+                f"{positions.dtype} {tuple(positions.shape)}. Pass where each token stands in the sequence."
+            )
+        if attention_mask is not None and positions is None and attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
                 f"{tuple(attention_mask.shape)}. Pass 1 where a token is real and 0 where it is padding."
             )
-        rotary = self.rotary_emb(input_ids.shape[1])
+        places = torch.arange(input_ids.shape[1]) if positions is None else places_of(positions)
+        rotary = self.rotary_emb(places)
         if attention_mask is not None:
             real = attention_mask.bool()
             # A row without any real token would be a softmax over nothing: it attends to all of its padding.
@@ -400,10 +412,10 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, C
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(
-                    block, hidden_states, condition, rotary, attention_mask
+                    block, hidden_states, condition, rotary, attention_mask, positions
                 )
             else:
-                hidden_states = block(hidden_states, condition, rotary, attention_mask)
+                hidden_states = block(hidden_states, condition, rotary, attention_mask, positions)
         logits = self.output_layer(hidden_states, condition)
         if not return_dict:
             return (logits,)

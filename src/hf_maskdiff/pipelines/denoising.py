@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..sampling import Generators
-from ..schedulers import MaskedDiffusionScheduler
+from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
 
-# (sample (num_rows, ...), timestep, which rows of the batch they are) -> logits (num_rows, L, V)
-Denoiser = Callable[[Tensor, Tensor, Tensor | slice], Tensor]
+# (sample (num_rows, ...), timestep, which rows of the batch they are) -> logits (num_rows, L, V). In a partial pass:
+# (tokens (batch_size, K), timestep, all rows, positions int64 (batch_size, K)) -> logits (batch_size, K, V)
+Denoiser = Callable[..., Tensor]
 # (step index, timestep, sample) -> sample
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]
 
@@ -27,6 +28,7 @@ def denoise(
     first_step: int = 0,
     initial: Tensor | None = None,
     reuse_logits: bool = False,
+    num_substeps: int = 1,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
     interrupted: Callable[[], bool] = lambda: False,
@@ -47,6 +49,8 @@ def denoise(
             counts from these; None where they are the masks in `sample`.
         reuse_logits: the logits depend on the tokens alone, so that a row in which the last step revealed nothing
             needs no new ones. Only schedulers without a plan have such steps; seeing them makes the host wait.
+        num_substeps: groups of a step's positions, a partial pass before each but the first; above 1 the denoiser takes
+            `positions`, and all rows take part in each pass.
         progress_bar: called with `total=`, the number of model calls; a context manager with `update()`.
         on_step_end: called after each step, which it counts from 0; what it returns is the sample from there on.
         interrupted: asked before each step; when true the loop ends with positions still masked.
@@ -57,6 +61,11 @@ def denoise(
     Raises:
         ValueError: logits from which nothing can be drawn, with the step's number.
     """
+    if num_substeps > 1 and not isinstance(scheduler, ChooseThenSampleScheduler):
+        raise ValueError(
+            f"partial caching needs positions that are known before their tokens, got {type(scheduler).__name__}. Use "
+            "MomentScheduler, which has its law, or call `disable_cache()`."
+        )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
     num_masked = _num_masked(scheduler, sample).cpu()
@@ -79,23 +88,19 @@ def denoise(
             max_count = int(counts.max())
             if max_count == 0 or interrupted():
                 break
-            if logits is None or plan is not None or not reuse_logits or bool(changed.all()):
+            if logits is None or plan is not None or not reuse_logits or num_substeps > 1 or bool(changed.all()):
                 logits = None  # freed before the next ones are made
                 logits = denoiser(sample, t, slice(None))
             elif bool(changed.any()):
                 rows = changed.nonzero()[:, 0]
                 logits[rows] = denoiser(sample[rows], t, rows)
             before = sample
-            stepped = scheduler.step(
-                logits,
-                t,
-                sample,
-                starting_mask_ratio,
-                _of_unfinished_rows(generator, counts),
-                return_dict=False,
-                max_count=max_count,
-            )
-            sample = stepped[0]
+            step_arguments = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, counts))
+            if num_substeps == 1:
+                sample = scheduler.step(logits, *step_arguments, return_dict=False, max_count=max_count)[0]
+            else:
+                choice = scheduler.choose(logits, *step_arguments, max_count=max_count)
+                sample = _sample_in_groups(denoiser, scheduler, logits, choice, t, sample, num_substeps)
             if plan is not None or planned is None:
                 masks_after.append(_num_masked(scheduler, sample))
 
@@ -113,6 +118,48 @@ def denoise(
         allowed[-1:] = 0
     _require_all_drawn(masks_after, allowed, first_step)
     return sample
+
+
+def _sample_in_groups(
+    denoiser: Denoiser,
+    scheduler: ChooseThenSampleScheduler,
+    logits: Tensor,
+    choice: Choice,
+    t: Tensor,
+    sample: Tensor,
+    num_substeps: int,
+) -> Tensor:
+    """Draw a step's tokens in ordered groups, with a partial pass over its positions before each but the first."""
+    tokens, positions = choice.tokens, torch.where(choice.valid, choice.positions, ~choice.positions)
+    logits = logits.gather(1, choice.positions[..., None].expand(-1, -1, logits.shape[-1]))
+    groups = group_of_ranks(choice.count, choice.positions.shape[1], num_substeps)
+    for group in range(min(num_substeps, choice.positions.shape[1])):
+        if group:
+            logits = denoiser(tokens, t, slice(None), positions)
+        drawn = scheduler.sample_tokens(logits, choice, groups == group)
+        tokens = torch.where(groups == group, drawn, tokens)
+    return sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
+
+
+def group_of_ranks(count: Tensor, num_ranks: int, num_groups: int) -> Tensor:
+    """Which group each rank of a step belongs to: ordered groups whose sizes differ by at most one, larger ones first.
+
+    Args:
+        count: valid ranks of each row, int64 `(batch_size,)`; with fewer than `num_groups` each is a group of its own.
+
+    Returns:
+        int64 `(batch_size, num_ranks)`, 0 first; ranks that are not valid get `num_groups` or more.
+
+    Example:
+        >>> group_of_ranks(torch.tensor([5, 2]), num_ranks=6, num_groups=3)
+        tensor([[0, 0, 1, 1, 2, 3],
+                [0, 1, 3, 3, 3, 3]])
+    """
+    ranks, count = torch.arange(num_ranks, device=count.device), count[:, None]
+    size, num_larger = count // num_groups, count % num_groups
+    in_larger = num_larger * (size + 1)
+    group = torch.where(ranks < in_larger, ranks // (size + 1), num_larger + (ranks - in_larger) // size.clamp(min=1))
+    return torch.where(ranks < count, group, num_groups)
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

@@ -435,15 +435,16 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
             latents, initial = self.prepare_image_latents(codes, editable, first_step, generator)
 
-        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
             self._current_timestep = t  # diffusers' caches ask for it
+            partial = {} if positions is None else {"positions": positions}
             with self.transformer.cache_context("cond"):
-                cond = self.transformer(sample, classes[rows], return_dict=False)[0]
+                cond = self.transformer(sample, classes[rows], return_dict=False, **partial)[0]
             scale = self.guidance_scale_at(t)
             if scale <= 1 or class_labels is None:
                 return cond
             with self.transformer.cache_context("uncond"):
-                uncond = self.transformer(sample, no_class[rows], return_dict=False)[0]
+                uncond = self.transformer(sample, no_class[rows], return_dict=False, **partial)[0]
             return uncond.lerp_(cond, scale)
 
         def on_step_end(i: int, t: Tensor, latents: Tensor) -> Tensor:
@@ -455,17 +456,21 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
                 xm.mark_step()
             return latents
 
-        latents = denoise(
-            denoiser,
-            self.scheduler,
-            latents,
-            generator,
-            first_step=first_step,
-            initial=initial,
-            progress_bar=self.progress_bar,
-            on_step_end=on_step_end,
-            interrupted=lambda: self.interrupt,
-        )
+        try:
+            latents = denoise(
+                denoiser,
+                self.scheduler,
+                latents,
+                generator,
+                first_step=first_step,
+                initial=initial,
+                num_substeps=self.transformer.num_substeps,
+                progress_bar=self.progress_bar,
+                on_step_end=on_step_end,
+                interrupted=lambda: self.interrupt,
+            )
+        finally:  # what caches hold is freed, also after an error
+            self.transformer._reset_stateful_cache()
         self._current_timestep = None
 
         images: Any = latents

@@ -54,7 +54,7 @@ class MDLMPipelineOutput(BaseOutput):
     Args:
         sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
         texts: the sequences as text; None for `output_type="ids"`.
-        num_model_passes: how often the model was run for each sequence.
+        num_model_passes: how often the model was run for each sequence, partial passes (`PartialCacheConfig`) aside.
     """
 
     sequences: list[Tensor]
@@ -442,11 +442,14 @@ class MDLMPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         row_ids = torch.tensor(rows_of_blocks, device=sample.device)
         first_step, mask_token_id = self._num_timesteps, self.transformer.config.vocab_size - 1
 
-        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
             self._current_timestep = t  # diffusers' caches ask for it
-            passes[row_ids[rows]] += (sample == mask_token_id).any(-1)  # a finished row gains nothing from a pass
             visible = None if attention_mask is None else attention_mask[rows]
-            return self.transformer(sample, t, attention_mask=visible, return_dict=False)[0]
+            partial = {} if positions is None else {"positions": positions}
+            if positions is None:
+                passes[row_ids[rows]] += (sample == mask_token_id).any(-1)  # a finished row gains nothing from a pass
+            with self.transformer.cache_context("cond"):
+                return self.transformer(sample, t, attention_mask=visible, return_dict=False, **partial)[0]
 
         def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
             self._num_timesteps = first_step + i + 1
@@ -457,16 +460,20 @@ class MDLMPipeline(PipelineRepositoryMixin, DiffusionPipeline):
                 xm.mark_step()
             return sample
 
-        sample = denoise(
-            denoiser,
-            self.scheduler,
-            sample,
-            generator,
-            reuse_logits=not self.transformer.config.time_conditioning,
-            progress_bar=self.progress_bar,
-            on_step_end=on_step_end,
-            interrupted=lambda: self.interrupt,
-        )
+        try:
+            sample = denoise(
+                denoiser,
+                self.scheduler,
+                sample,
+                generator,
+                reuse_logits=not self.transformer.config.time_conditioning,
+                num_substeps=self.transformer.num_substeps,
+                progress_bar=self.progress_bar,
+                on_step_end=on_step_end,
+                interrupted=lambda: self.interrupt,
+            )
+        finally:  # what caches hold is freed, also after an error
+            self.transformer._reset_stateful_cache()
         return [ids[:length] for ids, length in zip(sample, lengths, strict=True)]
 
 

@@ -1,0 +1,219 @@
+"""A partial pass is what it says: the chosen positions anew, all else from the last full pass, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers.hooks import FirstBlockCacheConfig
+from torch import Tensor, nn
+
+from hf_maskdiff import HaltonMaskGITTransformer2DModel, MDLMTransformer, PartialCacheConfig
+from hf_maskdiff.models import KeyValueSlot
+
+LENGTH, TOKENS, ROWS = 16, 12, 3
+CLOSE = {"atol": 2e-6, "rtol": 2e-6}
+Run = Callable[..., Tensor]
+
+
+def mdlm(num_layers: int) -> nn.Module:
+    return MDLMTransformer(TOKENS + 1, LENGTH, hidden_dim=32, cond_dim=8, n_blocks=num_layers, n_heads=4)
+
+
+def halton(num_layers: int) -> nn.Module:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_register_tokens": 2}
+    return HaltonMaskGITTransformer2DModel(
+        sample_size=4, codebook_size=TOKENS, num_classes=3, num_layers=num_layers, **sizes
+    )
+
+
+@pytest.fixture(params=[mdlm, halton])
+def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
+    """A model with weights that all matter, and how it is called."""
+
+    def make(num_layers: int) -> tuple[nn.Module, Run]:
+        torch.manual_seed(0)
+        model = request.param(num_layers).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        labels = torch.arange(ROWS)
+
+        @torch.no_grad()
+        def run(tokens: Tensor, positions: Tensor | None = None, context: str = "cond") -> Tensor:
+            extra = {} if positions is None else {"positions": positions}
+            with model.cache_context(context):
+                if request.param is mdlm:
+                    return model(tokens, return_dict=False, **extra)[0]
+                return model(tokens, labels[: len(tokens)], return_dict=False, **extra)[0]
+
+        return model, run
+
+    return make
+
+
+def random_tokens(seed: int) -> Tensor:
+    return torch.randint(0, TOKENS + 1, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def random_positions(count: int, seed: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(LENGTH, generator=generator)[:count] for _ in range(ROWS)])
+
+
+def at(values: Tensor, positions: Tensor) -> Tensor:
+    return (
+        values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+        if values.ndim == 3
+        else (values.gather(1, positions))
+    )
+
+
+def changed_at(tokens: Tensor, positions: Tensor, seed: int = 9) -> Tensor:
+    return tokens.scatter(1, positions, at(random_tokens(seed), positions))
+
+
+def with_stale_others(model: nn.Module, run: Run, before: Tensor, after: Tensor, positions: Tensor) -> Tensor:
+    """The reference: a whole pass over `after` in which all other positions' keys and values are those of `before`."""
+    slots = [module for module in model.modules() if isinstance(module, KeyValueSlot)]
+    kept: dict[KeyValueSlot, tuple[Tensor, Tensor]] = {}
+    fresh = torch.zeros(ROWS, LENGTH, dtype=torch.bool).scatter_(1, positions, True)
+
+    def keep(slot: KeyValueSlot, args: tuple, output: tuple[Tensor, Tensor]) -> None:
+        kept[slot] = output
+
+    def mix(slot: KeyValueSlot, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        extra = output[0].shape[1] - LENGTH  # registers are always computed
+        new = nn.functional.pad(fresh, (0, extra), value=True)[..., None, None]
+        return tuple(torch.where(new, now, then) for now, then in zip(output, kept[slot], strict=True))
+
+    for hook, tokens in ((keep, before), (mix, after)):
+        handles = [slot.register_forward_hook(hook) for slot in slots]
+        logits = run(tokens)
+        for handle in handles:
+            handle.remove()
+    return at(logits, positions)
+
+
+def test_with_all_positions_it_is_a_full_pass(make: Callable) -> None:
+    model, run = make(3)
+    before, after, positions = random_tokens(1), random_tokens(2), random_positions(LENGTH)
+    expected = at(run(after), positions)
+    model.enable_cache(PartialCacheConfig())
+    run(before)
+    torch.testing.assert_close(run(at(after, positions), positions), expected, **CLOSE)
+
+
+def test_where_no_token_changed_it_repeats_the_full_pass(make: Callable) -> None:
+    model, run = make(3)
+    tokens, positions = random_tokens(1), random_positions(5)
+    model.enable_cache(PartialCacheConfig())
+    logits = run(tokens)
+    torch.testing.assert_close(run(at(tokens, positions), positions), at(logits, positions), **CLOSE)
+
+
+@pytest.mark.parametrize("count", [1, 6, 15])
+def test_with_one_layer_it_is_exact(make: Callable, count: int) -> None:
+    model, run = make(1)
+    before, positions = random_tokens(1), random_positions(count)
+    after = changed_at(before, positions)
+    expected = at(run(after), positions)
+    model.enable_cache(PartialCacheConfig())
+    run(before)
+    torch.testing.assert_close(run(at(after, positions), positions), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("count", [1, 6, 15])
+def test_with_more_layers_the_others_are_stale_and_nothing_else(make: Callable, count: int) -> None:
+    model, run = make(3)
+    before, positions = random_tokens(1), random_positions(count)
+    after = changed_at(before, positions)
+    expected = with_stale_others(model, run, before, after, positions)
+    assert not torch.allclose(expected, at(run(after), positions), atol=1e-3)
+    model.enable_cache(PartialCacheConfig())
+    run(before)
+    torch.testing.assert_close(run(at(after, positions), positions), expected, **CLOSE)
+
+
+def test_passes_one_after_the_other_keep_what_is_newest(make: Callable) -> None:
+    """After a partial pass its positions are fresh: with one layer the next one sees them."""
+    model, run = make(1)
+    before, first, second = random_tokens(1), random_positions(6)[:, :3], random_positions(6)[:, 3:]
+    middle = changed_at(before, first)
+    after = changed_at(middle, second)
+    expected = at(run(after), second)
+    model.enable_cache(PartialCacheConfig())
+    run(before)
+    run(at(middle, first), first)
+    torch.testing.assert_close(run(at(after, second), second), expected, **CLOSE)
+
+
+def test_a_position_that_is_not_valid_writes_nothing(make: Callable) -> None:
+    model, run = make(3)
+    before, positions = random_tokens(1), random_positions(6)
+    after = changed_at(before, positions)
+    valid = torch.arange(6) < torch.tensor([2, 6, 0])[:, None]
+    model.enable_cache(PartialCacheConfig())
+    run(before)
+    logits = run(at(after, positions), torch.where(valid, positions, ~positions))
+    run(before)
+    few = run(at(after, positions)[:1, :2].expand(ROWS, -1), positions[:1, :2].expand(ROWS, -1).clone())
+    torch.testing.assert_close(logits[0, :2], few[0], **CLOSE)
+    run(before)  # the row whose positions are all invalid has nothing fresh: what it kept is the full pass
+    run(at(after, positions), ~positions)
+    slots = [module for module in model.modules() if isinstance(module, KeyValueSlot)]
+    kept = [slot._diffusers_hook.hooks["hf_maskdiff_partial_cache"].state_manager for slot in slots]
+    partial = [manager._state_cache["cond"].key.clone() for manager in kept]
+    run(before)
+    for now, manager in zip(partial, kept, strict=True):
+        torch.testing.assert_close(now[:, :LENGTH], manager._state_cache["cond"].key[:, :LENGTH], rtol=0, atol=0)
+
+
+def test_contexts_do_not_mix_and_switching_off_restores_the_model(make: Callable) -> None:
+    model, run = make(1)
+    before, other, positions = random_tokens(1), random_tokens(4), random_positions(4)
+    plain = run(before)
+    after = changed_at(before, positions)
+    expected = at(run(after), positions)
+    model.enable_cache(PartialCacheConfig(num_substeps=3))
+    assert (model.num_substeps, model.is_cache_enabled) == (3, True)
+    assert torch.equal(run(before), plain)
+    run(other, context="uncond")
+    torch.testing.assert_close(run(at(after, positions), positions), expected, **CLOSE)
+    model.disable_cache()
+    assert (model.num_substeps, model.is_cache_enabled) == (1, False)
+    assert torch.equal(run(before), plain)
+    assert not any(hasattr(slot, "_diffusers_hook") and slot._diffusers_hook.hooks for slot in model.modules())
+
+
+def test_diffusers_own_caches_are_its_own(make: Callable) -> None:
+    model, _ = make(2)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert model.num_substeps == 1
+    with pytest.raises(ValueError, match="already been enabled"):
+        model.enable_cache(PartialCacheConfig())
+    model.disable_cache()
+    model.enable_cache(PartialCacheConfig())
+    with pytest.raises(ValueError, match="already been enabled"):
+        model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="already been enabled"):
+        model.enable_cache(PartialCacheConfig())
+
+
+def test_bad_input_is_one_clear_error(make: Callable) -> None:
+    model, run = make(2)
+    tokens, positions = random_tokens(1), random_positions(4)
+    with pytest.raises(ValueError, match="partial caching off"):
+        run(at(tokens, positions), positions)
+    model.enable_cache(PartialCacheConfig())
+    with pytest.raises(ValueError, match="need a full pass over the same 3 rows"):
+        run(at(tokens, positions), positions)
+    run(tokens[:2])
+    with pytest.raises(ValueError, match="need a full pass over the same 3 rows"):
+        run(at(tokens, positions), positions)
+    for wrong in (positions[:, :2], positions.int()):
+        with pytest.raises(ValueError, match=r"`positions` must be int64 of the shape of"):
+            run(at(tokens, positions), wrong)
+    for value in (0, 1.5):
+        with pytest.raises(ValueError, match=r"`num_substeps` must be an integer of at least 1"):
+            PartialCacheConfig(num_substeps=value)

@@ -1,0 +1,238 @@
+"""Partial caching in the pipelines: what it draws, what it leaves alone, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from hf_maskdiff import (
+    ChooseThenSampleScheduler,
+    EntropyBoundedScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskGITPipeline,
+    MaskGITScheduler,
+    MDLMPipeline,
+    MDLMTransformer,
+    MomentScheduler,
+    PartialCacheConfig,
+    UniformScheduler,
+)
+from hf_maskdiff.pipelines.denoising import group_of_ranks
+
+LETTERS, LENGTH = "abcdefghijk", 18
+MASK = len(LETTERS)
+SCHEDULERS = [MomentScheduler, HybridScheduler, HaltonScheduler, UniformScheduler, EntropyBoundedScheduler]
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in numbers]
+
+
+def make_text_pipeline(num_layers: int = 2) -> MDLMPipeline:
+    torch.manual_seed(0)
+    transformer = MDLMTransformer(MASK + 1, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=num_layers, n_heads=2).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    tokens = Tokenizer(BPE({letter: i for i, letter in enumerate(LETTERS)}, merges=[]))
+    tokens.decoder = decoders.Fuse()
+    scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
+    pipe = MDLMPipeline(PreTrainedTokenizerFast(tokenizer_object=tokens), transformer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def text() -> MDLMPipeline:
+    return make_text_pipeline()
+
+
+@pytest.fixture
+def image(make_pipeline: Callable[..., MaskGITPipeline]) -> MaskGITPipeline:
+    pipe = make_pipeline()
+    for parameter in pipe.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: MaskGITPipeline, labels: list[int], numbers: list[int], **kwargs: Any) -> torch.Tensor:
+    call = {"num_inference_steps": 3, "output_type": "latent", "generator": seeds(*numbers)} | kwargs
+    return pipe(class_labels=labels, **call).images
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.integers(1, 9))
+def test_groups(counts: list[int], num_groups: int) -> None:
+    groups = group_of_ranks(torch.tensor(counts), 20, num_groups)
+    for row, count in zip(groups.tolist(), counts, strict=True):
+        valid = row[:count]
+        assert valid == sorted(valid)
+        assert all(group >= num_groups for group in row[count:])
+        sizes = [valid.count(group) for group in range(num_groups)]
+        assert sum(sizes) == count
+        assert sizes == sorted(sizes, reverse=True)
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(size > 0 for size in sizes) == min(num_groups, count)
+
+
+# --- what it draws ---------------------------------------------------------------------------------------------------
+
+
+def test_one_group_changes_no_bit(text: MDLMPipeline, image: MaskGITPipeline) -> None:
+    plain = text(["a", "bcd"], num_inference_steps=4, generator=seeds(0, 1)).texts, draw(image, [0, 1], [2, 3])
+    for pipe in (text, image):
+        pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=1))
+    again = text(["a", "bcd"], num_inference_steps=4, generator=seeds(0, 1)).texts, draw(image, [0, 1], [2, 3])
+    assert plain[0] == again[0]
+    assert torch.equal(plain[1], again[1])
+
+
+@pytest.mark.parametrize("num_substeps", [2, 3, 40])
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS[:4])
+def test_with_one_layer_a_step_is_drawn_group_by_group_from_full_passes(
+    num_substeps: int, scheduler_class: type[ChooseThenSampleScheduler]
+) -> None:
+    """There a partial pass is exact, so that a plain loop with a full pass for each group draws the same tokens."""
+    pipe, steps = make_text_pipeline(num_layers=1), 3
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
+    transformer, sample = pipe.transformer, torch.full((2, LENGTH), MASK)
+    sample[0, :3] = torch.tensor([1, 2, 3])
+    start, generators = sample.clone(), seeds(0, 1)
+    initial = (sample == MASK).sum(-1)
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            logits = transformer(sample).logits
+            choice = scheduler.choose(logits, t, sample, initial.double() / LENGTH, generators)
+            for group in range(num_substeps):
+                logits = transformer(sample).logits
+                rows = torch.arange(2)[:, None]
+                groups = group_of_ranks(choice.count, choice.positions.shape[1], num_substeps)
+                drawn = scheduler.sample_tokens(logits[rows, choice.positions], choice, groups == group)
+                now = torch.where(groups == group, drawn, sample.gather(1, choice.positions))
+                sample = sample.scatter(1, choice.positions, now)
+    pipe.scheduler = scheduler
+    transformer.enable_cache(PartialCacheConfig(num_substeps))
+    made = pipe(input_ids=start, num_inference_steps=steps, generator=seeds(0, 1), output_type="ids").sequences
+    assert torch.equal(torch.stack(made), sample)
+
+
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_a_row_does_not_depend_on_its_batch(
+    text: MDLMPipeline, image: MaskGITPipeline, scheduler_class: type[ChooseThenSampleScheduler]
+) -> None:
+    """Rows of other lengths, with other counts in a step."""
+    for pipe in (text, image):
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
+    prompts = ["a", "abcdefgh", "ab[MASK:3]cd"]
+    together = text(prompts, num_inference_steps=4, generator=seeds(5, 6, 7))
+    for i, prompt in enumerate(prompts):
+        alone = text(prompt, num_inference_steps=4, generator=seeds(5 + i))
+        assert alone.texts == [together.texts[i]]
+        assert alone.num_model_passes == [together.num_model_passes[i]]
+    assert not any((ids == MASK).any() for ids in together.sequences)
+    assert together.texts[1].startswith("abcdefgh")
+    assert (together.texts[2][:2], together.texts[2][5:]) == ("ab", "cd")
+    for scale in (1.0, 3.0, (0.0, 3.0)):
+        images = draw(image, [0, 1, 2], [1, 2, 3], guidance_scale=scale)
+        assert (images < 16).all()
+        for i in range(3):
+            assert torch.equal(draw(image, [i], [1 + i], guidance_scale=scale)[0], images[i])
+
+
+def test_partial_passes_read_only_the_step_s_positions(image: MaskGITPipeline) -> None:
+    sizes: list[int] = []
+    image.transformer.register_forward_pre_hook(lambda _, args: sizes.append(args[0].flatten(1).shape[1]))
+    image.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    counts = image.scheduler
+    counts.set_timesteps(3)
+    planned = counts.planned_counts(torch.tensor([16])).flatten().tolist()
+    draw(image, [0], [0])
+    assert sizes == [size for count in planned for size in (16, count)]
+
+
+def test_kept_codes_stay(image: MaskGITPipeline) -> None:
+    image.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
+    latents = torch.randint(0, 16, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    masked = latents.clone()
+    masked[0, :2], masked[1, 1:] = 16, 16
+    edited = draw(image, [0, 1], [0, 1], latents=masked)
+    assert torch.equal(edited[masked < 16], latents[masked < 16])
+    assert (edited < 16).all()
+
+
+# --- what stays behind -----------------------------------------------------------------------------------------------
+
+
+def cached_tensors(pipe: Any) -> list[torch.Tensor]:
+    managers = [
+        hook.state_manager
+        for module in pipe.transformer.modules()
+        if hasattr(module, "_diffusers_hook")
+        for hook in module._diffusers_hook.hooks.values()
+    ]
+    return [state.key for manager in managers for state in manager._state_cache.values() if state.key is not None]
+
+
+def test_nothing_is_kept_after_a_call_or_an_error(text: MDLMPipeline, image: MaskGITPipeline) -> None:
+    class Stopped(Exception):
+        pass
+
+    for pipe, call in ((text, {"prompt": "ab"}), (image, {"class_labels": [0], "guidance_scale": 2.0})):
+        pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+        seen: list[weakref.ref] = []
+
+        def look(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict, seen: list = seen) -> dict:
+            seen += [weakref.ref(tensor) for tensor in cached_tensors(pipe)]
+            return tensors
+
+        def stop(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict, look: Any = look) -> dict:
+            look(pipe, step, timestep, tensors)
+            raise Stopped
+
+        pipe(**call, num_inference_steps=3, callback_on_step_end=look)
+        with pytest.raises(Stopped):
+            pipe(**call, num_inference_steps=3, callback_on_step_end=stop)
+        gc.collect()
+        assert seen
+        assert not cached_tensors(pipe)
+        assert not [reference for reference in seen if reference() is not None]
+
+
+def test_a_pipeline_within_another_s_callback_changes_neither(text: MDLMPipeline) -> None:
+    text.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    other = MDLMPipeline(text.tokenizer, text.transformer, text.scheduler.from_config(text.scheduler.config))
+    other.set_progress_bar_config(disable=True)
+    inner = other("cd", num_inference_steps=3, generator=seeds(1)).texts
+    outer = text("ab", num_inference_steps=3, generator=seeds(0)).texts
+    found: list[list[str]] = []
+
+    def nest(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        found.append(other("cd", num_inference_steps=3, generator=seeds(1)).texts)
+        return tensors
+
+    assert text("ab", num_inference_steps=3, generator=seeds(0), callback_on_step_end=nest).texts == outer
+    assert found == [inner] * 3
+
+
+def test_maskgit_cannot_use_it(image: MaskGITPipeline) -> None:
+    image.scheduler = MaskGITScheduler.from_config(image.scheduler.config)
+    image.transformer.enable_cache(PartialCacheConfig())
+    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which has its law"):
+        draw(image, [0], [0])
+    image.transformer.disable_cache()
+    draw(image, [0], [0])
