@@ -8,7 +8,8 @@ of what was written, per character; the row "held-out text" says what real text 
 A sampler that repeats itself lowers it, so the entropy of a sequence and the distinct n-grams of a set stand beside it:
 a good sampler is near the held-out text in all of them. The distinct shares are of `--num_sequences` sequences.
 
-"maskgit 4" is at choice temperature 4; sequence i of seed s comes from its own generator, seeded
+"maskgit 4" is at choice temperature 4; "moment 4, 2 groups" with partial caching (`--num_substeps 2`), whose partial
+passes the column "passes" does not count. Sequence i of seed s comes from its own generator, seeded
 `s * num_sequences + i`: batches do not matter. Prints a table, writes `results.json` (after every cell) and `text.png`.
 """
 
@@ -32,6 +33,7 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MDLMPipeline,
     MomentScheduler,
+    PartialCacheConfig,
     UniformScheduler,
 )
 from hf_maskdiff.evaluation.ngram import CharacterNGram
@@ -63,6 +65,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--order", type=int, default=6, help="of the judge's n-grams")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[4, 16])
+    parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups of partial caching, 1: none")
     parser.add_argument("--num_sequences", type=int, default=64, help="a cell and seed, of the model's length")
     parser.add_argument("--num_seeds", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -100,9 +103,12 @@ class Bench:
         return [self.held_out[start : start + length] for start in starts.tolist()]
 
     def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], list[int]]:
+        sampler, _, groups = sampler.partition(", ")
         name, _, alpha = sampler.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
         self.pipeline.scheduler = (TEMPERED if alpha else PLAIN)[name](**self.shared, **tempered)
+        if groups:
+            self.pipeline.transformer.enable_cache(PartialCacheConfig(num_substeps=int(groups.split()[0])))
         first, sequences, passes = seed * self.args.num_sequences, [], []
         generators = [torch.Generator().manual_seed(first + i) for i in range(self.args.num_sequences)]
         for start in range(0, len(generators), self.args.batch_size):
@@ -112,6 +118,8 @@ class Bench:
             )
             sequences += [sequence.cpu() for sequence in output.sequences]
             passes += output.num_model_passes
+        if groups:
+            self.pipeline.transformer.disable_cache()
         return sequences, passes
 
 
@@ -154,7 +162,13 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    samplers = [*PLAIN, *(f"{name} {alpha:g}" for name in TEMPERED for alpha in args.choice_temperatures)]
+    plain = [*PLAIN, *(f"{name} {alpha:g}" for name in TEMPERED for alpha in args.choice_temperatures)]
+    samplers = [
+        sampler if num == 1 else f"{sampler}, {num} groups"
+        for num in args.num_substeps
+        for sampler in plain
+        if num == 1 or not sampler.startswith("maskgit")
+    ]
     # Seed by seed, so that a run that was stopped has a table with one seed less, not one with fewer rows.
     pairs = [(REFERENCE, 0), *((name, steps) for name in samplers for steps in args.steps)]
     wanted: list[Cell] = [(name, steps, seed) for seed in range(args.num_seeds) for name, steps in pairs]

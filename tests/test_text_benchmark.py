@@ -29,11 +29,13 @@ def test_the_benchmark_of_text(
     text = importlib.import_module("text")
     arguments = ["--data_dir", str(corpus), "--pipeline", str(ROOT / "pipelines" / "mdlm-shakespeare")]
     arguments += ["--steps", "2", "--choice_temperatures", "4", "--num_sequences", "3", "--num_seeds", "2"]
+    arguments += ["--num_substeps", "1", "3"]
     results = text.main([*arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "3"])
     again = text.main([*arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
 
     cells = {(cell["sampler"], cell["seed"]): cell for cell in results["cells"]}
     samplers = ["uniform", "halton", "uniform 4", "maskgit 4", "moment 4", "hybrid 4"]
+    samplers += [f"{name}, 3 groups" for name in samplers if name != "maskgit 4"]
     assert list(cells) == [(name, seed) for seed in range(2) for name in [text.REFERENCE, *samplers]]
     same = ("nats", "entropy", "distinct-1", "distinct-2", "distinct-4", "passes")
     for cell, other in zip(results["cells"], again["cells"], strict=True):
@@ -43,7 +45,7 @@ def test_the_benchmark_of_text(
     for seed in range(2):
         real = cells[text.REFERENCE, seed]["nats"]
         assert all(real + 1 < cells[name, seed]["nats"] for name in samplers)  # two steps, and of another play
-    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 7)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 12)
     assert (tmp_path / "one" / "text.png").stat().st_size > 5_000
 
 
