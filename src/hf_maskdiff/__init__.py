@@ -21,9 +21,10 @@ from .models import (  # noqa: E402
 from .pipelines import (  # noqa: E402
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextPipelineOutput,
     MaskGITPipeline,
     MDLMPipeline,
-    MDLMPipelineOutput,
 )
 from .schedulers import (  # noqa: E402
     AncestralScheduler,
@@ -61,7 +62,6 @@ __all__ = [
     "MDLMConfig",
     "MDLMForMaskedLM",
     "MDLMPipeline",
-    "MDLMPipelineOutput",
     "MDLMTransformer",
     "MaskGITPipeline",
     "MaskGITScheduler",
@@ -69,6 +69,8 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MaskedDiffusionTextGenerationPipeline",
+    "MaskedDiffusionTextPipeline",
+    "MaskedDiffusionTextPipelineOutput",
     "ModelMixin",
     "MomentScheduler",
     "PartialCacheConfig",

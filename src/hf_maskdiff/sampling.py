@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     EXPLORATION = 2
     FORWARD = 3
     SHIFT = 4
+    GROUP = FORWARD  # of other keys: no step masks anything
 
 
 def float64_device(device: torch.device) -> torch.device:

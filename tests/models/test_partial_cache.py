@@ -176,12 +176,12 @@ def test_contexts_do_not_mix_and_switching_off_restores_the_model(make: Callable
     after = changed_at(before, positions)
     expected = at(run(after), positions)
     model.enable_cache(PartialCacheConfig(num_substeps=3))
-    assert (model.num_substeps, model.is_cache_enabled) == (3, True)
+    assert (model.partial_cache.num_substeps, model.is_cache_enabled) == (3, True)
     assert torch.equal(run(before), plain)
     run(other, context="uncond")
     torch.testing.assert_close(run(at(after, positions), positions), expected, **CLOSE)
     model.disable_cache()
-    assert (model.num_substeps, model.is_cache_enabled) == (1, False)
+    assert (model.partial_cache, model.is_cache_enabled) == (None, False)
     assert torch.equal(run(before), plain)
     assert not any(hasattr(slot, "_diffusers_hook") and slot._diffusers_hook.hooks for slot in model.modules())
 
@@ -189,7 +189,7 @@ def test_contexts_do_not_mix_and_switching_off_restores_the_model(make: Callable
 def test_diffusers_own_caches_are_its_own(make: Callable) -> None:
     model, _ = make(2)
     model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    assert model.num_substeps == 1
+    assert model.partial_cache is None
     with pytest.raises(ValueError, match="already been enabled"):
         model.enable_cache(PartialCacheConfig())
     model.disable_cache()
@@ -217,3 +217,9 @@ def test_bad_input_is_one_clear_error(make: Callable) -> None:
     for value in (0, 1.5):
         with pytest.raises(ValueError, match=r"`num_substeps` must be an integer of at least 1"):
             PartialCacheConfig(num_substeps=value)
+    for value in (0.0, 1.0, -1):
+        with pytest.raises(ValueError, match=r"`first_group_fraction` must be in \(0, 1\)"):
+            PartialCacheConfig(first_group_fraction=value)
+    for value in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"`full_pass_threshold` must be in \[0, 1\]"):
+            PartialCacheConfig(full_pass_threshold=value)

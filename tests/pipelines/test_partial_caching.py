@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from hf_maskdiff import (
+    Choice,
     ChooseThenSampleScheduler,
     EntropyBoundedScheduler,
     HaltonScheduler,
@@ -28,7 +29,7 @@ from hf_maskdiff import (
     PartialCacheConfig,
     UniformScheduler,
 )
-from hf_maskdiff.pipelines.denoising import group_of_ranks
+from hf_maskdiff.pipelines.denoising import group_of_ranks, groups_of
 
 LETTERS, LENGTH = "abcdefghijk", 18
 MASK = len(LETTERS)
@@ -76,7 +77,7 @@ def draw(pipe: MaskGITPipeline, labels: list[int], numbers: list[int], **kwargs:
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.integers(1, 9))
 def test_groups(counts: list[int], num_groups: int) -> None:
-    groups = group_of_ranks(torch.tensor(counts), 20, num_groups)
+    groups = group_of_ranks(torch.arange(20).expand(len(counts), 20), torch.tensor(counts), num_groups)
     for row, count in zip(groups.tolist(), counts, strict=True):
         valid = row[:count]
         assert valid == sorted(valid)
@@ -86,6 +87,33 @@ def test_groups(counts: list[int], num_groups: int) -> None:
         assert sizes == sorted(sizes, reverse=True)
         assert max(sizes) - min(sizes) <= 1
         assert sum(size > 0 for size in sizes) == min(num_groups, count)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.integers(2, 9), st.floats(0.01, 0.99), st.booleans())
+def test_groups_of_other_kinds(counts: list[int], num_groups: int, fraction: float, at_random: bool) -> None:
+    size = len(counts)
+    choice = Choice(
+        positions=torch.stack([torch.randperm(20) for _ in counts]),
+        count=torch.tensor(counts),
+        sample=torch.zeros(size, 20, dtype=torch.int64),
+        noise=torch.zeros(size, 20),
+        beta=torch.ones(size, 20),
+        keys=torch.randint(-(2**62), 2**62, (size,)),
+        step_index=0,
+    )
+    config = PartialCacheConfig(num_groups, first_group_fraction=fraction, random_groups=at_random)
+    groups = groups_of(choice, config)
+    even = groups_of(choice, PartialCacheConfig(num_groups, random_groups=True))
+    for row, even_row, count in zip(groups.tolist(), even.tolist(), counts, strict=True):
+        assert row[count:] == even_row[count:] == [num_groups] * (20 - count)
+        sizes = [row[:count].count(group) for group in range(num_groups)]
+        assert sum(sizes) == count
+        assert sizes[0] == (max(1, round(count * fraction)) if count else 0)
+        assert max(sizes[1:]) - min(sizes[1:]) <= 1
+        assert at_random or row[:count] == sorted(row[:count])
+        even_sizes = [even_row[:count].count(group) for group in range(num_groups)]
+        assert even_sizes == sorted(even_sizes, reverse=True)
+        assert max(even_sizes) - min(even_sizes) <= 1
 
 
 # --- what it draws ---------------------------------------------------------------------------------------------------
@@ -100,13 +128,37 @@ def test_one_group_changes_no_bit(text: MDLMPipeline, image: MaskGITPipeline) ->
     assert torch.equal(plain[1], again[1])
 
 
-@pytest.mark.parametrize("num_substeps", [2, 3, 40])
+CONFIGS = [
+    *(PartialCacheConfig(num_substeps=n, full_pass_threshold=1) for n in (2, 3, 40)),
+    PartialCacheConfig(num_substeps=3, first_group_fraction=0.2, full_pass_threshold=1),
+    PartialCacheConfig(num_substeps=3, random_groups=True, full_pass_threshold=1),
+    PartialCacheConfig(num_substeps=2, first_group_fraction=0.7, random_groups=True, full_pass_threshold=1),
+    PartialCacheConfig(num_substeps=2, full_pass_threshold=0.3),  # some rows, in some steps
+    PartialCacheConfig(num_substeps=3, full_pass_threshold=0),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS[:4])
 def test_with_one_layer_a_step_is_drawn_group_by_group_from_full_passes(
-    num_substeps: int, scheduler_class: type[ChooseThenSampleScheduler]
+    config: PartialCacheConfig, scheduler_class: type[ChooseThenSampleScheduler]
 ) -> None:
     """There a partial pass is exact, so that a plain loop with a full pass for each group draws the same tokens."""
-    pipe, steps = make_text_pipeline(num_layers=1), 3
+    assert_drawn_group_by_group(make_text_pipeline(num_layers=1), config, scheduler_class)
+
+
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS[:4])
+def test_without_partial_passes_a_step_is_drawn_group_by_group_at_any_depth(
+    scheduler_class: type[ChooseThenSampleScheduler],
+) -> None:
+    config = PartialCacheConfig(num_substeps=3, full_pass_threshold=0)
+    assert_drawn_group_by_group(make_text_pipeline(num_layers=3), config, scheduler_class)
+
+
+def assert_drawn_group_by_group(
+    pipe: MDLMPipeline, config: PartialCacheConfig, scheduler_class: type[ChooseThenSampleScheduler]
+) -> None:
+    steps = 3
     scheduler = scheduler_class(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
     transformer, sample = pipe.transformer, torch.full((2, LENGTH), MASK)
     sample[0, :3] = torch.tensor([1, 2, 3])
@@ -117,27 +169,29 @@ def test_with_one_layer_a_step_is_drawn_group_by_group_from_full_passes(
         with torch.no_grad():
             logits = transformer(sample).logits
             choice = scheduler.choose(logits, t, sample, initial.double() / LENGTH, generators)
-            for group in range(num_substeps):
+            for group in range(config.num_substeps):
                 logits = transformer(sample).logits
                 rows = torch.arange(2)[:, None]
-                groups = group_of_ranks(choice.count, choice.positions.shape[1], num_substeps)
+                groups = groups_of(choice, config)
                 drawn = scheduler.sample_tokens(logits[rows, choice.positions], choice, groups == group)
                 now = torch.where(groups == group, drawn, sample.gather(1, choice.positions))
                 sample = sample.scatter(1, choice.positions, now)
     pipe.scheduler = scheduler
-    transformer.enable_cache(PartialCacheConfig(num_substeps))
+    transformer.enable_cache(config)
     made = pipe(input_ids=start, num_inference_steps=steps, generator=seeds(0, 1), output_type="ids").sequences
     assert torch.equal(torch.stack(made), sample)
 
 
+@pytest.mark.parametrize("threshold", [1.0, 0.2])
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_a_row_does_not_depend_on_its_batch(
-    text: MDLMPipeline, image: MaskGITPipeline, scheduler_class: type[ChooseThenSampleScheduler]
+    text: MDLMPipeline, image: MaskGITPipeline, scheduler_class: type[ChooseThenSampleScheduler], threshold: float
 ) -> None:
-    """Rows of other lengths, with other counts in a step."""
+    """Rows of other lengths, with other counts in a step, of which some get full passes where others get partial."""
     for pipe in (text, image):
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-        pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
+        config = PartialCacheConfig(num_substeps=3, random_groups=threshold < 1, full_pass_threshold=threshold)
+        pipe.transformer.enable_cache(config)
     prompts = ["a", "abcdefgh", "ab[MASK:3]cd"]
     together = text(prompts, num_inference_steps=4, generator=seeds(5, 6, 7))
     for i, prompt in enumerate(prompts):
@@ -157,7 +211,7 @@ def test_a_row_does_not_depend_on_its_batch(
 def test_partial_passes_read_only_the_step_s_positions(image: MaskGITPipeline) -> None:
     sizes: list[int] = []
     image.transformer.register_forward_pre_hook(lambda _, args: sizes.append(args[0].flatten(1).shape[1]))
-    image.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    image.transformer.enable_cache(PartialCacheConfig(num_substeps=2, full_pass_threshold=1))
     counts = image.scheduler
     counts.set_timesteps(3)
     planned = counts.planned_counts(torch.tensor([16])).flatten().tolist()

@@ -199,7 +199,7 @@ def test_bad_input_gets_one_clear_error(pipe: MDLMPipeline, arguments: dict, mes
 
 def test_parts_that_do_not_fit_are_refused(pipe: MDLMPipeline) -> None:
     pipe.scheduler = MomentScheduler(mask_token_id=5)
-    with pytest.raises(ValueError, match="the model's last row, 28"):
+    with pytest.raises(ValueError, match="must be the model's, 28"):
         pipe("a")
     pipe.scheduler = MomentScheduler(mask_token_id=MASK_ID)
     pipe.tokenizer.add_tokens([f"<{i}>" for i in range(5)])

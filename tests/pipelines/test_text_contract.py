@@ -74,7 +74,7 @@ def test_mask_spans_that_do_not_parse(span: str) -> None:
 
 @pytest.mark.parametrize("prompt", [5, [], ["a", None], {"text": "a"}, b"a"])
 def test_what_is_no_prompt(prompt: object) -> None:
-    with pytest.raises(ValueError, match="`prompt` must be a string or a list of them, got"):
+    with pytest.raises(ValueError, match="`prompt` must be a string or a list of them, or a chat"):
         make_pipeline(MomentScheduler)(prompt)
 
 

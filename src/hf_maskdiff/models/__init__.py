@@ -2,8 +2,12 @@
 
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheConfig, PartialCacheMixin
+from hf_maskdiff.models.published_text import PublishedText, load_published_text
+from hf_maskdiff.models.text_denoiser import TextDenoiser, text_denoiser
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
+from hf_maskdiff.models.transformers_cache import PositionalCache
+from hf_maskdiff.models.transformers_denoiser import TransformersDenoiser
 
 __all__ = [
     "HaltonMaskGITTransformer2DModel",
@@ -13,4 +17,10 @@ __all__ = [
     "MDLMTransformer",
     "PartialCacheConfig",
     "PartialCacheMixin",
+    "PositionalCache",
+    "PublishedText",
+    "TextDenoiser",
+    "TransformersDenoiser",
+    "load_published_text",
+    "text_denoiser",
 ]

@@ -25,18 +25,37 @@ class PartialCacheConfig:
 
     Args:
         num_substeps: R, the groups of a step; 1 changes nothing.
+        first_group_fraction: share of a step's positions in the first group, in (0, 1); the other groups share the
+            rest evenly. None makes all groups even, the larger ones first.
+        random_groups: fill the groups at random instead of in the scheduler's order.
+        full_pass_threshold: a row that reveals more than this share of its positions in a step gets full passes in
+            place of partial ones, which would cost as much and know less. Decided for each row by itself. 1 never does
+            so; 0 always: the groups are then drawn as from fresh passes, at the full price.
 
     Raises:
-        ValueError: `num_substeps` below 1.
+        ValueError: a value out of its range.
     """
 
     num_substeps: int = 2
+    first_group_fraction: float | None = None
+    random_groups: bool = False
+    full_pass_threshold: float = 0.75
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_substeps, int) or self.num_substeps < 1:
             raise ValueError(
                 f"`num_substeps` must be an integer of at least 1, got {self.num_substeps!r}. Pass 2 for one partial "
                 "pass a step."
+            )
+        if self.first_group_fraction is not None and not 0 < self.first_group_fraction < 1:
+            raise ValueError(
+                f"`first_group_fraction` must be in (0, 1) or None, got {self.first_group_fraction!r}. Pass None for "
+                "even groups."
+            )
+        if not 0 <= self.full_pass_threshold <= 1:
+            raise ValueError(
+                f"`full_pass_threshold` must be in [0, 1], got {self.full_pass_threshold!r}. Pass 1 to keep every pass "
+                "partial."
             )
 
 
@@ -105,7 +124,7 @@ class _PartialCacheHook(ModelHook):
                     f"`positions` need a full pass over the same {len(key)} rows before them, in the same cache "
                     "context. Call the model without `positions` first."
                 )
-            key, value = (_completed(kept, new, positions) for kept, new in ((state.key, key), (state.value, value)))
+            key, value = (completed(kept, new, positions) for kept, new in ((state.key, key), (state.value, value)))
         state.key, state.value = key, value
         return key, value
 
@@ -114,10 +133,19 @@ class _PartialCacheHook(ModelHook):
         return module
 
 
-def _completed(kept: torch.Tensor, new: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    index = places_of(positions)[:, :, None, None].expand_as(new)
-    written = torch.where(positions[:, :, None, None] < 0, kept.gather(1, index), new)
-    return kept.scatter(1, index, written)
+def completed(kept: torch.Tensor, new: torch.Tensor, positions: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Keys or values of all positions: new ones at `positions`, kept ones elsewhere and where p is written `-p - 1`.
+
+    Args:
+        kept: those of the last pass, `(batch_size, ...)` with the sequence at `dim`.
+        new: those of the queries, the shape of `kept` but for the number of queries at `dim`.
+        positions: places of the queries, int64 `(batch_size, num_queries)`, distinct in a row.
+    """
+    shape = [1] * new.ndim
+    shape[0], shape[dim] = positions.shape
+    positions = positions.view(shape)
+    index = places_of(positions).expand_as(new)
+    return kept.scatter(dim, index, torch.where(positions < 0, kept.gather(dim, index), new))
 
 
 class PartialCacheMixin(CacheMixin):
@@ -153,9 +181,9 @@ class PartialCacheMixin(CacheMixin):
         self._cache_config = None
 
     @property
-    def num_substeps(self) -> int:
-        """The groups into which a pipeline cuts a step: 1 where partial caching is off."""
-        return getattr(self._cache_config, "num_substeps", 1)
+    def partial_cache(self) -> PartialCacheConfig | None:
+        """What a pipeline does with a step's positions; None where partial caching is off."""
+        return self._cache_config if isinstance(self._cache_config, PartialCacheConfig) else None
 
     def _slots(self) -> list[KeyValueSlot]:
         return [module for module in self.modules() if isinstance(module, KeyValueSlot)]

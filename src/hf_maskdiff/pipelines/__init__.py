@@ -1,15 +1,17 @@
 """Pipelines: what a user calls."""
 
 from .denoising import denoise
+from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline, MaskedDiffusionTextPipelineOutput
 from .pipeline_maskgit import MaskGITPipeline
-from .pipeline_mdlm import MDLMPipeline, MDLMPipelineOutput
+from .pipeline_mdlm import MDLMPipeline
 from .transformers_tasks import MaskedDiffusionImageGenerationPipeline, MaskedDiffusionTextGenerationPipeline
 
 __all__ = [
     "MDLMPipeline",
-    "MDLMPipelineOutput",
     "MaskGITPipeline",
     "MaskedDiffusionImageGenerationPipeline",
     "MaskedDiffusionTextGenerationPipeline",
+    "MaskedDiffusionTextPipeline",
+    "MaskedDiffusionTextPipelineOutput",
     "denoise",
 ]

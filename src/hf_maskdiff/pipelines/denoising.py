@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ..sampling import Generators
+from ..models import PartialCacheConfig
+from ..sampling import Generators, Purpose, position_noise
 from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
 
 # (sample (num_rows, ...), timestep, which rows of the batch they are) -> logits (num_rows, L, V). In a partial pass:
@@ -28,7 +29,8 @@ def denoise(
     first_step: int = 0,
     initial: Tensor | None = None,
     reuse_logits: bool = False,
-    num_substeps: int = 1,
+    partial_cache: PartialCacheConfig | None = None,
+    lengths: Tensor | None = None,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
     interrupted: Callable[[], bool] = lambda: False,
@@ -49,8 +51,10 @@ def denoise(
             counts from these; None where they are the masks in `sample`.
         reuse_logits: the logits depend on the tokens alone, so that a row in which the last step revealed nothing
             needs no new ones. Only schedulers without a plan have such steps; seeing them makes the host wait.
-        num_substeps: groups of a step's positions, a partial pass before each but the first; above 1 the denoiser takes
-            `positions`, and all rows take part in each pass.
+        partial_cache: cuts a step's positions into groups, with a partial pass before each but the first: the denoiser
+            then takes `positions`, and a full pass of some rows alone must leave what is cached of the others.
+        lengths: positions of each row that the model sees, int64 `(batch_size,)`, for the share of them that a step
+            reveals; None where it sees those of `sample`.
         progress_bar: called with `total=`, the number of model calls; a context manager with `update()`.
         on_step_end: called after each step, which it counts from 0; what it returns is the sample from there on.
         interrupted: asked before each step; when true the loop ends with positions still masked.
@@ -61,7 +65,9 @@ def denoise(
     Raises:
         ValueError: logits from which nothing can be drawn, with the step's number.
     """
-    if num_substeps > 1 and not isinstance(scheduler, ChooseThenSampleScheduler):
+    if partial_cache is not None and partial_cache.num_substeps == 1:
+        partial_cache = None
+    if partial_cache is not None and not isinstance(scheduler, ChooseThenSampleScheduler):
         raise ValueError(
             f"partial caching needs positions that are known before their tokens, got {type(scheduler).__name__}. Use "
             "MomentScheduler, which has its law, or call `disable_cache()`."
@@ -75,6 +81,7 @@ def denoise(
     planned = scheduler.planned_counts(num_masked, initial, first_step)  # None where they depend on the logits
     plan = planned
     masks_after = []
+    lengths = torch.full((len(sample),), sample[0].numel() if len(sample) else 0) if lengths is None else lengths.cpu()
     logits: Tensor | None = None
     # Rows whose logits are out of date, or not there yet.
     changed = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
@@ -88,7 +95,7 @@ def denoise(
             max_count = int(counts.max())
             if max_count == 0 or interrupted():
                 break
-            if logits is None or plan is not None or not reuse_logits or num_substeps > 1 or bool(changed.all()):
+            if logits is None or plan is not None or not reuse_logits or partial_cache or bool(changed.all()):
                 logits = None  # freed before the next ones are made
                 logits = denoiser(sample, t, slice(None))
             elif bool(changed.any()):
@@ -96,11 +103,12 @@ def denoise(
                 logits[rows] = denoiser(sample[rows], t, rows)
             before = sample
             step_arguments = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, counts))
-            if num_substeps == 1:
+            if partial_cache is None:
                 sample = scheduler.step(logits, *step_arguments, return_dict=False, max_count=max_count)[0]
             else:
                 choice = scheduler.choose(logits, *step_arguments, max_count=max_count)
-                sample = _sample_in_groups(denoiser, scheduler, logits, choice, t, sample, num_substeps)
+                in_full = counts > partial_cache.full_pass_threshold * lengths
+                sample = _sample_in_groups(denoiser, scheduler, logits, choice, t, sample, partial_cache, in_full)
             if plan is not None or planned is None:
                 masks_after.append(_num_masked(scheduler, sample))
 
@@ -127,35 +135,68 @@ def _sample_in_groups(
     choice: Choice,
     t: Tensor,
     sample: Tensor,
-    num_substeps: int,
+    partial_cache: PartialCacheConfig,
+    in_full: Tensor,
 ) -> Tensor:
-    """Draw a step's tokens in ordered groups, with a partial pass over its positions before each but the first."""
-    tokens, positions = choice.tokens, torch.where(choice.valid, choice.positions, ~choice.positions)
-    logits = logits.gather(1, choice.positions[..., None].expand(-1, -1, logits.shape[-1]))
-    groups = group_of_ranks(choice.count, choice.positions.shape[1], num_substeps)
-    for group in range(min(num_substeps, choice.positions.shape[1])):
-        if group:
+    """Draw a step's tokens in ordered groups, with a pass over its positions before each but the first.
+
+    Args:
+        in_full: bool `(batch_size,)` on the CPU, the rows whose later groups are drawn from full passes.
+    """
+    tokens, num_ranks = choice.tokens, choice.positions.shape[1]
+    logits = _at(logits, choice.positions)
+    groups = groups_of(choice, partial_cache)
+    rows = in_full.nonzero()[:, 0].to(sample.device)
+    partial = choice.valid.index_fill(0, rows, False)  # in the other rows nothing is written
+    positions = torch.where(partial, choice.positions, ~choice.positions)
+    for group in range(min(partial_cache.num_substeps, num_ranks)):
+        if group and len(rows) < len(sample):
             logits = denoiser(tokens, t, slice(None), positions)
+        if group and len(rows):
+            written = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
+            every = len(rows) == len(sample)
+            fresh = _at(denoiser(written[rows], t, slice(None) if every else rows), choice.positions[rows])
+            logits = fresh if every else logits.index_copy(0, rows, fresh)
         drawn = scheduler.sample_tokens(logits, choice, groups == group)
         tokens = torch.where(groups == group, drawn, tokens)
     return sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
 
 
-def group_of_ranks(count: Tensor, num_ranks: int, num_groups: int) -> Tensor:
-    """Which group each rank of a step belongs to: ordered groups whose sizes differ by at most one, larger ones first.
+def _at(logits: Tensor, positions: Tensor) -> Tensor:
+    return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def groups_of(choice: Choice, partial_cache: PartialCacheConfig) -> Tensor:
+    """Which group each rank of a step belongs to, int64 `(batch_size, K)`: 0 first, `num_substeps` where not valid."""
+    num_groups, fraction = partial_cache.num_substeps, partial_cache.first_group_fraction
+    ranks = torch.arange(choice.positions.shape[1], device=choice.count.device).expand(choice.positions.shape)
+    if partial_cache.random_groups:
+        noise = position_noise(choice.keys, choice.sample.shape[1], Purpose.GROUP)[0].to(ranks.device)
+        noise = noise.gather(1, choice.positions).masked_fill(~choice.valid, 2.0)
+        ranks = noise.argsort(-1).argsort(-1)
+    if fraction is None:
+        return group_of_ranks(ranks, choice.count, num_groups)
+    first = (choice.count * fraction).round().long().clamp(min=1)[:, None]
+    later = group_of_ranks(ranks - first, (choice.count - first[:, 0]).clamp(min=0), num_groups - 1) + 1
+    return torch.where(ranks < first, 0, later).where(ranks < choice.count[:, None], num_groups)
+
+
+def group_of_ranks(ranks: Tensor, count: Tensor, num_groups: int) -> Tensor:
+    """Cuts each row's ranks into ordered groups whose sizes differ by at most one, larger ones first.
 
     Args:
+        ranks: int64 `(batch_size, K)`, 0 first.
         count: valid ranks of each row, int64 `(batch_size,)`; with fewer than `num_groups` each is a group of its own.
 
     Returns:
-        int64 `(batch_size, num_ranks)`, 0 first; ranks that are not valid get `num_groups` or more.
+        int64 `(batch_size, K)`, 0 first; ranks that are not valid get `num_groups`.
 
     Example:
-        >>> group_of_ranks(torch.tensor([5, 2]), num_ranks=6, num_groups=3)
+        >>> group_of_ranks(torch.arange(6).expand(2, 6), torch.tensor([5, 2]), num_groups=3)
         tensor([[0, 0, 1, 1, 2, 3],
                 [0, 1, 3, 3, 3, 3]])
     """
-    ranks, count = torch.arange(num_ranks, device=count.device), count[:, None]
+    count = count[:, None]
     size, num_larger = count // num_groups, count % num_groups
     in_larger = num_larger * (size + 1)
     group = torch.where(ranks < in_larger, ranks // (size + 1), num_larger + (ranks - in_larger) // size.clamp(min=1))

@@ -438,12 +438,13 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
             self._current_timestep = t  # diffusers' caches ask for it
             partial = {} if positions is None else {"positions": positions}
-            with self.transformer.cache_context("cond"):
+            of_rows = "" if isinstance(rows, slice) else " of some rows"  # what is cached of all rows stays
+            with self.transformer.cache_context(f"cond{of_rows}"):
                 cond = self.transformer(sample, classes[rows], return_dict=False, **partial)[0]
             scale = self.guidance_scale_at(t)
             if scale <= 1 or class_labels is None:
                 return cond
-            with self.transformer.cache_context("uncond"):
+            with self.transformer.cache_context(f"uncond{of_rows}"):
                 uncond = self.transformer(sample, no_class[rows], return_dict=False, **partial)[0]
             return uncond.lerp_(cond, scale)
 
@@ -464,7 +465,7 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
                 generator,
                 first_step=first_step,
                 initial=initial,
-                num_substeps=self.transformer.num_substeps,
+                partial_cache=self.transformer.partial_cache,
                 progress_bar=self.progress_bar,
                 on_step_end=on_step_end,
                 interrupted=lambda: self.interrupt,

@@ -17,8 +17,9 @@ from .. import schedulers
 from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
+from .pipeline_masked_diffusion_text import MASK_SPAN
 from .pipeline_maskgit import MaskGITPipeline
-from .pipeline_mdlm import MASK_SPAN, PUBLISHED_TOKENIZER, MDLMPipeline
+from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
 
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
 _LOCATION = ("revision", "token", "local_files_only", "cache_dir")

@@ -30,6 +30,7 @@ class Choice:
         sample: all current tokens, int64 `(batch_size, L)`.
         noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
         beta: inverse temperature of the draws, float64 `(batch_size, K)`.
+        keys: the step's noise keys, int64 `(batch_size,)`, for what else is left to chance.
         step_index: the step, for error messages.
         full: every rank of every row is known to be valid, without looking.
     """
@@ -39,6 +40,7 @@ class Choice:
     sample: Tensor
     noise: Tensor
     beta: Tensor
+    keys: Tensor
     step_index: int
     full: bool = False
 
@@ -134,6 +136,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             sample=context.tokens,
             noise=context.uniform(Purpose.TOKEN).gather(1, positions),
             beta=self.token_beta(context, num_ranks),
+            keys=context.keys,
             step_index=context.step_index,
             full=full,
         )

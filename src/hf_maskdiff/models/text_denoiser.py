@@ -1,0 +1,110 @@
+"""What a text pipeline asks of a model, and how each kind of model answers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import singledispatch
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_maskdiff.models.partial_cache import PartialCacheConfig
+from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
+from hf_maskdiff.models.transformers_denoiser import TransformersDenoiser
+
+
+class TextDenoiser(Protocol):
+    """Tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def model_length(self) -> int | None: ...
+
+    @property
+    def mask_token_id(self) -> int | None: ...
+
+    @property
+    def time_conditioning(self) -> bool: ...
+
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None: ...
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        timestep: float | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def enable_cache(self, config: Any) -> None: ...
+
+    def disable_cache(self) -> None: ...
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]: ...
+
+    def _reset_stateful_cache(self) -> None: ...
+
+
+class MDLMDenoiser:
+    """An `MDLMTransformer`, whose mask is its last row; its caches are the model's own."""
+
+    def __init__(self, model: MDLMTransformer) -> None:
+        self.model = model
+        self.enable_cache, self.disable_cache = model.enable_cache, model.disable_cache
+        self.cache_context, self._reset_stateful_cache = model.cache_context, model._reset_stateful_cache
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+    @property
+    def model_length(self) -> int:
+        return self.model.config.model_length
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.vocab_size - 1
+
+    @property
+    def time_conditioning(self) -> bool:
+        return self.model.config.time_conditioning
+
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None:
+        return self.model.partial_cache
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        timestep: float | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        partial = {} if positions is None else {"positions": positions}
+        logits = self.model(input_ids, timestep, attention_mask=attention_mask, return_dict=False, **partial)[0]
+        return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+@singledispatch
+def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:
+    """The denoiser that a pipeline's model is."""
+    raise ValueError(
+        "`transformer` must be an MDLMTransformer or a model of transformers with `.logits`, got "
+        f"{type(model).__name__}. Load it with `AutoModelForMaskedLM` or `AutoModelForCausalLM`."
+    )
+
+
+@text_denoiser.register
+def _(model: MDLMTransformer, shift_logits: bool = False) -> TextDenoiser:
+    return MDLMDenoiser(model)
+
+
+@text_denoiser.register
+def _(model: PreTrainedModel, shift_logits: bool = False) -> TextDenoiser:
+    return TransformersDenoiser(model, shift_logits)

@@ -1,0 +1,195 @@
+"""Where the keys and values of a transformers model are kept between the passes of a step: two ways to get at them."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_maskdiff.models.partial_cache import completed, places_of
+
+
+class KeyValueStore(ABC):
+    """Runs a transformers model and keeps every layer's keys and values; a partial pass completes them.
+
+    `masks_are_kept` says whether a partial pass takes its masks from the full one: then the model is to be given the
+    mask of the queries, else that of all positions.
+    """
+
+    masks_are_kept = False
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """How many layers have left their keys and values."""
+
+    @abstractmethod
+    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
+        """Logits of the queries.
+
+        Args:
+            positions: places of the queries in the sequence, int64 `(batch_size, num_queries)`, p as `-p - 1` where
+                nothing is to be written; None in a full pass.
+            inputs: the other arguments of the model.
+        """
+
+
+# --- models that take `past_key_values` -------------------------------------------------------------------------------
+
+
+class PositionalCacheLayer(CacheLayerMixin):
+    """One layer's keys and values `(batch_size, num_heads, L, head_dim)`, written at any positions of each row."""
+
+    is_sliding = False
+    positions: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, *args: Any) -> None:
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.positions is None:
+            self.lazy_initialization(key_states)
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = completed(self.keys, key_states, self.positions, dim=2)
+            self.values = completed(self.values, value_states, self.positions, dim=2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in transformers 5.0
+
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """Keys that a query sees, and where they begin; transformers 5.0 passes the queries for their number."""
+        num_queries = query_length.shape[0] if isinstance(query_length, Tensor) else query_length
+        return (num_queries if self.positions is None else self.get_seq_length()), 0
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+class PositionalCache(Cache, KeyValueStore):
+    """A `past_key_values` that is written at chosen positions of each row, in any order, instead of at the end.
+
+    ```python
+    cache = PositionalCache()
+    full = model(input_ids=ids, past_key_values=cache.at(None), use_cache=True, is_causal=False).logits
+    ids = ids.scatter(1, positions, new)
+    partial = model(input_ids=new, position_ids=positions, past_key_values=cache.at(positions), use_cache=True,
+                    is_causal=False).logits  # (batch_size, num_queries, vocab_size)
+    ```
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=PositionalCacheLayer)
+
+    def at(self, positions: Tensor | None) -> PositionalCache:
+        """The cache, to be written at `positions` in the next pass; None writes all of it."""
+        for layer in self.layers:
+            layer.positions = positions
+        return self
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    @property
+    def num_layers(self) -> int:
+        return sum(layer.is_initialized for layer in self.layers)
+
+    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
+        return model(**inputs, past_key_values=self.at(positions), use_cache=True).logits
+
+
+# --- models that take none: through the attention function they all call ----------------------------------------------
+
+_running: ContextVar[AttentionStore] = ContextVar("running")
+
+
+class AttentionStore(KeyValueStore):
+    """Sees keys, values and masks where every model of transformers calls its attention function.
+
+    Needs nothing of the model but that call. Masks are the model's own, made in the full pass: a partial pass reads the
+    rows of its queries, so that windows are right wherever the queries stand. Layers are told apart by the order of
+    their calls, as some models use one module for all layers.
+    """
+
+    masks_are_kept = True
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.positions: Tensor | None = None
+        self._next = 0
+        self._rows: dict[int, Tensor] = {}
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
+        own = model.config._attn_implementation
+        if positions is None:
+            self.layers.clear()
+        self.positions, self._next = positions, 0
+        token = _running.set(self)
+        try:
+            model.set_attn_implementation(_registered(own))
+            return model(**inputs).logits
+        finally:
+            model.set_attn_implementation(own)
+            _running.reset(token)
+            self._rows.clear()
+
+    def attend(
+        self, attention: Callable, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> Any:
+        """What `attention` returns for these queries and the keys and values of all positions."""
+        mask = kwargs.pop("attention_mask")
+        if self.positions is None:
+            self.layers.append((key, value, mask))
+        else:
+            kept_key, kept_value, mask = self.layers[self._next]
+            key = completed(kept_key, key, self.positions, dim=2)
+            value = completed(kept_value, value, self.positions, dim=2)
+            self.layers[self._next] = (key, value, mask)
+            mask = self._rows_of(mask, self.positions)
+        self._next += 1
+        return attention(module, query, key, value, attention_mask=mask, **kwargs)
+
+    def _rows_of(self, mask: Tensor | None, positions: Tensor) -> Tensor | None:
+        """The queries' rows of a mask `(batch_size, heads, L, L)`; the layers share it, and what is read of it."""
+        if mask is None or mask.shape[2] == 1:
+            return mask
+        if id(mask) not in self._rows:
+            mask_rows = mask.expand(len(positions), -1, -1, -1)
+            index = places_of(positions)[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+            self._rows[id(mask)] = mask_rows.gather(2, index)
+        return self._rows[id(mask)]
+
+
+def _registered(implementation: str) -> str:
+    """The name under which an attention implementation is wrapped."""
+    name = f"hf_maskdiff_{implementation}"
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> Any:
+        # A model's eager attention is in no registry: it stands beside the module that calls it.
+        own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        function = ALL_ATTENTION_FUNCTIONS.get(implementation, own)
+        return _running.get().attend(function, module, query, key, value, attention_mask=attention_mask, **kwargs)
+
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
+    return name
