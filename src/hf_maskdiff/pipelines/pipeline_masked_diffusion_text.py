@@ -122,7 +122,7 @@ class MaskedDiffusionTextPipeline(PipelineRepositoryMixin, DiffusionPipeline):
                     codebook_size=min(len(found.tokenizer), found.model.config.vocab_size),
                     masking_schedule="linear",
                     rounding="even",
-                    top_k=1,
+                    token_temperature=0,
                 )
             return cls(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

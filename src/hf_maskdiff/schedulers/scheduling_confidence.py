@@ -12,6 +12,9 @@ from .position_orders import CERTAINTIES
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
 
+# Below any temperature at which the difference of two float32 logits matters.
+_GREEDY = 1e-30
+
 
 class ConfidenceScheduler(ChooseThenSampleScheduler):
     r"""Reveals what the model is surest of first: sharp and greedy, the common choice for language models that reason.
@@ -20,8 +23,9 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
        \log (p_{i,(1)} - p_{i,(2)}) \;\; \text{or} \;\; -H(p_i), \qquad x_i \sim p_i $$
 
     for the measures `"confidence"`, `"margin"` and `"entropy"`; G_i is standard Gumbel noise, absent without a choice
-    temperature. Tokens are drawn from the model's marginals (set `top_k=1` for greedy ones). Algorithm 3 of
-    arXiv 2510.04525; the measures are those of arXiv 2502.06768.
+    temperature. Tokens are drawn from the model's marginals at `token_temperature`, of which the order knows nothing:
+    at 0 they are the most probable ones, as LLaDA and Dream write them. (`top_k=1` gives these too, but then every
+    position is equally sure.) Algorithm 3 of arXiv 2510.04525; the measures are those of arXiv 2502.06768.
 
     Example:
 
@@ -36,6 +40,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         measure (`str`): `"confidence"`, `"margin"` or `"entropy"`.
         choice_temperature (`float` or pair, optional): alpha, strength of the noise in the order, None for no noise;
             a pair is spaced evenly over the steps.
+        token_temperature (`float`): temperature of the draws, after `temperature`, `top_k` and `top_p`; 0 is greedy.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
     """
@@ -53,7 +58,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         measure: str = "confidence",
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
+        token_temperature: float = 1.0,
     ) -> None:
+        remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
+        require(token_temperature >= 0, "token_temperature", "at least 0", token_temperature, remedy)
         require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")
         self.check_config()
 
@@ -64,5 +72,6 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         return certainty + context.choice_temperature * context.gumbel(Purpose.CHOICE)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        # The noise is in the order alone.
-        return torch.ones(len(context.keys), num_ranks, device=context.keys.device)
+        # The noise is in the order alone. Logits are multiplied once their largest is 0, which any factor leaves 0.
+        beta = 1 / max(self.config.token_temperature, _GREEDY)
+        return torch.full((len(context.keys), num_ranks), beta, device=context.keys.device)

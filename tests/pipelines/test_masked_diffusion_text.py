@@ -1,0 +1,354 @@
+"""`MaskedDiffusionTextPipeline`: chats, blocks, guidance and partial caching on models of transformers."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from hf_maskdiff import (
+    ConfidenceScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskedDiffusionTextPipeline,
+    MaskGITScheduler,
+    MomentScheduler,
+    PartialCacheConfig,
+)
+
+VOCAB, MASK, EOS, TURN = 40, 4, 3, 6
+CHAT = [{"role": "user", "content": "w7 w8"}]
+# All tokens are words; a chat is "<turn> content ... <turn>".
+TEMPLATE = (
+    "{% for m in messages %}<|im_end|> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<|im_end|>{% endif %}"
+)
+
+
+def make_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    words = {f"w{i}": i for i in range(VOCAB)}
+    for token, i in (("<pad>", 1), ("<eos>", EOS), ("<mask>", MASK), ("<|im_end|>", TURN)):
+        del words[f"w{i}"]
+        words[token] = i
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "mask_token": "<mask>", "unk_token": "w0"}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, extra_special_tokens={"turn": "<|im_end|>"})
+    made.chat_template = chat_template
+    return made
+
+
+def make_model(name: str, num_layers: int = 2) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64}
+    tokens = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": EOS, "mask_token_id": MASK}
+    own = {"modernbert": {"local_attention": 8}, "qwen3": {"head_dim": 8}}.get(name, {})
+    own |= {} if name == "modernbert" else {"num_key_value_heads": 2}
+    config = AutoConfig.for_model(name, vocab_size=VOCAB, num_hidden_layers=num_layers, **sizes, **tokens, **own)
+    auto = AutoModelForMaskedLM if name == "modernbert" else AutoModelForCausalLM
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_pipeline(name: str = "llama", num_layers: int = 2, shift_logits: bool = False) -> MaskedDiffusionTextPipeline:
+    scheduler = MomentScheduler(mask_token_id=MASK, masking_schedule="linear", choice_temperature=4.0)
+    pipe = MaskedDiffusionTextPipeline(
+        make_tokenizer(), make_model(name, num_layers), scheduler, shift_logits, eos_token_ids=[EOS, TURN]
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(params=["llama", "modernbert", "qwen2"])
+def pipe(request: pytest.FixtureRequest) -> MaskedDiffusionTextPipeline:
+    return make_pipeline(request.param, shift_logits=request.param == "qwen2")
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in numbers]
+
+
+# --- input and output -------------------------------------------------------------------------------------------------
+
+
+def test_texts_chats_and_lists_of_both(pipe: MaskedDiffusionTextPipeline) -> None:
+    call = {"max_new_tokens": 6, "num_inference_steps": 3}
+    prompt_ids = [TURN, 7, 8, TURN]
+    output = pipe(CHAT, generator=seeds(0), stop_at_eos=False, **call)
+    (ids,) = output.sequences
+    assert ids[:4].tolist() == prompt_ids
+    assert len(ids) == 10
+    assert output.texts == pipe.decode_sequences([ids[4:]])  # the answer alone
+    both = pipe([CHAT, "w9 w10"], generator=seeds(0, 1), stop_at_eos=False, **call)
+    assert torch.equal(both.sequences[0], ids)
+    assert both.texts[0] == output.texts[0]
+    assert both.texts[1].startswith("w9w10")
+    assert len(pipe([CHAT, CHAT], num_return_sequences=2, **call).texts) == 4
+    filled = pipe("w7 [MASK:3] w8", num_inference_steps=2).sequences[0].tolist()
+    assert (filled[0], filled[-1], len(filled)) == (7, 8, 5)
+
+
+def test_an_answer_ends_with_its_turn(pipe: MaskedDiffusionTextPipeline) -> None:
+    def end(pipe: Any, step: int, t: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids = given["sequences"].clone()
+        ids[:, 4:8] = torch.tensor([9, 10, TURN, 11])
+        return {"sequences": ids}
+
+    call = {"max_new_tokens": 6, "num_inference_steps": 6, "callback_on_step_end": end}
+    assert pipe(CHAT, **call).sequences[0].tolist() == [TURN, 7, 8, TURN, 9, 10, TURN]
+    assert len(pipe(CHAT, stop_at_eos=False, **call).sequences[0]) == 10
+    assert len(pipe("w7 w8 w9 w9", **call).sequences[0]) == 10  # a text goes on
+    assert len(pipe("w7 w8 w9 w9", stop_at_eos=True, **call).sequences[0]) == 7
+
+
+def test_how_much_is_written() -> None:
+    pipe = make_pipeline()
+    assert len(pipe("w7", num_inference_steps=1).sequences[0]) == 64  # the model's length
+    pipe.default_max_new_tokens = 10
+    assert len(pipe("w7", num_inference_steps=1).sequences[0]) == 11
+    assert len(pipe(num_inference_steps=1).sequences[0]) == 10
+    with pytest.raises(ValueError, match=r"must fit the model's length 64, got 1 \+ 64"):
+        pipe("w7", max_new_tokens=64)
+    assert len(pipe("w7", max_new_tokens=100, stride=32, num_inference_steps=1).sequences[0]) == 101
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"prompt": [{"role": "user"}]}, "or a chat"),
+        ({"prompt": [CHAT, 5]}, "or a chat"),
+        ({"prompt": "w7", "block_length": 0}, "`block_length` must be an integer of at least 1"),
+    ],
+)
+def test_bad_input(call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**call)
+
+
+def test_parts_that_do_not_fit() -> None:
+    pipe = make_pipeline()
+    pipe.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="a chat needs a tokenizer with a `chat_template`"):
+        pipe(CHAT)
+    pipe.scheduler = MomentScheduler(mask_token_id=5)
+    with pytest.raises(ValueError, match="`mask_token_id` must be the model's, 4, got 5"):
+        pipe("w7")
+    pipe.transformer.config.mask_token_id = None
+    pipe.scheduler = MomentScheduler(mask_token_id=VOCAB)
+    with pytest.raises(ValueError, match=r"must be a row of the model, 0 \.\. 39, got 40"):
+        pipe("w7")
+    pipe = MaskedDiffusionTextPipeline(make_tokenizer(), torch.nn.Linear(2, 2), MomentScheduler(mask_token_id=4))
+    with pytest.raises(ValueError, match="must be an MDLMTransformer or a model of transformers"):
+        pipe("w7")
+
+
+# --- blocks, guidance, partial passes ---------------------------------------------------------------------------------
+
+
+def test_blocks_are_written_from_left_to_right(pipe: MaskedDiffusionTextPipeline) -> None:
+    seen: list[list[int]] = []
+    inner = pipe.transformer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["input_ids"] == MASK).sum(-1).tolist())
+        return inner(*args, **kwargs)
+
+    pipe("w7", max_new_tokens=1)  # the probe is over
+    pipe.transformer.forward = forward  # type: ignore[method-assign]
+    output = pipe(["w7", "w8 w9"], max_new_tokens=10, block_length=4, num_inference_steps=2)
+    assert seen == [[10, 10], [8, 8], [6, 6], [4, 4], [2, 2], [1, 1]]
+    assert output.num_model_passes == [6, 6]
+    assert [len(ids) for ids in output.sequences] == [11, 12]
+
+
+@pytest.mark.parametrize("scheduler_class", [MomentScheduler, HybridScheduler, HaltonScheduler, ConfidenceScheduler])
+@pytest.mark.parametrize("num_substeps", [1, 3])
+def test_a_row_does_not_depend_on_its_batch(
+    pipe: MaskedDiffusionTextPipeline, scheduler_class: Any, num_substeps: int
+) -> None:
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    pipe.enable_cache(PartialCacheConfig(num_substeps, full_pass_threshold=0.2))
+    prompts = ["w7", "w8 w9 w10 w11 w12", "w13 [MASK:3] w14", CHAT]
+    for call in ({}, {"block_length": 3, "guidance_scale": 2.5}):
+        call = {"num_inference_steps": 3, "max_new_tokens": 8, "stop_at_eos": False, **call}
+        together = pipe(prompts, generator=seeds(0, 1, 2, 3), **call)
+        for i, prompt in enumerate(prompts):
+            alone = pipe(prompt if isinstance(prompt, str) else [prompt], generator=seeds(i), **call)
+            assert torch.equal(alone.sequences[0], together.sequences[i])
+            assert alone.num_model_passes == [together.num_model_passes[i]]
+        assert not any((ids == MASK).any() for ids in together.sequences)
+        assert together.sequences[1][:5].tolist() == [8, 9, 10, 11, 12]
+        assert [together.sequences[2][i] for i in (0, 4)] == [13, 14]
+
+
+def test_guidance_compares_with_a_hidden_prompt() -> None:
+    pipe = make_pipeline()
+    pipe.scheduler = ConfidenceScheduler(mask_token_id=MASK, token_temperature=0)
+    ids = torch.tensor([[7, 8, 9, MASK, MASK]])
+    hidden = torch.full_like(ids, MASK)
+    with torch.no_grad():
+        cond, uncond = pipe.denoiser(ids), pipe.denoiser(hidden)
+    cond[..., MASK] = uncond[..., MASK] = 0
+    for scale in (0.0, 1.0, 3.0):
+        logits = uncond + scale * (cond - uncond)
+        logits[..., MASK] = -torch.inf
+        made = pipe(input_ids=ids, num_inference_steps=1, guidance_scale=scale).sequences[0]
+        assert made.tolist() == [7, 8, 9, *logits[0, 3:].argmax(-1).tolist()]
+
+
+def test_one_group_changes_no_bit(pipe: MaskedDiffusionTextPipeline) -> None:
+    call = {"num_inference_steps": 4, "max_new_tokens": 12}
+    plain = pipe("w7 w8", generator=seeds(0), **call).sequences[0]
+    pipe.enable_cache(PartialCacheConfig(num_substeps=1))
+    assert torch.equal(pipe("w7 w8", generator=seeds(0), **call).sequences[0], plain)
+    pipe.enable_cache(PartialCacheConfig(num_substeps=4))
+    assert not torch.equal(pipe("w7 w8", generator=seeds(0), **call).sequences[0], plain)
+    pipe.disable_cache()
+    assert torch.equal(pipe("w7 w8", generator=seeds(0), **call).sequences[0], plain)
+
+
+@pytest.mark.parametrize("name", ["llama", "modernbert", "qwen2"])
+@pytest.mark.parametrize("call", [{}, {"block_length": 5}, {"guidance_scale": 2.0}])
+def test_with_one_layer_partial_passes_equal_full_ones(name: str, call: dict[str, Any]) -> None:
+    """A partial pass is exact there, so that full passes in its place draw the same tokens."""
+    pipe = make_pipeline(name, num_layers=1, shift_logits=name == "qwen2")
+    made = []
+    for threshold in (0.0, 0.1, 1.0):
+        pipe.enable_cache(PartialCacheConfig(num_substeps=3, full_pass_threshold=threshold))
+        output = pipe(["w7", "w8 w9 w10"], generator=seeds(0, 1), num_inference_steps=3, max_new_tokens=12, **call)
+        made.append([ids.tolist() for ids in output.sequences])
+    assert made[0] == made[1] == made[2]
+
+
+def test_maskgit_cannot_use_it() -> None:
+    pipe = make_pipeline()
+    pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config)
+    pipe.enable_cache(PartialCacheConfig())
+    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which has its law"):
+        pipe("w7")
+
+
+# --- what stays behind ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_kept_after_a_call_or_an_error(pipe: MaskedDiffusionTextPipeline) -> None:
+    class Stopped(Exception):
+        pass
+
+    seen: list[weakref.ref] = []
+
+    def look(pipe: Any, step: int, t: Any, given: dict) -> dict:
+        seen.extend(weakref.ref(context.store) for context in pipe.denoiser._contexts.values())
+        return given
+
+    def stop(pipe: Any, step: int, t: Any, given: dict) -> dict:
+        look(pipe, step, t, given)
+        raise Stopped
+
+    def live() -> tuple[int, int]:
+        gc.collect()
+        tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+        return len(tensors), sum(tensor.nbytes for tensor in tensors)
+
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    call = {"num_inference_steps": 3, "max_new_tokens": 8, "guidance_scale": 2.0}
+    own = pipe.transformer.config._attn_implementation
+    pipe("w7", callback_on_step_end=look, **call)
+    with pytest.raises(Stopped):
+        pipe("w7", callback_on_step_end=stop, **call)
+    counts = []
+    for _ in range(50):
+        pipe("w7", **call)
+        counts.append(live())
+    assert counts[1] == counts[49]
+    assert seen
+    assert all(reference() is None for reference in seen)
+    assert not pipe.denoiser._contexts
+    assert pipe.transformer.config._attn_implementation == own
+
+
+def test_a_pipeline_within_another_s_callback_changes_neither(pipe: MaskedDiffusionTextPipeline) -> None:
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    other = MaskedDiffusionTextPipeline(
+        pipe.tokenizer, pipe.transformer, MomentScheduler.from_config(pipe.scheduler.config), pipe.config.shift_logits
+    )
+    other.enable_cache(PartialCacheConfig(num_substeps=3))
+    other.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 3, "max_new_tokens": 8}
+    inner = other("w9", generator=seeds(1), **call).sequences[0]
+    outer = pipe("w7", generator=seeds(0), **call).sequences[0]
+    found = []
+
+    def nest(pipe: Any, step: int, t: Any, given: dict) -> dict:
+        found.append(other("w9", generator=seeds(1), **call).sequences[0])
+        return given
+
+    assert torch.equal(pipe("w7", generator=seeds(0), callback_on_step_end=nest, **call).sequences[0], outer)
+    assert len(found) == 3
+    assert all(torch.equal(made, inner) for made in found)
+
+
+# --- repositories -----------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_opened_again(pipe: MaskedDiffusionTextPipeline, tmp_path: Path) -> None:
+    call = {"num_inference_steps": 3, "max_new_tokens": 8}
+    made = pipe(CHAT, generator=seeds(0), **call)
+    pipe.save_pretrained(tmp_path)
+    opened = MaskedDiffusionTextPipeline.from_pretrained(tmp_path)
+    opened.set_progress_bar_config(disable=True)
+    again = opened(CHAT, generator=seeds(0), **call)
+    assert again.texts == made.texts
+    assert opened.config.eos_token_ids == [EOS, TURN]
+    assert "MaskedDiffusionTextPipeline.from_pretrained" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen3"])
+def test_a_repository_of_a_model_is_opened_too(name: str, tmp_path: Path) -> None:
+    """As dLLM publishes its own: a masked language model, and a decoder under a type of another name."""
+    model = make_model(name)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    if name == "qwen3":
+        config = (tmp_path / "config.json").read_text().replace('"model_type": "qwen3"', '"model_type": "a2d-qwen3"')
+        (tmp_path / "config.json").write_text(config.replace('"mask_token_id": 4,', ""))
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.transformer) is type(model)
+    assert pipe.mask_token_id == MASK
+    assert pipe.config.eos_token_ids == [EOS, TURN]
+    assert not pipe.config.shift_logits
+    ids = torch.arange(7, 19)[None]
+    with torch.no_grad():
+        expected = MaskedDiffusionTextPipeline(pipe.tokenizer, model, pipe.scheduler).denoiser(ids)
+        torch.testing.assert_close(pipe.denoiser(ids), expected)
+    assert pipe(CHAT, max_new_tokens=8, num_inference_steps=4, block_length=4).num_model_passes == [8]
+    other = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, scheduler=HaltonScheduler(mask_token_id=MASK))
+    assert isinstance(other.scheduler, HaltonScheduler)
+
+
+def test_a_model_without_a_mask_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama")
+    model.config.mask_token_id = None
+    model.save_pretrained(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must name a mask token, in `config\.json`"):
+        MaskedDiffusionTextPipeline.from_pretrained(tmp_path)
