@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -69,6 +70,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
 ALWAYS = ("llama", "stablelm", "mistral", "roberta", "modernbert", "albert")
 # transformers has no such attention: Gemma2 with sdpa; eager ModernBERT decoders fail without a causal mask.
 NOT_THERE = {("gemma2", "sdpa"), ("modernbert-decoder", "eager")}
+# What transformers of the oldest supported version keeps to itself: these it lets see only what stands before them, or
+# it computes their attention in a way of their own. They are refused there, by name.
+REFUSED_BY_OLD = {"mistral", "gemma2", "gemma3_text", "modernbert-decoder", "modernbert", "esm"}
+IS_OLD = version("transformers").split(".")[:2] == ["5", "0"]
 CASES = [
     pytest.param(name, attention, marks=() if name in ALWAYS else pytest.mark.slow, id=f"{name}-{attention}")
     for name in (*DECODERS, *ENCODERS)
@@ -78,6 +83,8 @@ CASES = [
 
 
 def make(name: str, attention: str = "sdpa", num_layers: int = 2, **settings: Any) -> PreTrainedModel:
+    if IS_OLD and name in REFUSED_BY_OLD:
+        pytest.skip(f"transformers 5.0 has no way to {name}'s attention")
     torch.manual_seed(0)
     auto = AutoModelForCausalLM if name in DECODERS else AutoModelForMaskedLM
     depth = {"n_layers" if name == "distilbert" else "num_hidden_layers": num_layers}
@@ -283,8 +290,6 @@ def test_models_without_a_way_are_refused_by_name() -> None:
     ids = tokens(0)
     with pytest.raises(ValueError, match=r"DebertaV2ForMaskedLM does not give them .*0 of 2 layers were seen"):
         cached(make("deberta-v2", "eager"))(ids)
-    with pytest.raises(ValueError, match=r"EsmForMaskedLM does not give them .*unchanged tokens do not repeat"):
-        cached(make("esm", token_dropout=True))(ids)  # it scales its input by the share of masks among the queries
     with pytest.raises(ValueError, match=r"must be bidirectional, got Mamba"):
         TransformersDenoiser(make_mamba())(ids)
     with pytest.raises(ValueError, match=r"in evaluation mode, got BertForMaskedLM in training"):
@@ -292,6 +297,11 @@ def test_models_without_a_way_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"takes a PartialCacheConfig, got str"):
         TransformersDenoiser(make("bert")).enable_cache("fast")  # type: ignore[arg-type]
     TransformersDenoiser(make("deberta-v2", "eager"))(ids)  # without partial passes
+
+    if IS_OLD:
+        return
+    with pytest.raises(ValueError, match=r"EsmForMaskedLM does not give them .*unchanged tokens do not repeat"):
+        cached(make("esm", token_dropout=True))(ids)  # it scales its input by the share of masks among the queries
 
 
 def make_mamba() -> PreTrainedModel:

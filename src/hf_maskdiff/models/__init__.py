@@ -2,7 +2,7 @@
 
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheConfig, PartialCacheMixin
-from hf_maskdiff.models.published_text import PublishedText, load_published_text
+from hf_maskdiff.models.published_text import PUBLISHED_TYPES, PublishedText, load_published_text
 from hf_maskdiff.models.text_denoiser import TextDenoiser, text_denoiser
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
@@ -10,6 +10,7 @@ from hf_maskdiff.models.transformers_cache import PositionalCache
 from hf_maskdiff.models.transformers_denoiser import TransformersDenoiser
 
 __all__ = [
+    "PUBLISHED_TYPES",
     "HaltonMaskGITTransformer2DModel",
     "KeyValueSlot",
     "MDLMConfig",

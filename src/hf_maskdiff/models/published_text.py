@@ -112,6 +112,7 @@ _FAMILIES = {
     "a2d-qwen3": _Family(native_config),
     "a2d-llama": _Family(native_config),
 }
+PUBLISHED_TYPES = tuple(_FAMILIES)
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 
@@ -124,6 +125,23 @@ class PublishedText:
     mask_token_id: int
     shift_logits: bool
     eos_token_ids: list[int]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: Any, shift_logits: bool = False) -> PublishedText:
+        """Finds mask and ends of text in the configurations of model and tokenizer."""
+        mask = getattr(model.config, "mask_token_id", None)
+        if mask is None or mask >= model.config.vocab_size:
+            mask = tokenizer.mask_token_id
+        if mask is None:
+            raise ValueError(
+                f"{model.name_or_path!r} must name a mask token, in `config.json` as `mask_token_id` or in its "
+                "tokenizer, got none. Pass a `tokenizer` that has one."
+            )
+        model.config.mask_token_id = mask
+        generation = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
+        ends = [tokenizer.eos_token_id, *(generation if isinstance(generation, list) else [generation])]
+        ends += [tokenizer.get_vocab().get(token) for token in _ENDS_OF_TURN]
+        return cls(model, tokenizer, mask, shift_logits, sorted({end for end in ends if end is not None}))
 
 
 def load_published_text(
@@ -167,17 +185,4 @@ def load_published_text(
     if wrong:
         raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
 
-    mask = getattr(model.config, "mask_token_id", None)
-    if mask is None or mask >= model.config.vocab_size:
-        mask = found.mask_token_id
-    if mask is None:
-        raise ValueError(
-            f"{str(name_or_path)!r} must name a mask token, in `config.json` as `mask_token_id` or in its tokenizer, "
-            "got none. Pass a `tokenizer` that has one."
-        )
-    model.config.mask_token_id = mask
-    generation = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
-    ends = [found.eos_token_id, *(generation if isinstance(generation, list) else [generation])]
-    ends += [found.get_vocab().get(token) for token in _ENDS_OF_TURN]
-    shift_logits = family is not None and family.shift_logits
-    return PublishedText(model.eval(), found, mask, shift_logits, sorted({end for end in ends if end is not None}))
+    return PublishedText.of(model.eval(), found, family is not None and family.shift_logits)

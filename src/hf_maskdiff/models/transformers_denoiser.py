@@ -246,7 +246,9 @@ class TransformersDenoiser:
                 sees_all = changes(attention, last, None) and changes(attention, last - 2, padded)
                 if sees_all and not changes(attention, last, padded):
                     return attention
-            except (TypeError, ValueError) as error:  # arguments that the model does not take
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError) as error:  # arguments that the model does not take
                 reason = f" ({error})"
         raise ValueError(
             f"a denoiser must be bidirectional, got {name}, in which no token changes what stands before it{reason}. "

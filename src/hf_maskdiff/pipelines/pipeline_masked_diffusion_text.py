@@ -18,7 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub import PipelineRepositoryMixin
-from ..models import MDLMTransformer, PartialCacheConfig, TextDenoiser, load_published_text, text_denoiser
+from ..models import (
+    MDLMTransformer,
+    PartialCacheConfig,
+    PublishedText,
+    TextDenoiser,
+    load_published_text,
+    text_denoiser,
+)
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .denoising import denoise
@@ -115,17 +122,31 @@ class MaskedDiffusionTextPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             cls.load_config(pretrained_model_name_or_path, **location)
         except OSError:  # no pipeline
             scheduler = kwargs.pop("scheduler", None)
-            found = load_published_text(pretrained_model_name_or_path, **kwargs)
-            if scheduler is None:
-                scheduler = ConfidenceScheduler(
-                    mask_token_id=found.mask_token_id,
-                    codebook_size=min(len(found.tokenizer), found.model.config.vocab_size),
-                    masking_schedule="linear",
-                    rounding="even",
-                    token_temperature=0,
-                )
-            return cls(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
+            return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: MaskedDiffusionScheduler | None = None,
+        shift_logits: bool = False,
+    ) -> MaskedDiffusionTextPipeline:
+        """Around a model that is loaded: mask and ends of text are those that model and tokenizer name."""
+        return cls._of(PublishedText.of(model, tokenizer, shift_logits), scheduler)
+
+    @classmethod
+    def _of(cls, found: PublishedText, scheduler: MaskedDiffusionScheduler | None) -> MaskedDiffusionTextPipeline:
+        if scheduler is None:
+            scheduler = ConfidenceScheduler(
+                mask_token_id=found.mask_token_id,
+                codebook_size=min(len(found.tokenizer), found.model.config.vocab_size),
+                masking_schedule="linear",
+                rounding="even",
+                token_temperature=0,
+            )
+        return cls(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
 
     @property
     def denoiser(self) -> TextDenoiser:

@@ -10,14 +10,14 @@ from itertools import islice
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
-from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
+from ..models import PUBLISHED_TYPES, MDLMConfig, MDLMForMaskedLM, MDLMTransformer
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
-from .pipeline_masked_diffusion_text import MASK_SPAN
+from .pipeline_masked_diffusion_text import MASK_SPAN, MaskedDiffusionTextPipeline
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
 
@@ -34,6 +34,9 @@ class MaskedDiffusionPipelineConfig(PreTrainedConfig):
 
 
 AutoConfig.register(MaskedDiffusionPipelineConfig.model_type, MaskedDiffusionPipelineConfig, exist_ok=True)
+for model_type in PUBLISHED_TYPES:  # else transformers would ask whether to run the repository's code
+    settings = type("PublishedConfig", (PreTrainedConfig,), {"model_type": model_type})
+    AutoConfig.register(model_type, settings, exist_ok=True)
 
 
 class Repository:
@@ -54,20 +57,21 @@ class Repository:
         loading = given if dtype in (None, "auto") else {"dtype": dtype, **given}
         return cls(str(pretrained_model_name_or_path), location, loading)
 
-    def open(self, expected: type[DiffusionPipeline], **components: Any) -> Any:
+    def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
         """The pipeline; `ValueError` where the repository holds anything else."""
         try:
             name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
         except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
             config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
-            name = config.get("model_type")
-            name = MDLMPipeline.__name__ if name == MDLMConfig.model_type else name
-        if name != expected.__name__:
+            is_mdlm = config.get("model_type") == MDLMConfig.model_type
+            name = (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
+        found = next((pipeline for pipeline in expected if pipeline.__name__ == name), None)
+        if found is None:
             raise ValueError(
-                f"`model` must be a repository of type {expected.__name__} for this task, got {self.name!r}, which is "
-                f"of type {name}. The tasks of this package are {list(TASKS)}."
+                f"`model` must be a repository of type {expected[0].__name__} for this task, got {self.name!r}, which "
+                f"is of type {name}. The tasks of this package are {list(TASKS)}."
             )
-        pipe = expected.from_pretrained(self.name, **self.location, **self.loading, **components)
+        pipe = found.from_pretrained(self.name, **self.location, **self.loading, **components)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -76,40 +80,54 @@ class Repository:
 
 
 @singledispatch
-def text_pipeline(model: Any, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+def text_pipeline(model: Any, tokenizer: PreTrainedTokenizerBase | str | None) -> MaskedDiffusionTextPipeline:
     """The pipeline that a task's `model` stands for."""
     raise ValueError(
-        "`model` must be a text model: a Hub id, a folder, an MDLMPipeline, or an MDLMTransformer with `tokenizer=`, "
-        f"got {type(model).__name__}. For images use the task 'masked-diffusion-image-generation'."
+        "`model` must be a text model: a Hub id, a folder, a MaskedDiffusionTextPipeline, or a model with "
+        f"`tokenizer=`, got {type(model).__name__}. For images use the task 'masked-diffusion-image-generation'."
     )
 
 
 @text_pipeline.register
-def _(model: Repository, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+def _(model: Repository, tokenizer: PreTrainedTokenizerBase | str | None) -> MaskedDiffusionTextPipeline:
     given = {} if tokenizer is None else {"tokenizer": _load_tokenizer(tokenizer)}
-    return model.open(MDLMPipeline, **given)
+    return model.open(MDLMPipeline, MaskedDiffusionTextPipeline, **given)
 
 
 @text_pipeline.register
-def _(model: MDLMPipeline, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+def _(
+    model: MaskedDiffusionTextPipeline, tokenizer: PreTrainedTokenizerBase | str | None
+) -> MaskedDiffusionTextPipeline:
     return model if tokenizer is None else _replaced(model, tokenizer=_load_tokenizer(tokenizer))
 
 
 @text_pipeline.register
-def _(model: MDLMTransformer, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
-    if tokenizer is None:
-        raise ValueError(
-            f"`tokenizer` must be given with a model that is loaded, got None. Pass the model's, for example "
-            f"tokenizer={PUBLISHED_TOKENIZER!r}."
-        )
+def _(model: MDLMTransformer, tokenizer: PreTrainedTokenizerBase | str | None) -> MaskedDiffusionTextPipeline:
+    _require_tokenizer(tokenizer)
     mask = model.config.vocab_size - 1
     scheduler = AncestralScheduler(mask_token_id=mask, codebook_size=mask)
     return MDLMPipeline(_load_tokenizer(tokenizer), model, scheduler)
 
 
 @text_pipeline.register
-def _(model: MDLMForMaskedLM, tokenizer: PreTrainedTokenizerBase | str | None) -> MDLMPipeline:
+def _(model: MDLMForMaskedLM, tokenizer: PreTrainedTokenizerBase | str | None) -> MaskedDiffusionTextPipeline:
     return text_pipeline(model.backbone, tokenizer)
+
+
+@text_pipeline.register
+def _(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str | None) -> MaskedDiffusionTextPipeline:
+    _require_tokenizer(tokenizer)
+    pipe = MaskedDiffusionTextPipeline.from_model(model, _load_tokenizer(tokenizer))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _require_tokenizer(tokenizer: PreTrainedTokenizerBase | str | None) -> None:
+    if tokenizer is None:
+        raise ValueError(
+            f"`tokenizer` must be given with a model that is loaded, got None. Pass the model's, for example "
+            f"tokenizer={PUBLISHED_TOKENIZER!r}."
+        )
 
 
 @singledispatch
@@ -131,7 +149,7 @@ def _(model: MaskGITPipeline) -> MaskGITPipeline:
     return model
 
 
-def _load_tokenizer(tokenizer: PreTrainedTokenizerBase | str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
@@ -211,7 +229,8 @@ class _MaskedDiffusionTask(Pipeline):
 
     def _forward(self, model_inputs: dict[str, list], **kwargs: Any) -> dict[str, list]:
         """For each input a list of outputs."""
-        inputs, num = model_inputs["inputs"], kwargs.pop(self._num_outputs, 1)
+        inputs = [getattr(one, "messages", one) for one in model_inputs["inputs"]]  # transformers wraps chats
+        num = kwargs.pop(self._num_outputs, 1)
         if inputs == [None] * len(inputs):  # the diffusers pipelines take None, not a list of it
             made = self.model(**{self._num_outputs: num * len(inputs)}, **kwargs)[self._outputs]
         else:
@@ -262,14 +281,16 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
         write(["The cat", "To be, or [MASK:6] question"], batch_size=2, num_return_sequences=3)
 
     Args:
-        model: a Hub id or folder (a pipeline of this package, or MDLM's published layout), an `MDLMPipeline`, an
-            `MDLMTransformer`, or what `AutoModelForMaskedLM` gives.
+        model: a Hub id or folder (a text pipeline of this package, MDLM's published layout, LLaDA, Dream, a masked
+            language model), a `MaskedDiffusionTextPipeline`, or a model that is loaded.
         tokenizer: an object or a name; the model's own, or for MDLM's published layout gpt2's, by default.
         scheduler: an object, a class or its name (takes over the present scheduler's settings), or a Hub id or folder.
 
     Called with a prompt it returns a list with a dictionary `{"generated_text": ...}` for each of
-    `num_return_sequences`, with a list of prompts a list of such lists, without a prompt it writes freely. The other
-    arguments are those of `MDLMPipeline`; `return_full_text=False` leaves out a prompt that is continued.
+    `num_return_sequences`, with a list of prompts a list of such lists, without a prompt it writes freely. Of a chat
+    the generated "text" is the chat with the answer as its last message. The other arguments are those of
+    `MaskedDiffusionTextPipeline`; `return_full_text=False` leaves out a prompt that is continued, and a chat's
+    messages.
     """
 
     _own_arguments = (*_MaskedDiffusionTask._own_arguments, "prompt", "input_ids", "mask")
@@ -285,8 +306,11 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
             postprocess["return_full_text"] = return_full_text
         return preprocess, forward, postprocess
 
-    def postprocess(self, model_outputs: dict[str, list], return_full_text: bool = True) -> list[dict[str, str]]:
+    def postprocess(self, model_outputs: dict[str, list], return_full_text: bool = True) -> list[dict[str, Any]]:
         (prompt,), (texts,) = model_outputs["inputs"], model_outputs["outputs"]
+        if prompt is not None and not isinstance(prompt, str):  # of a chat the pipeline gives the answer alone
+            chats = [[*prompt, {"role": "assistant", "content": text}] for text in texts]
+            return [{"generated_text": made} for made in (chats if return_full_text else texts)]
         start = 0
         if not return_full_text and prompt is not None and not MASK_SPAN.search(prompt):
             # As it reads when decoded: not every tokenizer gives back what it was given.
