@@ -141,11 +141,14 @@ def completed(kept: torch.Tensor, new: torch.Tensor, positions: torch.Tensor, di
         new: those of the queries, the shape of `kept` but for the number of queries at `dim`.
         positions: places of the queries, int64 `(batch_size, num_queries)`, distinct in a row.
     """
-    shape = [1] * new.ndim
-    shape[0], shape[dim] = positions.shape
-    positions = positions.view(shape)
-    index = places_of(positions).expand_as(new)
-    return kept.scatter(dim, index, torch.where(positions < 0, kept.gather(dim, index), new))
+    kept_rows, new_rows = kept.movedim(dim, 1), new.movedim(dim, 1)
+    if torch.is_grad_enabled():  # else written in place: what is kept has no other reader
+        kept_rows = kept_rows.clone()
+    rows = torch.arange(len(positions), device=positions.device)[:, None]
+    places = places_of(positions)
+    is_new = (positions >= 0)[(...,) + (None,) * (new.ndim - 2)]
+    kept_rows[rows, places] = torch.where(is_new, new_rows, kept_rows[rows, places])
+    return kept_rows.movedim(1, dim)
 
 
 class PartialCacheMixin(CacheMixin):
