@@ -241,6 +241,18 @@ def test_with_one_layer_partial_passes_equal_full_ones(name: str, call: dict[str
     assert made[0] == made[1] == made[2]
 
 
+def test_a_compiled_model_writes_the_same() -> None:
+    pipe = make_pipeline()
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    call = {"num_inference_steps": 2, "max_new_tokens": 6}
+    plain = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
+    torch._dynamo.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    compiled = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
+    assert [ids.tolist() for ids in compiled] == [ids.tolist() for ids in plain]
+
+
 def test_maskgit_cannot_use_it() -> None:
     pipe = make_pipeline()
     pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from functools import singledispatch
 from typing import Any, Protocol
 
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -91,20 +92,24 @@ class MDLMDenoiser:
         return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
 
 
-@singledispatch
 def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:
-    """The denoiser that a pipeline's model is."""
+    """The denoiser that a pipeline's model is, also where it was compiled."""
+    return _text_denoiser.dispatch(type(unwrap_module(model)))(model, shift_logits)
+
+
+@singledispatch
+def _text_denoiser(model: Any, shift_logits: bool) -> TextDenoiser:
     raise ValueError(
         "`transformer` must be an MDLMTransformer or a model of transformers with `.logits`, got "
         f"{type(model).__name__}. Load it with `AutoModelForMaskedLM` or `AutoModelForCausalLM`."
     )
 
 
-@text_denoiser.register
-def _(model: MDLMTransformer, shift_logits: bool = False) -> TextDenoiser:
+@_text_denoiser.register(MDLMTransformer)
+def _(model: Any, shift_logits: bool) -> TextDenoiser:
     return MDLMDenoiser(model)
 
 
-@text_denoiser.register
-def _(model: PreTrainedModel, shift_logits: bool = False) -> TextDenoiser:
+@_text_denoiser.register(PreTrainedModel)
+def _(model: Any, shift_logits: bool) -> TextDenoiser:
     return TransformersDenoiser(model, shift_logits)

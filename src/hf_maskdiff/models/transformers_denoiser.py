@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -68,12 +69,16 @@ class TransformersDenoiser:
     def __init__(self, model: PreTrainedModel, shift_logits: bool = False) -> None:
         self.model, self.shift_logits = model, shift_logits
         self.partial_cache: PartialCacheConfig | None = None
-        self._accepted = frozenset(inspect.signature(type(model).forward).parameters)
+        self._accepted = frozenset(inspect.signature(type(unwrap_module(model)).forward).parameters)
         self._abilities: _Abilities | None = None
         self._contexts: dict[str, _Context] = {}
         self._context = ""
 
     # --- what a pipeline asks -----------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return type(unwrap_module(self.model)).__name__
 
     @property
     def _config(self) -> Any:
@@ -226,7 +231,7 @@ class TransformersDenoiser:
 
     def _bidirectional(self, device: torch.device, implementation: str) -> Callable[..., dict[str, Any]]:
         """The first way in which a token changes what stands before it, padded or not, and padding changes nothing."""
-        name = type(self.model).__name__
+        name = self._name
         if self.model.training:
             raise ValueError(f"a denoiser must be in evaluation mode, got {name} in training. Call `model.eval()`.")
         ids, places, padded = self._example(device)
@@ -266,7 +271,7 @@ class TransformersDenoiser:
             if _agree(self._run(found, None, ids, places), own):
                 return first
         raise ValueError(
-            f"positions must be numbered from 0 or from the padding token, {type(self.model).__name__} does neither. "
+            f"positions must be numbered from 0 or from the padding token, {self._name} does neither. "
             "It cannot be used."
         )
 
@@ -282,7 +287,7 @@ class TransformersDenoiser:
                 return store_class
             reasons.append(f"{store_class.__name__}: {reason}")
         raise ValueError(
-            f"partial caching needs every layer's keys and values, {type(self.model).__name__} does not give them "
+            f"partial caching needs every layer's keys and values, {self._name} does not give them "
             f"({'; '.join(reasons)}). Call `disable_cache()`."
         )
 
