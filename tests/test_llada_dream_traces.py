@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from hf_maskdiff import ConfidenceScheduler, MaskedDiffusionTextPipeline
 from hf_maskdiff.masking import planned_counts
@@ -167,3 +169,30 @@ def test_dream(path: Path) -> None:
     allowed = logits / float(settings["temperature"])
     best = allowed.topk(int(settings["top_k"])).indices
     assert bool((best[new] == second[new][:, None]).any(-1).all())
+
+
+def test_repositories_bring_their_own_tokenizers(tmp_path: Path) -> None:
+    """LLaDA's is a file of tokenizers; Dream's is Qwen2's under a class of its own, whose code is not run."""
+    words = {f"w{i}": i for i in range(60)}
+    llada = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w3")
+    for folder in (LLADA[-1], DREAM):
+        opened = tmp_path / Path(folder).name
+        shutil.copytree(GOLDEN / folder, opened, ignore=shutil.ignore_patterns("trace_*", "expected*", "input*"))
+        opened.chmod(0o755)
+        if folder != DREAM:
+            llada.save_pretrained(opened)
+            continue
+        settings = {"eos_token": "<|endoftext|>", "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer"]}}
+        (opened / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "DreamTokenizer"}))
+        letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet())[:50])}
+        (opened / "vocab.json").write_text(json.dumps(letters | {"<|endoftext|>": 50, "<|im_end|>": 51}))
+        (opened / "merges.txt").write_text("#version: 0.2\n")
+    for folder, tokenizer, prompt, ends in (
+        (LLADA[-1], PreTrainedTokenizerFast, "w7", [3]),
+        (DREAM, Qwen2Tokenizer, "AB", [1, 50, 51]),
+    ):
+        pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / Path(folder).name)
+        pipe.set_progress_bar_config(disable=True)
+        assert isinstance(pipe.tokenizer, tokenizer)
+        assert pipe.config.eos_token_ids == ends
+        assert pipe(prompt, max_new_tokens=4, num_inference_steps=2).texts[0].startswith(prompt)
