@@ -327,8 +327,8 @@ def test_bad_input_is_one_clear_error(
     ):
         with pytest.raises(ValueError, match=rf"must be a repository of type M\w+ for this task.*is of type {kind}"):
             pipeline(task, model=str(tmp_path / name))
-    with pytest.raises(ValueError, match=r"`model` must be a text model.*got Linear"):
-        pipeline(TEXT, model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"`model` must be a text model.*got HaltonMaskGIT"):
+        pipeline(TEXT, model=image_pipe.transformer)
     with pytest.raises(ValueError, match=r"`model` must be a text model.*got MaskGITPipeline"):
         pipeline(TEXT, model=image_pipe)
     with pytest.raises(ValueError, match=r"`model` must be an image model.*got MDLMPipeline"):
