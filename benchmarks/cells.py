@@ -75,12 +75,29 @@ def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tu
         groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
     summary = {}
     for key, rows in groups.items():
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in KEY}
-        summary[key] = {
-            name: (fmean(column), stdev(column) / len(column) ** 0.5 if len(column) > 1 else float("nan"))
-            for name, column in columns.items()
-        }
+        names = [name for name in rows[0] if name not in KEY]
+        summary[key] = {name: mean_and_error([row[name] for row in rows]) for name in names}
     return summary
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; the error of one value is NaN."""
+    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+def differences(cells: list[dict[str, Any]], base: dict[str, str]) -> list[dict[str, Any]]:
+    """Cells of what every sampler gains on another at the same steps and seed; those without the other are left out.
+
+    Args:
+        base: the other sampler of each.
+    """
+    by_key = {tuple(cell[name] for name in KEY): cell for cell in cells}
+    pairs = [(cell, by_key.get((base.get(cell["sampler"]), cell["steps"], cell["seed"]))) for cell in cells]
+    return [
+        {name: value if name in KEY else value - other[name] for name, value in cell.items()}
+        for cell, other in pairs
+        if other is not None
+    ]
 
 
 def with_error(value: tuple[float, ...], digits: int = 2) -> str:

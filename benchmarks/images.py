@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from cells import Cell, run_cells, summarise, with_error
+from passes import PassCounter, partial_caching, parts
 from torch import Tensor
 
 from hf_maskdiff import (
@@ -106,14 +107,7 @@ class Bench:
                 "Ask for fewer, or pass --split train."
             )
         self.images, self.labels = images, labels
-        self.images_passed = self.calls = 0
-        self.pipeline.transformer.register_forward_pre_hook(self._count)
-
-    def _count(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """An image without a mask is done: it takes part in the call, but it no longer needs it."""
-        masked = inputs[0] == self.shared["mask_token_id"]
-        self.images_passed += int(masked.flatten(1).any(1).sum())
-        self.calls += 1
+        self.counter = PassCounter(self.pipeline.transformer, self.shared["mask_token_id"])
 
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
         """Two disjoint sets of real images for a seed: rows of the data set, `num_images` each."""
@@ -121,11 +115,15 @@ class Bench:
         return order[: self.args.num_images], order[self.args.num_images : 2 * self.args.num_images]
 
     def judge(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-        """Frechet distance to the seed's real images, and the share of images read as their label."""
-        _, real_features = self.classifier.read(self.images[self.real(seed)[0]])
+        """Frechet distance to the seed's real images, share of images read as their label, variance within a class."""
+        real = self.real(seed)[0]
+        _, real_features = self.classifier.read(self.images[real])
         classes, features = self.classifier.read(images)
         distance = frechet_distance(*feature_statistics(real_features), *feature_statistics(features))
-        return {"frechet": distance, "accuracy": (classes == labels).double().mean().item()}
+        real_variance = variance_within(real_features, self.labels[real]) or 1.0  # dead features do not vary
+        variance = variance_within(features, labels) / real_variance
+        accuracy = (classes == labels).double().mean().item()
+        return {"frechet": distance, "accuracy": accuracy, "within-class variance": variance}
 
     @torch.no_grad()
     def reference(self, name: str, seed: int) -> dict[str, float]:
@@ -140,29 +138,44 @@ class Bench:
         return {**self.judge(images, self.labels[others], seed), "seconds": seconds, "passes": 0.0, "calls": 0.0}
 
     def generate(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
-        """What one sampler scores with one number of steps."""
+        """What one sampler scores with one number of steps, "name, R groups" with partial caching."""
+        codes, cost = self.draw(sampler, steps, seed)
+        return {**self.judge_codes(codes, self.labels[self.real(seed)[0]], seed), **cost}
+
+    def judge_codes(self, codes: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+        batches = codes.to(self.pipeline.device).split(self.args.batch_size)
+        images = torch.cat([self.pipeline.decode_latents(batch).float().cpu() for batch in batches])
+        return self.judge(images, labels, seed)
+
+    def draw(self, sampler: str, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+        """Codes of the seed's images, and what they cost."""
         args = self.args
-        self.pipeline.scheduler = self.samplers[sampler](self.shared, args.choice_temperature)
+        name, num_substeps = parts(sampler)
+        self.pipeline.scheduler = self.samplers[name](self.shared, args.choice_temperature)
         labels = self.labels[self.real(seed)[0]]
         generators = [torch.Generator().manual_seed(seed * args.num_images + i) for i in range(args.num_images)]
-        images, started, self.images_passed, self.calls = [], time.perf_counter(), 0, 0
-        starts = range(0, args.num_images, args.batch_size)
-        for first in starts:
-            batch = slice(first, first + args.batch_size)
-            output = self.pipeline(
-                class_labels=labels[batch].tolist(),
-                num_inference_steps=steps,
-                guidance_scale=args.guidance_scale,
-                generator=generators[batch],
-                output_type="pt",
-            )
-            images.append(output.images.float().cpu())
-        cost = {
-            "seconds": time.perf_counter() - started,
-            "passes": self.images_passed / args.num_images,
-            "calls": self.calls / len(starts),
-        }
-        return {**self.judge(torch.cat(images), labels, seed), **cost}
+        self.counter.reset()
+        codes, starts, started = [], range(0, args.num_images, args.batch_size), time.perf_counter()
+        with partial_caching(self.pipeline.transformer, num_substeps):
+            for first in starts:
+                batch = slice(first, first + args.batch_size)
+                output = self.pipeline(
+                    class_labels=labels[batch].tolist(),
+                    num_inference_steps=steps,
+                    guidance_scale=args.guidance_scale,
+                    generator=generators[batch],
+                    output_type="latent",
+                )
+                codes.append(output.images.cpu())
+        seconds = time.perf_counter() - started
+        cost = {"seconds": seconds, **self.counter.cost(args.num_images), "calls": self.counter.calls / len(starts)}
+        return torch.cat(codes), cost
+
+
+def variance_within(features: Tensor, labels: Tensor) -> float:
+    """Trace of the features' covariance in a class, averaged over the images: how much images of a class differ."""
+    classes = [features[labels == label].double() for label in labels.unique()]
+    return sum(((own - own.mean(0)) ** 2).sum().item() for own in classes) / len(features)
 
 
 def print_table(cells: list[dict[str, Any]]) -> None:

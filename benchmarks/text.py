@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from cells import Cell, run_cells, summarise, with_error
+from passes import PassCounter, in_groups, partial_caching, parts
 from torch import Tensor
 
 from hf_maskdiff import (
@@ -33,7 +34,6 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MDLMPipeline,
     MomentScheduler,
-    PartialCacheConfig,
     UniformScheduler,
 )
 from hf_maskdiff.evaluation.ngram import CharacterNGram
@@ -83,18 +83,19 @@ class Bench:
         self.pipeline.set_progress_bar_config(disable=True)
         self.shared = {key: self.pipeline.scheduler.config[key] for key in SHARED_KEYS}
         source = {"dataset": args.dataset, "data_dir": args.data_dir}
+        self.counter = PassCounter(self.pipeline.transformer, self.shared["mask_token_id"])
         self.judge = CharacterNGram(load_documents("train", **source), args.order)
         text = "\n".join(load_documents("test", **source))
         self.held_out = torch.tensor(self.pipeline.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def measure(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
-        started = time.perf_counter()
-        sequences, passes = self.write(sampler, steps, seed) if steps else (self.real(seed), [0])
-        seconds = time.perf_counter() - started
+        sequences, cost = self.write(sampler, steps, seed) if steps else (self.real(seed), {"passes": 0, "seconds": 0})
+        return {**self.score(sequences), **cost}
+
+    def score(self, sequences: list[Tensor]) -> dict[str, float]:
         nats = [-fmean(self.judge.log_probs(text)) for text in self.pipeline.decode_sequences(sequences)]
         distinct = {f"distinct-{n}": distinct_n(sequences, n) for n in DISTINCT}
-        entropy = sentence_entropy(sequences).mean().item()
-        return {"nats": fmean(nats), "entropy": entropy, **distinct, "passes": fmean(passes), "seconds": seconds}
+        return {"nats": fmean(nats), "entropy": sentence_entropy(sequences).mean().item(), **distinct}
 
     def real(self, seed: int) -> list[Tensor]:
         """Pieces of the held-out text, of the model's length, from places drawn by the seed."""
@@ -102,25 +103,24 @@ class Bench:
         starts = torch.randint(len(self.held_out) - length, (self.args.num_sequences,), generator=generator)
         return [self.held_out[start : start + length] for start in starts.tolist()]
 
-    def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], list[int]]:
-        sampler, _, groups = sampler.partition(", ")
-        name, _, alpha = sampler.partition(" ")
+    def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], dict[str, float]]:
+        """The seed's sequences, and what they cost."""
+        name, num_substeps = parts(sampler)
+        name, _, alpha = name.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
         self.pipeline.scheduler = (TEMPERED if alpha else PLAIN)[name](**self.shared, **tempered)
-        if groups:
-            self.pipeline.transformer.enable_cache(PartialCacheConfig(num_substeps=int(groups.split()[0])))
-        first, sequences, passes = seed * self.args.num_sequences, [], []
-        generators = [torch.Generator().manual_seed(first + i) for i in range(self.args.num_sequences)]
-        for start in range(0, len(generators), self.args.batch_size):
-            batch = generators[start : start + self.args.batch_size]
-            output = self.pipeline(
-                num_inference_steps=steps, num_return_sequences=len(batch), generator=batch, output_type="ids"
-            )
-            sequences += [sequence.cpu() for sequence in output.sequences]
-            passes += output.num_model_passes
-        if groups:
-            self.pipeline.transformer.disable_cache()
-        return sequences, passes
+        first, number = seed * self.args.num_sequences, self.args.num_sequences
+        generators = [torch.Generator().manual_seed(first + i) for i in range(number)]
+        self.counter.reset()
+        sequences, started = [], time.perf_counter()
+        with partial_caching(self.pipeline.transformer, num_substeps):
+            for start in range(0, number, self.args.batch_size):
+                batch = generators[start : start + self.args.batch_size]
+                output = self.pipeline(
+                    num_inference_steps=steps, num_return_sequences=len(batch), generator=batch, output_type="ids"
+                )
+                sequences += [sequence.cpu() for sequence in output.sequences]
+        return sequences, {"seconds": time.perf_counter() - started, **self.counter.cost(number)}
 
 
 def print_table(cells: list[dict[str, Any]]) -> None:
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     plain = [*PLAIN, *(f"{name} {alpha:g}" for name in TEMPERED for alpha in args.choice_temperatures)]
     samplers = [
-        sampler if num == 1 else f"{sampler}, {num} groups"
+        in_groups(sampler, num)
         for num in args.num_substeps
         for sampler in plain
         if num == 1 or not sampler.startswith("maskgit")
