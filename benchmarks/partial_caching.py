@@ -18,8 +18,9 @@ within-class variance: trace of the covariance of the classifier's features with
     on text, which has no classes, the entropy and the distinct n-grams stand for it.
 
 The first two are of empirical distributions and do not reach 0: the rows of real data say what they can reach.
-Differences are taken seed by seed, at the same number of steps; "nothing" are gains within two standard errors. Wall
-time is that of the fastest seed, without decoding.
+Differences are taken seed by seed, at the same number of steps or, "at equal passes", from the uncached sampler's curve
+where it has cost as many passes; "nothing" is within two standard errors. Wall time is that of the fastest seed,
+without decoding.
 Writes `results.json` (after every cell) in `images/` and `text/`, and the plots `partial_caching.png` (one sampler) and
 `samplers.png` (the others).
 """
@@ -32,16 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import images
+import numpy as np
 import text
 import torch
-from cells import Cell, differences, run_cells, summarise, with_error
+from cells import KEY, Cell, differences, run_cells, summarise, with_error
+from partial_caching_plot import Kind, Measures, fastest, plot, plot_others
 from passes import in_groups, parts
 from torch import Tensor
 
 PSEUDO_COUNT = 0.1
 QUARTERS = 4
-# measure -> heading, factor, digits; the first is the one that verdicts and plots are of
-Measures = dict[str, tuple[str, float, int]]
+# The first of each is the one that verdicts and plots are of
 IMAGE_MEASURES: Measures = {
     "frechet": ("Frechet distance", 1, 2),
     "accuracy": ("accuracy, %", 100, 2),
@@ -77,7 +79,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text_seeds", type=int, default=4)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not any((args.image_dir, args.image_dataset, args.text_dir, args.text_dataset)):
+        parser.error("pass images or texts, for example --image_dataset ylecun/mnist")
+    return args
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
@@ -196,6 +201,22 @@ def source(args: argparse.Namespace, kind: str) -> list[str]:
     return [*(["--data_dir", folder] if folder else ["--dataset", dataset]), *(["--resume"] if args.resume else [])]
 
 
+def at_equal_passes(cells: list[dict[str, Any]], uncached: dict[str, str], measure: str) -> list[dict[str, Any]]:
+    """Cells of what every sampler gains on its uncached self at as many passes, seed by seed.
+
+    Between the step counts that were measured log(measure) is taken as linear in log(passes); outside there is no cell.
+    """
+    gains = []
+    for cell in cells:
+        base = uncached.get(cell["sampler"])
+        others = [other for other in cells if (other["sampler"], other["seed"]) == (base, cell["seed"])]
+        curve = sorted((other["pass equivalents"], other[measure]) for other in others)
+        if curve and curve[0][0] <= cell["pass equivalents"] <= curve[-1][0]:
+            expected = np.exp(np.interp(np.log(cell["pass equivalents"]), *np.log(curve).T))
+            gains.append({**{name: cell[name] for name in KEY}, measure: cell[measure] - float(expected)})
+    return gains
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,22 +224,26 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
     """Values with costs and the gain over the same sampler uncached, then all differences from the two baselines."""
     names = list(dict.fromkeys(cell["sampler"] for cell in cells))
     uncached = {name: parts(name)[0] for name in names if parts(name)[1] > 1}
-    gains, first = summarise(differences(cells, uncached)), next(iter(measures))
+    first = next(iter(measures))
+    gains = summarise(differences(cells, uncached)), summarise(at_equal_passes(cells, uncached, first))
     headings = [heading for heading, _, _ in measures.values()]
-    costs = ["ms a sample", "full + partial passes", "pass equivalents", f"{measures[first][0]} against R = 1"]
+    costs = ["ms a sample", "full + partial passes", "pass equivalents", "gain on R = 1", "at equal passes"]
     print_row(["sampler", "steps", *headings, *costs])
-    print_row(["---", *["---:"] * (len(headings) + 5)])
-    for (name, steps), row in summarise(cells).items():
+    print_row(["---", *["---:"] * (len(headings) + len(costs) + 1)])
+    for (name, steps), row in sorted(summarise(cells).items(), key=lambda item: (names.index(item[0][0]), item[0][1])):
         values = [scaled(row[key], measures[key]) for key in measures]
         cost = [""] * 3
         if steps:
             passes, partial, equivalents = (row[key][0] for key in ("passes", "partial passes", "pass equivalents"))
             milliseconds = fastest(cells, name, steps) / number
             cost = [f"{milliseconds:.1f}", f"{passes:.0f} + {partial:.0f}", f"{equivalents:.2f}"]
-        gain = gains.get((name, steps))
-        print_row([name, str(steps or ""), *values, *cost, verdict(gain[first], measures[first]) if gain else ""])
-    nothing = [f"{name} at {steps}" for (name, steps), row in gains.items() if not clear(row[first])]
-    print(f"\nNo gain in {measures[first][0]} beyond two standard errors: {', '.join(nothing) or 'none'}.\n")
+        own = [table.get((name, steps), {}) for table in gains]
+        verdicts = [verdict(gain[first], measures[first]) if gain else "" for gain in own]
+        print_row([name, str(steps or ""), *values, *cost, *verdicts])
+    for table, what in zip(gains, ("R = 1 at the same steps", "R = 1 at as many passes"), strict=True):
+        nothing = [f"{name} at {steps}" for (name, steps), row in table.items() if not clear(row[first])]
+        print(f"\nNo gain in {measures[first][0]} on {what}: {', '.join(nothing) or 'none'}.")
+    print()
 
     bases = moment, maskgit
     against = [summarise(differences(cells, dict.fromkeys(names, base))) for base in bases]
@@ -231,11 +256,6 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
             values = [" / ".join(scaled(row[key], measures[key]) for row in rows) for key in measures]
             print_row([name, str(steps), *values])
     print()
-
-
-def fastest(cells: list[dict[str, Any]], name: str, steps: int) -> float:
-    """Milliseconds of the seed that the machine was least busy with."""
-    return 1000 * min(cell["seconds"] for cell in cells if (cell["sampler"], cell["steps"]) == (name, steps))
 
 
 def print_row(values: Sequence[str]) -> None:
@@ -252,88 +272,8 @@ def clear(gain: tuple[float, float]) -> bool:
 
 
 def verdict(gain: tuple[float, float], measure: tuple[str, float, int]) -> str:
-    return scaled(gain, measure) if clear(gain) else f"nothing ({scaled(gain, measure)})"
-
-
-# --- plots -----------------------------------------------------------------------------------------------------------
-
-
-# cells, measures, moment, MaskGIT, the other samplers, samples of a cell
-Kind = tuple[list[dict[str, Any]], Measures, str, str, Sequence[str], int]
-# R -> colour and where the step count stands, in points from its mark
-STYLES = {1: ("black", (-7, -11)), 2: ("tab:blue", (4, 3)), 3: ("tab:green", (4, 3)), 4: ("tab:orange", (4, 3))}
-MORE_STYLES = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
-TICKS = {
-    "pass equivalents": ("passes, a partial one as k / L", (1, 2, 4, 8, 16, 32, 64, 128)),
-    "seconds": ("milliseconds a sample", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)),
-    "frechet": ("Frechet distance", (2, 5, 10, 20, 40, 80, 160)),
-}
-
-
-def curve(axis: Any, kind: Kind, name: str, x: str, colour: str, offset: tuple[int, int], **style: Any) -> None:
-    """Quality against cost, the step count beside each point."""
-    cells, measures, *_, number = kind
-    y = next(iter(measures))
-    rows = [(steps, row) for (sampler, steps), row in summarise(cells).items() if sampler == name and steps]
-    points = sorted(
-        (steps, fastest(cells, name, steps) / number if x == "seconds" else row[x][0], *row[y]) for steps, row in rows
-    )
-    if not points:
-        return
-    steps, costs, values, errors = zip(*points, strict=True)
-    axis.errorbar(costs, values, errors, marker="o", markersize=4, capsize=2, linewidth=1.2, color=colour, **style)
-    for place in zip(steps, costs, values, strict=True):
-        label = {"xytext": offset, "textcoords": "offset points", "fontsize": 8, "color": colour}
-        axis.annotate(str(place[0]), place[1:], **label)
-
-
-def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[int]) -> None:
-    """A sampler by R."""
-    more = iter(MORE_STYLES)
-    for num in sorted(num_substeps):
-        colour, offset = STYLES[num] if num in STYLES else (next(more), (4, 3))
-        curve(axis, kind, in_groups(sampler, num), x, colour, offset, label=f"R = {num}")
-    for scale, measure in ((axis.xaxis, x), (axis.yaxis, next(iter(kind[1])))):
-        label, ticks = TICKS.get(measure, (f"{measure} a character", ()))
-        scale.set_label_text(label)
-        if ticks:
-            getattr(axis, f"set_{scale.axis_name}scale")("log")
-            low, high = scale.get_view_interval()
-            scale.set_ticks([tick for tick in ticks if low <= tick <= high])
-            scale.set_major_formatter("{x:g}")
-            scale.set_ticks([], minor=True)
-
-
-def plot(kinds: list[Kind], num_substeps: Sequence[int], folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(kinds), figsize=(8, 6.6), layout="constrained", squeeze=False)
-    for column, kind in enumerate(kinds):
-        *_, moment, maskgit, _, _ = kind
-        for axis, x in zip(axes[:, column], ("pass equivalents", "seconds"), strict=True):
-            style = {"linestyle": "--", "label": maskgit.replace("maskgit", "MaskGIT")}
-            curve(axis, kind, maskgit, x, "tab:red", (3, 4), **style)
-            curves(axis, kind, moment, x, num_substeps)
-        axes[0, column].set_title(f"{'text' if 'nats' in kind[1] else 'images'}: {moment}")
-    legend = {"loc": "outside lower center", "title": "numbers: steps"}
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, ncols=len(handles[0]), **legend)
-    figure.savefig(folder / "partial_caching.png", dpi=200)
-
-    width = max(len(kind[4]) for kind in kinds)
-    figure, axes = plt.subplots(len(kinds), width, figsize=(8, 5.4), layout="constrained", squeeze=False, sharey="row")
-    for row, kind in zip(axes, kinds, strict=True):
-        for axis, name in zip(row, kind[4], strict=False):
-            curves(axis, kind, name, "pass equivalents", num_substeps)
-            axis.set_title(name)
-            axis.label_outer()
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, ncols=len(handles[0]), **legend)
-    figure.savefig(folder / "samplers.png", dpi=200)
-    plt.close("all")
+    said = scaled(gain, measure)
+    return said if clear(gain) else f"a loss ({said})" if clear((-gain[0], gain[1])) else f"nothing ({said})"
 
 
 def main(argv: Sequence[str] | None = None) -> list[Kind]:
@@ -347,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> list[Kind]:
         kinds.append((cells, TEXT_MEASURES, "moment 4", "maskgit 4", args.text_samplers, args.num_sequences))
     for cells, measures, moment, maskgit, _, number in kinds:
         print_tables(cells, measures, moment, maskgit, number)
-    plot(kinds, args.num_substeps, args.output_dir)
+    plot(kinds, args.num_substeps, args.output_dir / "partial_caching.png")
+    if args.image_samplers or args.text_samplers:
+        plot_others(kinds, args.num_substeps, args.output_dir / "samplers.png")
     return kinds
 
 

@@ -116,7 +116,21 @@ def test_gains_are_taken_seed_by_seed(program: Program) -> None:
     assert error == pytest.approx(0.1 / 3**0.5)
     assert module.verdict((mean, error), ("x", 1, 2)) == "-0.50 +- 0.06"
     assert module.verdict((mean, 0.3), ("x", 1, 2)) == "nothing (-0.50 +- 0.30)"
-    assert module.verdict((-mean, error), ("x", 1, 2)).startswith("nothing")
+    assert module.verdict((-mean, error), ("x", 1, 2)) == "a loss (0.50 +- 0.06)"
+
+
+def test_gains_at_equal_passes_come_from_the_uncached_curve(program: Program) -> None:
+    module = program("partial_caching")
+
+    def cell(sampler: str, steps: int, seed: int, passes: float, x: float) -> dict[str, Any]:
+        return {"sampler": sampler, "steps": steps, "seed": seed, "pass equivalents": passes, "x": x}
+
+    cells = [cell("a", 2, seed, 2, 8.0 + seed) for seed in range(2)] + [cell("a", 8, 0, 8, 2.0)]
+    cells += [cell("b", 2, 0, 4.0, 3.0), cell("b", 4, 0, 8.0, 3.0), cell("b", 8, 0, 9.0, 1.0), cell("b", 2, 1, 4, 3.0)]
+    gains = module.at_equal_passes(cells, {"b": "a"}, "x")
+    # Halfway between 2 and 8 passes is 4, between 8 and 2 too; past the curve's end, in either seed, there is none.
+    assert [(gain["steps"], gain["seed"]) for gain in gains] == [(2, 0), (4, 0)]
+    assert [gain["x"] for gain in gains] == pytest.approx([-1.0, 1.0])
 
 
 def test_a_partial_pass_is_nearer_to_a_fresh_one(

@@ -1,0 +1,107 @@
+"""The plots of `partial_caching.py`: quality against cost, one line per R, the step count beside each point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cells import summarise
+from passes import in_groups
+
+# measure -> heading, factor, digits
+Measures = dict[str, tuple[str, float, int]]
+# cells, measures, moment, MaskGIT, the other samplers, samples of a cell
+Kind = tuple[list[dict[str, Any]], Measures, str, str, Sequence[str], int]
+# R -> colour and where the step count stands, in points from its mark
+STYLES = {1: ("black", (-7, -11)), 2: ("tab:blue", (4, 3)), 3: ("tab:green", (4, 3)), 4: ("tab:orange", (4, 3))}
+MORE_STYLES = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
+TICKS = {
+    "pass equivalents": ("passes, a partial one as k / L", (1, 2, 4, 8, 16, 32, 64, 128)),
+    "seconds": ("milliseconds a sample", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)),
+    "frechet": ("Frechet distance", (2, 5, 10, 20, 40, 80, 160)),
+}
+
+
+def fastest(cells: list[dict[str, Any]], name: str, steps: int) -> float:
+    """Milliseconds of the seed that the machine was least busy with."""
+    return 1000 * min(cell["seconds"] for cell in cells if (cell["sampler"], cell["steps"]) == (name, steps))
+
+
+def curve(axis: Any, kind: Kind, name: str, x: str, colour: str, offset: tuple[int, int], **style: Any) -> None:
+    """Quality against cost, the step count beside each point."""
+    cells, measures, *_, number = kind
+    y = next(iter(measures))
+    rows = [(steps, row) for (sampler, steps), row in summarise(cells).items() if sampler == name and steps]
+    points = sorted(
+        (steps, fastest(cells, name, steps) / number if x == "seconds" else row[x][0], *row[y]) for steps, row in rows
+    )
+    if not points:
+        return
+    steps, costs, values, errors = zip(*points, strict=True)
+    axis.errorbar(costs, values, errors, marker="o", markersize=4, capsize=2, linewidth=1.2, color=colour, **style)
+    for place in zip(steps, costs, values, strict=True):
+        label = {"xytext": offset, "textcoords": "offset points", "fontsize": 8, "color": colour}
+        axis.annotate(str(place[0]), place[1:], **label)
+
+
+def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[int]) -> None:
+    """A sampler by R."""
+    more = iter(MORE_STYLES)
+    for num in sorted(num_substeps):
+        colour, offset = STYLES[num] if num in STYLES else (next(more), (4, 3))
+        curve(axis, kind, in_groups(sampler, num), x, colour, offset, label=f"R = {num}")
+    for scale, measure in ((axis.xaxis, x), (axis.yaxis, next(iter(kind[1])))):
+        label, ticks = TICKS.get(measure, (f"{measure} a character", ()))
+        scale.set_label_text(label)
+        if ticks:
+            getattr(axis, f"set_{scale.axis_name}scale")("log")
+            low, high = scale.get_view_interval()
+            scale.set_ticks([tick for tick in ticks if low <= tick <= high])
+            scale.set_major_formatter("{x:g}")
+            scale.set_ticks([], minor=True)
+
+
+def plot(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
+    """Moment by R beside MaskGIT: above against passes, below against wall time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(kinds), figsize=(8, 6.6), layout="constrained", squeeze=False)
+    for column, kind in enumerate(kinds):
+        *_, moment, maskgit, _, _ = kind
+        for axis, x in zip(axes[:, column], ("pass equivalents", "seconds"), strict=True):
+            curve(axis, kind, maskgit, x, "tab:red", (3, 4), linestyle="--", label="MaskGIT")
+            curves(axis, kind, moment, x, num_substeps)
+        axes[0, column].set_title(f"{'text' if 'nats' in kind[1] else 'images'}: {moment}")
+    _save(figure, path)
+
+
+def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
+    """The other samplers by R, against passes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    width = max(len(kind[4]) for kind in kinds)
+    figure, axes = plt.subplots(len(kinds), width, figsize=(8, 5.4), layout="constrained", squeeze=False, sharey="row")
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, name in zip(row, kind[4], strict=False):
+            curves(axis, kind, name, "pass equivalents", num_substeps)
+            axis.set_title(name)
+            axis.label_outer()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    legends = (axis.get_legend_handles_labels() for axis in figure.axes)
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    style = {"ncols": len(handles), "loc": "outside lower center", "title": "numbers: steps"}
+    figure.legend(handles.values(), handles, **style)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)

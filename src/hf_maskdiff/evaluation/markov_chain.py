@@ -1,0 +1,171 @@
+"""A world whose conditionals are known: an inhomogeneous Markov chain, to judge samplers without any model's error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MarkovChain:
+    """Gives the exact marginals of masked positions for any mask pattern, so that what is left is the sampler's error.
+
+    Token i follows token i - 1 by a transition matrix of its own place. A masked sequence is a chain with evidence: the
+    forward-backward recursions give `p(x_i | what is not masked)` and the probability of what is not masked.
+
+    ```python
+    chain = MarkovChain.random(length=64, num_states=8)
+    logits = chain(torch.full((4, 64), 8))  # everything masked: the marginals, (4, 64, 8)
+    chain.log_evidence(sample)              # log p(the tokens that are not masked), (4,)
+    ```
+
+    Args:
+        initial: probabilities of the first token, float64 `(V,)`.
+        transitions: those of token i + 1 after token i, float64 `(L - 1, V, V)`, rows add up to 1.
+    """
+
+    initial: Tensor
+    transitions: Tensor
+
+    @classmethod
+    def random(cls, length: int = 64, num_states: int = 8, sharpness: float = 2.0, seed: int = 0) -> MarkovChain:
+        """A chain of softmaxes of normal numbers times `sharpness`: larger is more predictable."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (length, num_states, num_states)
+        weights = torch.softmax(sharpness * torch.randn(shape, generator=generator, dtype=torch.float64), -1)
+        return cls(weights[0, 0], weights[1:])
+
+    @property
+    def length(self) -> int:
+        return len(self.transitions) + 1
+
+    @property
+    def mask_token_id(self) -> int:
+        """V: one past the tokens."""
+        return len(self.initial)
+
+    def __call__(self, sample: Tensor) -> Tensor:
+        """`log p(x_i | the tokens that are not masked)`, float64 `(batch_size, L, V)`; exact at known positions too.
+
+        Args:
+            sample: int64 `(batch_size, L)`, `mask_token_id` where masked.
+
+        Raises:
+            ValueError: a sample of another length, or other tokens.
+        """
+        forward, _ = self._forward(sample)
+        evidence = self._evidence(sample)
+        backward = torch.ones_like(forward)
+        for i in range(self.length - 2, -1, -1):
+            message = (backward[:, i + 1] * evidence[:, i + 1]) @ self.transitions[i].T
+            backward[:, i] = message / message.sum(-1, keepdim=True)
+        marginals = forward * backward
+        return (marginals / marginals.sum(-1, keepdim=True)).log()
+
+    def log_evidence(self, sample: Tensor) -> Tensor:
+        """Log-probability of the tokens that are not masked, float64 `(batch_size,)`; of all, the likelihood."""
+        return self._forward(sample)[1]
+
+    def draw(self, num_samples: int, seed: int = 0) -> Tensor:
+        """Sequences of the chain itself, int64 `(num_samples, L)`."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens = [torch.multinomial(self.initial, num_samples, True, generator=generator)]
+        for step in self.transitions:
+            tokens.append(torch.multinomial(step[tokens[-1]], 1, generator=generator)[:, 0])
+        return torch.stack(tokens, 1)
+
+    def pair_probabilities(self) -> Tensor:
+        """`p(x_i, x_{i + 1})`, float64 `(L - 1, V, V)`."""
+        marginal, pairs = self.initial, []
+        for step in self.transitions:
+            pairs.append(marginal[:, None] * step)
+            marginal = marginal @ step
+        return torch.stack(pairs)
+
+    def _evidence(self, sample: Tensor) -> Tensor:
+        """1 for the tokens that a position may hold, 0 for the others, float64 `(batch_size, L, V)`."""
+        if (
+            sample.ndim != 2
+            or sample.shape[1] != self.length
+            or not bool(((sample >= 0) & (sample <= self.mask_token_id)).all())
+        ):
+            raise ValueError(
+                f"`sample` must hold tokens 0 .. {self.mask_token_id}, the mask being the last, of shape (batch_size, "
+                f"{self.length}), got {tuple(sample.shape)}. Start from `torch.full((n, {self.length}), "
+                f"{self.mask_token_id})`."
+            )
+        known = torch.nn.functional.one_hot(sample, self.mask_token_id + 1)[..., :-1]
+        return torch.where((sample == self.mask_token_id)[..., None], 1, known).double()
+
+    def _forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """`p(x_i | the known tokens up to i)`, `(batch_size, L, V)`, and the log-probability of all known tokens."""
+        evidence, message = self._evidence(sample), self.initial.expand(len(sample), -1)
+        messages, log_evidence = [], torch.zeros(len(sample), dtype=torch.float64)
+        for i in range(self.length):
+            message = message * evidence[:, i]
+            mass = message.sum(-1, keepdim=True)
+            log_evidence += mass[:, 0].log()
+            message = message / mass
+            messages.append(message)
+            if i < self.length - 1:
+                message = message @ self.transitions[i]
+        return torch.stack(messages, 1), log_evidence
+
+
+def bigram_divergence(samples: Tensor, chain: MarkovChain) -> Tensor:
+    """KL of the samples' neighbouring pairs from the chain's, in nats, averaged over the L - 1 places; float64 scalar.
+
+    Counts of n samples are noisy: of samples of the chain itself it is near `(V^2 - 1) / (2 n)`, which is left in.
+
+    Args:
+        samples: int64 `(num_samples, L)`, no masks.
+    """
+    size = chain.mask_token_id
+    pairs = samples[:, :-1] * size + samples[:, 1:]
+    counts = torch.nn.functional.one_hot(pairs, size * size).double().mean(0)
+    true = chain.pair_probabilities().flatten(1)
+    return torch.where(counts > 0, counts * (counts / true).log(), 0.0).sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class PathDivergence:
+    """What a run's tokens cost in nats, exact for its path; each float64 `(batch_size,)`, means over runs are KLs.
+
+    `total = tempering + dependence` is the log-ratio of the law by which a step drew its tokens to the chain's own law
+    of these tokens, given all earlier ones, added up over the steps.
+
+    Args:
+        tempering: the law drawn from against the product of the exact marginals: 0 without a temperature.
+        dependence: the product of the marginals against the joint law: 0 where one token is drawn at a time.
+    """
+
+    tempering: Tensor
+    dependence: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.tempering + self.dependence
+
+
+def path_divergence(chain: MarkovChain, path: list[Tensor], betas: list[Tensor] | None = None) -> PathDivergence:
+    """The two terms of the chain rule along sampled runs, for samplers whose choice of positions reads no token drawn.
+
+    Args:
+        path: the samples before the first step, after it, after the second ..., int64 `(batch_size, L)` each.
+        betas: inverse temperature of each step's draws, float64 `(batch_size,)` each; None where it is 1.
+    """
+    zero = torch.zeros(len(path[0]), dtype=torch.float64)
+    tempering, dependence = zero, zero
+    for n, (before, after) in enumerate(pairwise(path)):
+        new = before != after
+        logits = chain(before)
+        tokens = after.clamp(max=chain.mask_token_id - 1)[..., None]
+        product = torch.where(new, logits.gather(-1, tokens)[..., 0], 0.0).sum(-1)
+        if betas is not None:
+            tempered = torch.log_softmax(logits * betas[n][:, None, None], -1).gather(-1, tokens)[..., 0]
+            tempering = tempering + torch.where(new, tempered, 0.0).sum(-1) - product
+        dependence = dependence + product - (chain.log_evidence(after) - chain.log_evidence(before))
+    return PathDivergence(tempering, dependence)
