@@ -28,6 +28,7 @@ Writes `results.json` (after every cell) in `images/` and `text/`, and the plots
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,8 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
         verdicts = [verdict(gain[first], measures[first]) if gain else "" for gain in own]
         print_row([name, str(steps or ""), *values, *cost, *verdicts])
     for table, what in zip(gains, ("R = 1 at the same steps", "R = 1 at as many passes"), strict=True):
-        nothing = [f"{name} at {steps}" for (name, steps), row in table.items() if not clear(row[first])]
+        verdicts = {f"{name} at {steps}": verdict(row[first], measures[first]) for (name, steps), row in table.items()}
+        nothing = [key for key, said in verdicts.items() if "(" in said]
         print(f"\nNo gain in {measures[first][0]} on {what}: {', '.join(nothing) or 'none'}.")
     print()
 
@@ -272,7 +274,10 @@ def clear(gain: tuple[float, float]) -> bool:
 
 
 def verdict(gain: tuple[float, float], measure: tuple[str, float, int]) -> str:
+    """A gain, unless the error says otherwise; of one seed there is none."""
     said = scaled(gain, measure)
+    if math.isnan(gain[1]):
+        return said
     return said if clear(gain) else f"a loss ({said})" if clear((-gain[0], gain[1])) else f"nothing ({said})"
 
 

@@ -92,7 +92,10 @@ def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> N
         for axis, name in zip(row, kind[4], strict=False):
             curves(axis, kind, name, "pass equivalents", num_substeps)
             axis.set_title(name)
-            axis.label_outer()
+            if axis is not row[0]:
+                axis.set_ylabel("")
+        for axis in row[len(kind[4]) :]:
+            axis.remove()
     _save(figure, path)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hub_server
@@ -26,6 +27,7 @@ from hf_maskdiff import (
     MaskGITPipeline,
     MomentScheduler,
 )
+from hf_maskdiff.conversion.convert import convert
 
 torch.set_num_threads(1)
 settings.register_profile("hf_maskdiff", deadline=None, derandomize=True, database=None)
@@ -58,6 +60,30 @@ def _folder(variable: str, meaning: str) -> Path:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return _folder("HF_MASKDIFF_GOLDEN", "what the original implementations compute for small models")
+
+
+# What the golden folder holds of each upstream, and what no tensor tells of it: arguments of `convert`.
+GOLDEN = {
+    "halton_maskgit": ("cls_base.pth", {"tokenizer": "vq.pt", "num_attention_heads": [4]}),
+    "mage": ("", {"num_attention_heads": [3, 2]}),
+    "maskgit_jax": ("", {}),
+    "maskgit_pytorch_v1": ("", {"num_attention_heads": [4]}),
+    "amused": ("pipeline", {}),
+}
+
+
+@pytest.fixture(scope="session")
+def converted(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from an upstream's name to the pipeline folder that its golden checkpoint is converted to."""
+
+    @cache
+    def folder_of(name: str) -> Path:
+        source, arguments = GOLDEN[name]
+        if "tokenizer" in arguments:
+            arguments = {**arguments, "tokenizer": golden_folder / name / arguments["tokenizer"]}
+        return convert(golden_folder / name / source, tmp_path_factory.mktemp("converted") / name, **arguments)
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,10 @@ ARROWS: dict[str, set[str]] = {
     "schedulers": {"torch", "diffusers", "hub", "masking", "orders", "sampling"},
     "models": {"torch", "diffusers", "transformers", "hub"},
     "pipelines": {"torch", "torch_xla", "diffusers", "transformers", "hub", "schedulers", "models", "sampling"},
-    "conversion": {"torch", "safetensors", "huggingface_hub", "diffusers", "models", "pipelines", "schedulers"},
+    "conversion": {
+        *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers"),
+        *("hub", "models", "pipelines", "schedulers"),
+    },
     "evaluation": ANYTHING,
     "parallel": ANYTHING,
     "cli": ANYTHING,

@@ -117,6 +117,7 @@ def test_gains_are_taken_seed_by_seed(program: Program) -> None:
     assert module.verdict((mean, error), ("x", 1, 2)) == "-0.50 +- 0.06"
     assert module.verdict((mean, 0.3), ("x", 1, 2)) == "nothing (-0.50 +- 0.30)"
     assert module.verdict((-mean, error), ("x", 1, 2)) == "a loss (0.50 +- 0.06)"
+    assert module.verdict((mean, float("nan")), ("x", 1, 2)) == "-0.50"  # of one seed
 
 
 def test_gains_at_equal_passes_come_from_the_uncached_curve(program: Program) -> None:

@@ -13,10 +13,13 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa:
 
 from .models import (  # noqa: E402
     HaltonMaskGITTransformer2DModel,
+    MaskGITTransformer2DModel,
+    MaskGITVQModel,
     MDLMConfig,
     MDLMForMaskedLM,
     MDLMTransformer,
     PartialCacheConfig,
+    VQGANModel,
 )
 from .pipelines import (  # noqa: E402
     MaskedDiffusionImageGenerationPipeline,
@@ -65,6 +68,8 @@ __all__ = [
     "MDLMTransformer",
     "MaskGITPipeline",
     "MaskGITScheduler",
+    "MaskGITTransformer2DModel",
+    "MaskGITVQModel",
     "MaskedDiffusionImageGenerationPipeline",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
@@ -77,4 +82,5 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "UniformScheduler",
+    "VQGANModel",
 ]

@@ -9,7 +9,12 @@ import torch
 from diffusers.hooks import FirstBlockCacheConfig
 from torch import Tensor, nn
 
-from hf_maskdiff import HaltonMaskGITTransformer2DModel, MDLMTransformer, PartialCacheConfig
+from hf_maskdiff import (
+    HaltonMaskGITTransformer2DModel,
+    MaskGITTransformer2DModel,
+    MDLMTransformer,
+    PartialCacheConfig,
+)
 from hf_maskdiff.models import KeyValueSlot
 
 LENGTH, TOKENS, ROWS = 16, 12, 3
@@ -28,7 +33,23 @@ def halton(num_layers: int) -> nn.Module:
     )
 
 
-@pytest.fixture(params=[mdlm, halton])
+def maskgit(num_layers: int, norm_first: bool = False, num_decoder_layers: int = 0) -> nn.Module:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "position_bias": norm_first}
+    halves = {"num_layers": num_layers, "num_decoder_layers": num_decoder_layers}
+    return MaskGITTransformer2DModel(4, TOKENS, num_classes=3, norm_first=norm_first, **sizes, **halves)
+
+
+def maskgit_v1(num_layers: int) -> nn.Module:
+    return maskgit(num_layers, norm_first=True)
+
+
+def mage(num_layers: int) -> nn.Module:
+    if num_layers == 1:
+        pytest.skip("encoder and decoder are two layers at least")
+    return maskgit(num_layers, norm_first=True, num_decoder_layers=1)
+
+
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 
@@ -83,7 +104,7 @@ def with_stale_others(model: nn.Module, run: Run, before: Tensor, after: Tensor,
         kept[slot] = output
 
     def mix(slot: KeyValueSlot, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        extra = output[0].shape[1] - LENGTH  # registers are always computed
+        extra = output[0].shape[1] - LENGTH  # registers and class tokens are always computed
         new = nn.functional.pad(fresh, (0, extra), value=True)[..., None, None]
         return tuple(torch.where(new, now, then) for now, then in zip(output, kept[slot], strict=True))
 

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_tensors
+from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
+from hf_maskdiff.schedulers import AncestralScheduler
 
 _PREFIX = "backbone."
 _BUFFER = "rotary_emb.inv_freq"
-# All that a checkpoint's tensors and containers need to be put together; storages are recognised by torch itself.
-_ADMITTED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-}
-
-
-class _Foreign:
-    """Stands for anything not admitted: it takes whatever a pickle does to an object, and does nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Foreign:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __call__(self, *args: object) -> _Foreign:
-        return self
-
-    def ignore(self, *args: object) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = ignore
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _ADMITTED.get((module, name), _Foreign)
 
 
 def read_mdlm_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -60,28 +29,10 @@ def read_mdlm_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no such checkpoint, or its weights hold anything but tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-    except zipfile.BadZipFile:
-        names = set()
-    if "data.pkl" not in names or "constants.pkl" in names:  # the latter marks a program, which torch would load as one
-        raise ValueError(f"`path` must be a checkpoint written by `torch.save`, got {str(path)!r}. Fetch it again.")
-    try:
-        checkpoint = torch.load(
-            path,
-            map_location="cpu",
-            pickle_module=SimpleNamespace(Unpickler=_RestrictedUnpickler, __name__=__name__),
-            weights_only=False,  # torch's own restriction would refuse the foreign classes instead of dropping them
-        )
-    except Exception as error:  # a crafted file can make the unpickler fail in any way
-        raise ValueError(f"{str(path)!r} cannot be read as tensors and plain containers: {error}") from error
-
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    checkpoint = read_torch_checkpoint(path)
+    if not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f'{str(path)!r} must hold a dictionary with a "state_dict". Pass a checkpoint of MDLM.')
-    for key, tensor in checkpoint["state_dict"].items():
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"The weights in {str(path)!r} must be tensors, {key!r} is not. Do not use this file.")
+    require_tensors(checkpoint["state_dict"], f"The weights in {str(path)!r}")
     return checkpoint
 
 
@@ -164,3 +115,16 @@ def load_mdlm_checkpoint(
     except RuntimeError as error:
         raise ValueError(f"The weights in {str(path)!r} are not those of an MDLM. {error}") from error
     return model.eval()
+
+
+def mdlm(vocab_size: int = 50258) -> Preset:
+    """MDLM's sampler, by default for the model on OpenWebText, in 1000 steps."""
+    scheduler = AncestralScheduler(
+        mask_token_id=vocab_size - 1, codebook_size=vocab_size - 1, masking_schedule="linear"
+    )
+    return Preset(scheduler, 1000)
+
+
+def is_mdlm(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is one of MDLM's training code."""
+    return f"{_PREFIX}vocab_embed.embedding" in (checkpoint.get("state_dict") or ())

@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.hub import ModelCardMixin
+from hf_maskdiff.models.image_tokens import check_image_tokens
 from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheMixin, places_of
 
 
@@ -202,6 +203,7 @@ class HaltonMaskGITTransformer2DModel(
     _no_split_modules = ["HaltonMaskGITTransformerBlock"]  # noqa: RUF012 (diffusers' convention)
     _repeated_blocks = ["HaltonMaskGITTransformerBlock"]  # noqa: RUF012 (diffusers' convention)
     _skip_layerwise_casting_patterns = ["embedding", "norm"]  # noqa: RUF012 (diffusers' convention)
+    has_null_class = True
 
     @register_to_config
     def __init__(
@@ -289,26 +291,7 @@ class HaltonMaskGITTransformer2DModel(
                 accelerator wait); they fail in the embedding.
         """
         side = self.config.sample_size
-        if positions is not None and (positions.shape != sample.shape or positions.dtype != torch.int64):
-            raise ValueError(
-                f"`positions` must be int64 of the shape of `sample`, {tuple(sample.shape)}, got {positions.dtype} "
-                f"{tuple(positions.shape)}. Pass where each code stands in the image, in row-major order."
-            )
-        if positions is None and sample.shape[1:] not in ((side, side), (side * side,)):
-            raise ValueError(
-                f"`sample` must have shape (batch_size, {side}, {side}) or (batch_size, {side * side}), got "
-                f"{tuple(sample.shape)}. Pass the token ids of a grid of {side} x {side} tokens: that is the model's "
-                "`sample_size`."
-            )
-        if class_labels.shape != sample.shape[:1]:
-            raise ValueError(
-                f"`class_labels` must have shape ({sample.shape[0]},), one per row of `sample`, got "
-                f"{tuple(class_labels.shape)}. Pass {self.config.num_classes} for a row without a class."
-            )
-        for name, ids in (("sample", sample), ("class_labels", class_labels)):
-            if ids.dtype != torch.int64:
-                raise ValueError(f"`{name}` must hold ids as torch.int64, got {ids.dtype}. Convert it with `.long()`.")
-
+        check_image_tokens(sample, class_labels, positions, side, self.config.num_classes)
         hidden_states = self.token_embedding(sample.flatten(1))
         num_tokens = hidden_states.shape[1]
         places = torch.arange(num_tokens, device=sample.device) if positions is None else places_of(positions)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ..hub import PipelineRepositoryMixin
-from ..models import HaltonMaskGITTransformer2DModel
+from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .denoising import denoise
@@ -53,23 +53,39 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
-        vqvae ([`~diffusers.VQModel`]): the tokenizer; its decoder turns codes into images in [0, 1], its encoder the
-            images to be edited into codes.
-        transformer ([`HaltonMaskGITTransformer2DModel`]): the denoiser, codes and class to logits.
+        vqvae ([`~diffusers.VQModel`] or [`MaskGITVQModel`]): the tokenizer; its decoder turns codes into images, its
+            encoder the images to be edited into codes.
+        transformer ([`HaltonMaskGITTransformer2DModel`] or [`MaskGITTransformer2DModel`]): the denoiser, codes and
+            class to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature.
+        do_normalize (`bool`): whether the tokenizer's images lie in [-1, 1] rather than in [0, 1]. What the pipeline
+            takes and returns lies in [0, 1].
+        call_defaults (`dict`, *optional*): what `num_inference_steps` and `guidance_scale` of a call are where it does
+            not say: 8 and 1.0 unless named here. Converted models bring those they were published with.
     """
 
     model_cpu_offload_seq = "transformer->vqvae"
     card_pipeline_tag = "unconditional-image-generation"
     card_tags = ("maskgit",)
-    card_example = 'pipe(class_labels=[0], num_inference_steps=8).images[0].save("image.png")'
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
 
     def __init__(
-        self, vqvae: VQModel, transformer: HaltonMaskGITTransformer2DModel, scheduler: MaskedDiffusionScheduler
+        self,
+        vqvae: VQModel | MaskGITVQModel,
+        transformer: HaltonMaskGITTransformer2DModel | MaskGITTransformer2DModel,
+        scheduler: MaskedDiffusionScheduler,
+        do_normalize: bool = False,
+        call_defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        unknown = sorted(set(call_defaults or {}) - {"num_inference_steps", "guidance_scale"})
+        if unknown:
+            raise ValueError(
+                f"`call_defaults` must name `num_inference_steps` and `guidance_scale` only, got {unknown}. Pass the "
+                "others to the call."
+            )
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=scheduler)
+        self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults)
         levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
         self.vae_scale_factor = 2 ** (levels - 1)
         channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
@@ -84,6 +100,13 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         self.mask_processor = VaeImageProcessor(
             vae_latent_channels=0, do_resize=False, do_normalize=False, do_convert_grayscale=True
         )
+
+    @property
+    def card_example(self) -> str:  # type: ignore[override]
+        """A call that works with this model."""
+        labels = "class_labels=[0]" if self.transformer.config.num_classes else ""
+        steps = "" if self.config.call_defaults else "num_inference_steps=8"
+        return f'pipe({", ".join(filter(None, (labels, steps)))}).images[0].save("image.png")'
 
     @property
     def guidance_scale(self) -> GuidanceScale:
@@ -130,6 +153,11 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         """
         num_classes = self.transformer.config.num_classes
         if labels is None:
+            if not self.transformer.has_null_class:
+                raise ValueError(
+                    "`class_labels` must be given, got None: this model was never shown an image without its class. "
+                    f"Pass ids in 0 .. {num_classes - 1}."
+                )
             return [num_classes]
         if isinstance(labels, Tensor):
             labels = labels.flatten().tolist()
@@ -212,6 +240,11 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             raise ValueError(
                 "`guidance_scale` must be a finite number or a pair (start, end) of such, got "
                 f"{guidance_scale!r}. Pass 1.0 for no guidance."
+            )
+        if max(scales) > 1 and not self.transformer.has_null_class:
+            raise ValueError(
+                f"`guidance_scale` must not exceed 1, got {guidance_scale!r}: this model was never shown an image "
+                "without its class. Leave it out."
             )
         if not isinstance(strength, Real) or not 0 < strength <= 1:
             raise ValueError(
@@ -299,6 +332,7 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         Args:
             image: `(batch_size, channels, height, width)` in [0, 1], see `preprocess_image`.
         """
+        image = image * 2 - 1 if self.config.do_normalize else image
         with self._upcast_vqvae():
             latents = self.vqvae.encode(image.to(self._execution_device, self.vqvae.dtype)).latents
         # At once: an offloaded tokenizer is on the device from here until another component runs. And the codebook from
@@ -316,10 +350,11 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             latents: int64 `(batch_size, height, width)`.
         """
         masked = latents == self.scheduler.config.mask_token_id
-        shape = (*latents.shape, self.vqvae.config.latent_channels)
+        shape = (*latents.shape, self.vqvae.quantize.vq_embed_dim)
         codes = latents.masked_fill(masked, 0)
         with self._upcast_vqvae():
-            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample.clip(0, 1)
+            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
+        image = (image / 2 + 0.5 if self.config.do_normalize else image).clip(0, 1)
         grey = masked.repeat_interleave(image.shape[-2] // masked.shape[-2], 1)
         grey = grey.repeat_interleave(image.shape[-1] // masked.shape[-1], 2)
         return image.masked_fill(grey[:, None], 0.5)
@@ -331,8 +366,8 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
-        num_inference_steps: int = 8,
-        guidance_scale: GuidanceScale = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: GuidanceScale | None = None,
         num_images_per_prompt: int = 1,
         temperature: float | Sequence[float] | None = None,
         generator: Generators = None,
@@ -351,11 +386,13 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         Args:
             class_labels (`int`, `str`, list of them, or int64 tensor, *optional*): ids, or names where the
                 transformer's config has `id2label`; None draws an image of no class.
-            num_inference_steps (`int`): model passes; one step reveals several positions.
-            guidance_scale (`float` or pair): classifier-free guidance, `logits = uncond + scale (cond - uncond)`. A
-                pair `(start, end)` is spaced evenly over the steps; `(1, 1 + w)` is the ramp of weight w of MaskGIT's
-                samplers. A step whose scale is above 1 costs a second pass; the others, and all where no class is
-                given, are not guided.
+            num_inference_steps (`int`, *optional*): model passes; one step reveals several positions. None is the
+                pipeline's own number, 8 where it has none.
+            guidance_scale (`float` or pair, *optional*): classifier-free guidance,
+                `logits = uncond + scale (cond - uncond)`. A pair `(start, end)` is spaced evenly over the steps;
+                `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers. A step whose scale is above 1 costs a second
+                pass; the others, and all where no class is given, are not guided. None is the pipeline's own, 1.0
+                where it has none.
             num_images_per_prompt (`int`): images of each label.
             temperature (`float` or pair, *optional*): choice temperature for this call, see
                 `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's.
@@ -388,6 +425,11 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        defaults = {"num_inference_steps": 8, "guidance_scale": 1.0, **(self.config.call_defaults or {})}
+        if num_inference_steps is None:
+            num_inference_steps = defaults["num_inference_steps"]
+        if guidance_scale is None:
+            guidance_scale = defaults["guidance_scale"]
         labels = self.get_label_ids(class_labels)
         counts = {"class_labels": len(labels)}
         if image is not None:

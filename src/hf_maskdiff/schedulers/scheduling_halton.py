@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
 from . import position_orders
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import ChoiceTemperature, StepContext
+from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
 
 
 class HaltonScheduler(ChooseThenSampleScheduler):
@@ -36,6 +38,9 @@ class HaltonScheduler(ChooseThenSampleScheduler):
             a pair is spaced evenly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
+        inverse_temperature (`float` or pair): multiplies the logits of the draws, after `temperature`, `top_k` and
+            `top_p`; a pair is spaced evenly over the steps. The published sampler takes `(1.0, 1.2)`: late tokens are
+            drawn more sharply.
         randomize (`bool`): start each row at a place of its own in the order. The place follows from the seed of the
             row's generator, so that it is the same in all steps of a run.
     """
@@ -53,9 +58,19 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
         randomize: bool = False,
+        inverse_temperature: float | Sequence[float] = 1.0,
     ) -> None:
+        ends = inverse_temperature if isinstance(inverse_temperature, Sequence) else [inverse_temperature] * 2
+        rule = "above 0, or a pair (start, end) of such"
+        valid = len(ends) == 2 and all(end > 0 for end in ends)
+        require(valid, "inverse_temperature", rule, inverse_temperature, "Pass 1.0 for the model's own temperature.")
         self.check_config()
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         order = position_orders.randomized_halton if self.config.randomize else position_orders.halton
         return order(marginals, context, Purpose.CHOICE)
+
+    def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
+        value = self.config.inverse_temperature
+        start, end = value if isinstance(value, Sequence) else (value, value)
+        return super().token_beta(context, num_ranks) * (start + (end - start) * context.progress)

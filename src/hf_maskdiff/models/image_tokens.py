@@ -1,0 +1,39 @@
+"""What every image denoiser asks of its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_image_tokens(
+    sample: Tensor, class_labels: Tensor, positions: Tensor | None, sample_size: int, num_classes: int
+) -> None:
+    """Raise `ValueError` unless shapes and dtypes are what a denoiser of `sample_size ** 2` tokens reads.
+
+    Args:
+        sample: int64 `(batch_size, side, side)` or `(batch_size, side ** 2)`; in a partial pass
+            `(batch_size, num_positions)`.
+        class_labels: int64 `(batch_size,)`.
+        positions: None, or int64 of the shape of `sample`.
+    """
+    if positions is not None and (positions.shape != sample.shape or positions.dtype != torch.int64):
+        raise ValueError(
+            f"`positions` must be int64 of the shape of `sample`, {tuple(sample.shape)}, got {positions.dtype} "
+            f"{tuple(positions.shape)}. Pass where each code stands in the image, in row-major order."
+        )
+    side = sample_size
+    if positions is None and sample.shape[1:] not in ((side, side), (side * side,)):
+        raise ValueError(
+            f"`sample` must have shape (batch_size, {side}, {side}) or (batch_size, {side * side}), got "
+            f"{tuple(sample.shape)}. Pass the token ids of a grid of {side} x {side} tokens: that is the model's "
+            "`sample_size`."
+        )
+    if class_labels.shape != sample.shape[:1]:
+        raise ValueError(
+            f"`class_labels` must have shape ({sample.shape[0]},), one per row of `sample`, got "
+            f"{tuple(class_labels.shape)}. Pass {num_classes} for a row without a class."
+        )
+    for name, ids in (("sample", sample), ("class_labels", class_labels)):
+        if ids.dtype != torch.int64:
+            raise ValueError(f"`{name}` must hold ids as torch.int64, got {ids.dtype}. Convert it with `.long()`.")

@@ -1,0 +1,131 @@
+"""The presets of published samplers: what the folders hold is what converted pipelines take, with upstream's counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_maskdiff
+from hf_maskdiff import HaltonScheduler, MaskGITScheduler
+from hf_maskdiff.conversion.amused import amused
+from hf_maskdiff.conversion.halton_maskgit import confidence_counts, valeoai_confidence, valeoai_halton
+from hf_maskdiff.conversion.mage import mage
+from hf_maskdiff.conversion.maskgit_jax import google_maskgit
+from hf_maskdiff.conversion.maskgit_pytorch_v1 import cumulative_counts, valeoai_v1
+from hf_maskdiff.conversion.mdlm import mdlm
+from hf_maskdiff.conversion.upstream import Preset
+from hf_maskdiff.masking import planned_counts
+from hf_maskdiff.sampling import Marginals
+
+FOLDER = Path(__file__).parents[1] / "schedulers"
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "google-maskgit": google_maskgit,
+    "mage": mage,
+    "amused": amused,
+    "valeoai-v1": valeoai_v1,
+    "valeoai-halton": valeoai_halton,
+    "valeoai-confidence": valeoai_confidence,
+    "mdlm": mdlm,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_folder_holds_what_converted_pipelines_take(name: str) -> None:
+    preset = PRESETS[name]()
+    saved = type(preset.scheduler).from_pretrained(FOLDER / name)
+    public = {key: value for key, value in saved.config.items() if not key.startswith("_")}
+    assert public == {key: value for key, value in preset.scheduler.config.items() if not key.startswith("_")}
+    preset.scheduler.set_timesteps(preset.num_inference_steps)
+
+
+def counts(name: str, num_tokens: int) -> list[int]:
+    preset = PRESETS[name]()
+    preset.scheduler.set_timesteps(preset.num_inference_steps)
+    return preset.scheduler.planned_counts(torch.tensor([num_tokens])).flatten().cumsum(0).tolist()
+
+
+@pytest.mark.parametrize("name", ["google-maskgit", "mage", "amused"])
+def test_counts_of_the_cosine_dialects(name: str) -> None:
+    """`max(1, min(masked - 1, floor(N cos)))` stay masked, in float32 as upstream computes it."""
+    steps, masked, expected, whole = PRESETS[name]().num_inference_steps, 256, [], []
+    for n in range(steps - 1):
+        exact = 256 * math.cos((n + 1) / steps * math.pi / 2)
+        ratio = torch.cos(torch.tensor((n + 1) / steps, dtype=torch.float32) * torch.pi / 2)
+        masked = max(1, min(masked - 1, int((256 * ratio).floor())))
+        whole.append(abs(exact - round(exact)) < 1e-9)  # where float32 may come out below it
+        expected.append(256 - masked)
+    ours = counts(name, 256)
+    assert [there - here for here, there, is_whole in zip(ours, expected, whole, strict=False) if not is_whole] == [
+        0
+    ] * whole.count(False)
+    assert all(there - here in (0, 1) for here, there in zip(ours, expected, strict=False))
+    assert ours[-1] == 256
+
+
+def test_counts_of_valeoai(golden_folder: Path) -> None:
+    golden = load_file(golden_folder / "samplers" / "valeoai_schedules.safetensors")
+    assert counts("valeoai-halton", 256) == golden["halton_cum_16_32"].tolist()
+    for key, expected in golden.items():
+        *_, side, steps = key.split("_")
+        num_tokens, num_steps = int(side) ** 2, int(steps)
+        if key.startswith("halton_cum"):
+            ours = planned_counts(torch.tensor([num_tokens]), num_steps, "arccos", "floor_revealed").cumsum(0).flatten()
+            exact = num_tokens * (1 - torch.arccos(torch.linspace(0, 1, num_steps + 1)[1:].double()) * 2 / torch.pi)
+        else:
+            ours = torch.tensor(confidence_counts(num_tokens, num_steps, key.split("_")[1]))
+            expected = expected.maximum(torch.arange(1, num_steps + 1))
+            exact = ours.double()
+        # Where the exact count is a whole number, float32 may come out below it.
+        differ = ours != expected
+        assert torch.equal(ours[differ], expected[differ] + 1)
+        torch.testing.assert_close(exact[differ], ours[differ].double(), atol=1e-4, rtol=0)
+        assert "arccos" not in key or not differ.any()
+
+
+def test_tables_of_other_sizes_are_whole_runs() -> None:
+    for make in (cumulative_counts, confidence_counts):
+        for num_tokens, steps in ((256, 8), (256, 15), (576, 12), (1024, 15), (36, 5), (9, 1)):
+            for schedule in ("root", "linear", "square", "cosine", "arccos"):
+                table = make(num_tokens, steps, schedule)
+                assert (len(table), table[-1]) == (steps, num_tokens)
+                scheduler = MaskGITScheduler(mask_token_id=8, masking_schedule=table)
+                scheduler.set_timesteps(steps)
+                assert scheduler.planned_counts(torch.tensor([num_tokens])).flatten().cumsum(0).tolist() == table
+
+
+def test_guidance_and_temperatures() -> None:
+    assert valeoai_v1().guidance_scale == (1.0, 4.0)
+    assert valeoai_halton().guidance_scale == 3.0
+    scheduler = valeoai_v1().scheduler
+    scheduler.set_timesteps(8)
+    noise = [scheduler._choice_temperatures[n] for n in (0, 7)]
+    assert noise == [4.5, 0.0]
+
+
+@pytest.mark.parametrize("value", [1.3, [1.0, 1.2]])
+def test_inverse_temperature_multiplies_the_logits_of_the_draws(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = HaltonScheduler(mask_token_id=8, masking_schedule="linear", inverse_temperature=value)
+    seen, draw = [], Marginals.draw
+
+    def look(self: Marginals, rows: torch.Tensor, uniform: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        seen.append(beta.double().unique())
+        return draw(self, rows, uniform, beta)
+
+    monkeypatch.setattr(Marginals, "draw", look)
+    scheduler.set_timesteps(5)
+    sample = torch.full((2, 4, 5), 8)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(torch.randn(2, 20, 9), t, sample).prev_sample
+    expected = torch.linspace(*value, 5) if isinstance(value, list) else torch.full((5,), value)
+    torch.testing.assert_close(torch.cat(seen).float(), expected)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, [1.0], [1.0, 0.0], [1.0, 1.0, 1.0]])
+def test_inverse_temperatures_that_cannot_be(value: object) -> None:
+    with pytest.raises(ValueError, match=r"`inverse_temperature` must be above 0, or a pair .*, got .*\. Pass 1\.0"):
+        hf_maskdiff.HaltonScheduler(mask_token_id=8, inverse_temperature=value)
