@@ -242,8 +242,8 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
         verdicts = [verdict(gain[first], measures[first]) if gain else "" for gain in own]
         print_row([name, str(steps or ""), *values, *cost, *verdicts])
     for table, what in zip(gains, ("R = 1 at the same steps", "R = 1 at as many passes"), strict=True):
-        verdicts = {f"{name} at {steps}": verdict(row[first], measures[first]) for (name, steps), row in table.items()}
-        nothing = [key for key, said in verdicts.items() if "(" in said]
+        said = {f"{name} at {steps}": verdict(row[first], measures[first]) for (name, steps), row in table.items()}
+        nothing = [key for key, words in said.items() if "(" in words]
         print(f"\nNo gain in {measures[first][0]} on {what}: {', '.join(nothing) or 'none'}.")
     print()
 

@@ -126,28 +126,31 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
         )
     repo_id, file = match.groups()
     info = HfApi().model_info(repo_id, revision=revision)
-    details = {
-        "repo_id": repo_id,
-        "revision": info.sha,
-        "licence": info.card_data.get("license") if info.card_data else None,
-    }
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    licence = None
+    if CARD in names:
+        licence = ModelCard.load(hf_hub_download(repo_id, CARD, revision=info.sha)).data.get("license")
+    details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), str(source), **details)
-    names = [sibling.rfilename for sibling in info.siblings or []]
     patterns = ["*.json", "*.txt", "*.safetensors"]  # a folder that diffusers or transformers wrote
     if "model_index.json" not in names and "config.json" not in names:
-        patterns = [name for name in names if Path(name).suffix in _CHECKPOINTS and not Path(name).name.startswith(".")]
+        patterns = [name for name in names if _may_be_checkpoint(Path(name))]
         if len(patterns) > 2:
             raise ValueError(f"`source` must be one checkpoint, {repo_id!r} has {patterns}. Pass '{repo_id}/<one>'.")
     folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
     return Source(Path(folder), repo_id, **details)
 
 
+def _may_be_checkpoint(path: Path) -> bool:
+    """By its name; LICENSE and .gitattributes have no extension either."""
+    return path.suffix in _CHECKPOINTS and not path.name.startswith(".") and not path.name.isupper()
+
+
 def _checkpoint_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in _CHECKPOINTS]
-    files = [file for file in files if not file.name.startswith(".")]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _may_be_checkpoint(file)]
     if not files:
         raise ValueError(
             f"`source` must hold a checkpoint (.pth, .pt, .ckpt, or flax without an extension), {str(path)!r} holds "

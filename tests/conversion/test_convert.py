@@ -1,0 +1,540 @@
+"""`hf-maskdiff convert`: whole folders that open anywhere, or one clear error and nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AmusedPipeline
+from hub_server import LoopbackHub, Repository
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from test_checkpoints import pack
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from hf_maskdiff import MaskGITPipeline, MaskGITTransformer2DModel, MaskGITVQModel, MDLMPipeline, MomentScheduler
+from hf_maskdiff.cli import main
+from hf_maskdiff.conversion.convert import convert, write_whole
+from hf_maskdiff.models import HaltonMaskGITTransformer2DModel
+
+IMAGES = ["halton_maskgit", "mage", "maskgit_jax", "maskgit_pytorch_v1"]
+LICENCES = {"maskgit_jax": "apache-2.0", "amused": "openrail++"}
+Converted = Callable[[str], Path]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_folder_is_a_repository(name: str, converted: Converted) -> None:
+    folder = converted(name)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    weights = {f"{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vqvae")}
+    configs = {"scheduler/scheduler_config.json", "transformer/config.json", "vqvae/config.json"}
+    assert files == weights | configs | {"README.md", "config.json", "model_index.json", "pipeline.py"}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask()
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == LICENCES.get(name, "mit")
+    assert f"# {name}\n" in card.text
+    assert "whether its weights are too is for their publisher to say" in card.text
+    assert "## Sampling" in card.text
+    snippet = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+    names: dict[str, Any] = {}
+    exec(snippet.replace('.save("image.png")', ""), names)
+    pipe = names["pipe"]
+    assert pipe.scheduler.num_inference_steps == pipe.config.call_defaults["num_inference_steps"]
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "scale", "normalised"),
+    [
+        ("halton_maskgit", 32, 3.0, True),
+        ("mage", 20, 1.0, False),
+        ("maskgit_jax", 16, 1.0, False),
+        ("maskgit_pytorch_v1", 8, (1.0, 4.0), True),
+    ],
+)
+def test_a_pipeline_samples_as_published_unless_told_otherwise(
+    name: str, steps: int, scale: object, normalised: bool, converted: Converted
+) -> None:
+    pipe = MaskGITPipeline.from_pretrained(converted(name))
+    pipe.set_progress_bar_config(disable=True)
+    classes = None if name == "mage" else [1, 2]
+    image = pipe(classes, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert pipe.scheduler.num_inference_steps == steps
+    assert pipe.config.do_normalize is normalised
+    assert pipe.guidance_scale == scale or list(pipe.guidance_scale) == list(scale)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    again = pipe(
+        classes,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        num_inference_steps=steps,
+        guidance_scale=scale,
+    ).images
+    assert torch.equal(image, again)
+    pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config, masking_schedule="cosine")
+    assert pipe(classes, num_inference_steps=3, output_type="pt").images.shape[-2:] == image.shape[-2:]
+
+
+def test_editing_goes_through_the_tokenizer_s_own_range(converted: Converted) -> None:
+    pipe = MaskGITPipeline.from_pretrained(converted("maskgit_pytorch_v1"))
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 12, 12)
+    codes = pipe.encode_image(image)
+    latents = pipe.vqvae.encode(image * 2 - 1).latents
+    assert torch.equal(codes, pipe.vqvae.quantize(latents)[2][2].view(codes.shape))
+    expected = pipe.vqvae.decode(codes, force_not_quantize=True, shape=(1, 6, 6, 24)).sample
+    torch.testing.assert_close(pipe.decode_latents(codes), (expected / 2 + 0.5).clip(0, 1))
+
+
+def test_a_model_that_knows_classes_only_says_so(converted: Converted) -> None:
+    pipe = MaskGITPipeline.from_pretrained(converted("maskgit_jax"))
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the model was called"))
+    with pytest.raises(ValueError, match=r"`class_labels` must be given, got None: .* Pass ids in 0 \.\. 4"):
+        pipe()
+    with pytest.raises(ValueError, match=r"`guidance_scale` must not exceed 1, got \(1, 4\): .* Leave it out"):
+        pipe(1, guidance_scale=(1, 4))
+
+
+def test_defaults_of_a_call_are_two(make_pipeline: Callable[..., MaskGITPipeline]) -> None:
+    parts = make_pipeline().components
+    pipe = MaskGITPipeline(**parts, call_defaults={"num_inference_steps": 3})
+    pipe.set_progress_bar_config(disable=True)
+    pipe(1)
+    assert (pipe.num_timesteps, pipe.guidance_scale) == (3, 1.0)
+    with pytest.raises(ValueError, match=r"`call_defaults` must name .* only, got \['strength'\]"):
+        MaskGITPipeline(**parts, call_defaults={"strength": 0.5})
+
+
+# --- in another process, without a network ----------------------------------------------------------------------------
+
+ALONE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+import torch
+from safetensors.torch import load_file, save_file
+from hf_maskdiff import MaskGITPipeline, MomentScheduler, PartialCacheConfig
+
+torch.set_num_threads(1)
+folder, inputs, outputs = sys.argv[1:]
+pipe, given = MaskGITPipeline.from_pretrained(folder), load_file(inputs)
+pipe.set_progress_bar_config(disable=True)
+pipe.transformer.to(torch.float32)
+with torch.no_grad():
+    model = pipe.transformer
+    results = {"logits": model(given["codes"], given["labels"]).sample}
+    model.enable_cache(PartialCacheConfig())
+    with model.cache_context("cond"):
+        results["full"] = model(given["codes"], given["labels"]).sample
+        places = given["places"]
+        codes = given["codes"].flatten(1).gather(1, places)
+        results["partial"] = model(codes, given["labels"], positions=places).sample
+    model._reset_stateful_cache()
+    if "image_codes" in given:
+        codes = given["image_codes"]
+        shape = (*codes.shape, pipe.vqvae.quantize.vq_embed_dim)
+        results["decoded"] = pipe.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
+    pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config, masking_schedule="cosine")
+    call = {"num_inference_steps": 4, "output_type": "latent"}
+    results["drawn"] = pipe([1, 2] if model.config.num_classes else [0], **call).images if (
+        model.config.num_classes) else pipe(**call).images
+save_file({key: value.contiguous() for key, value in results.items()}, outputs)
+"""
+
+
+def golden_of(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs and outputs of a golden folder in the words of our models."""
+    stem = "cls_base." if name == "halton_maskgit" else ""
+    inputs, expected = (load_file(folder / name / f"{stem}{kind}.safetensors") for kind in ("input", "expected"))
+    if name == "maskgit_jax":
+        ids = inputs["input_ids"].long()
+        given = {"codes": ids[:, 1:].where(ids[:, 1:] >= 0, 37), "labels": ids[:, 0] - 32}
+        given["image_codes"] = inputs["codes"].long()
+        return given, {"logits": expected["logits"][:, 1:, :32], "decoded": expected["decoded"].permute(0, 3, 1, 2)}
+    if name == "mage":
+        given = {"codes": inputs["token_indices"][:, 1:], "labels": torch.zeros(2, dtype=torch.int64)}
+        rows = expected["rows"][1:] - 1
+        given["image_codes"] = inputs["codes"]
+        logits = expected["logits_rows"][:, 1:, :1024]
+        return given, {"logits": logits, "rows": rows, "decoded": expected["decoded"]}
+    classes = {"halton_maskgit": 7, "maskgit_pytorch_v1": 5}[name]
+    given = {"codes": inputs["codes"], "labels": inputs["labels"].where(~inputs["drop_label"], classes)}
+    stem = {"halton_maskgit": "vq.", "maskgit_pytorch_v1": "vqgan_"}[name]
+    given["image_codes"] = load_file(folder / name / f"{stem}input.safetensors")["codes"]
+    decoded = load_file(folder / name / f"{stem}expected.safetensors")["decoded"]
+    return given, {"logits": expected["logits"], "decoded": decoded}
+
+
+def run_alone(folder: Path, given: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import save_file
+
+    size = given["codes"].flatten(1).shape[1]
+    given = {**given, "places": torch.stack([torch.randperm(size)[:5] for _ in given["codes"]])}
+    save_file({key: tensor.contiguous() for key, tensor in given.items()}, tmp_path / "in.safetensors")
+    command = [sys.executable, "-c", ALONE, folder, tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+    results = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(results["full"], results["logits"])
+    # No token changed since the full pass: a partial one repeats it.
+    index = given["places"][..., None].expand_as(results["partial"])
+    torch.testing.assert_close(results["partial"], results["logits"].gather(1, index), atol=2e-5, rtol=2e-5)
+    return results
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_fresh_process_gives_the_golden_outputs(
+    name: str, golden_folder: Path, converted: Converted, tmp_path: Path
+) -> None:
+    given, expected = golden_of(name, golden_folder)
+    results = run_alone(converted(name), given, tmp_path)
+    logits = results["logits"][:, expected["rows"]] if "rows" in expected else results["logits"]
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results["decoded"], expected["decoded"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_fresh_process_opens_the_committed_folder(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1] / "golden" / "maskgit_jax"
+    golden = load_file(folder / "golden.safetensors")
+    results = run_alone(folder, {"codes": golden["codes"], "labels": golden["labels"]}, tmp_path)
+    torch.testing.assert_close(results["logits"], golden["logits"], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_amused_is_passed_through(golden_folder: Path, converted: Converted) -> None:
+    source, folder = golden_folder / "amused" / "pipeline", converted("amused")
+    copied = {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    ours = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert ours.keys() - copied.keys() == {Path("README.md")}
+    assert all(ours[path] == data for path, data in copied.items())
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, "AmusedPipeline.from_pretrained" in card.text) == ("openrail++", True)
+
+    pipe = AmusedPipeline.from_pretrained(folder)
+    inputs, expected = (load_file(golden_folder / "amused" / f"{kind}.safetensors") for kind in ("input", "expected"))
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    text = pipe.text_encoder(inputs["prompt_ids"], return_dict=True, output_hidden_states=True)
+    torch.testing.assert_close(text.text_embeds, expected["text_embeds"], **close)
+    torch.testing.assert_close(text.hidden_states[-2], expected["hidden_m2"], **close)
+    logits = pipe.transformer(
+        inputs["uvit_input_ids"],
+        micro_conds=inputs["uvit_micro_conds"],
+        pooled_text_emb=expected["text_embeds"],
+        encoder_hidden_states=expected["hidden_m2"],
+    )
+    torch.testing.assert_close(logits, expected["uvit_logits"], **close)
+    shape = (*inputs["vq_codes"].shape, pipe.vqvae.config.latent_channels)
+    decoded = pipe.vqvae.decode(inputs["vq_codes"], force_not_quantize=True, shape=shape).sample
+    torch.testing.assert_close(decoded.clip(0, 1), expected["vq_decoded"].clip(0, 1), **close)
+
+
+def make_tokenizer(folder: Path, size: int) -> Path:
+    words = {"<|endoftext|>": 0, **{f"w{i}": i for i in range(1, size)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w1"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["", "mdlm.ckpt"])
+def test_both_layouts_of_mdlm(source: str, golden_folder: Path, tmp_path: Path) -> None:
+    folder = golden_folder / "mdlm"
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", vocab_size - 1)
+    convert(folder / source, tmp_path / "out", tokenizer=tokenizer)
+    pipe = MDLMPipeline.from_pretrained(tmp_path / "out")
+    ids = load_file(folder / "input.safetensors")["input_ids"]
+    expected = load_file(folder / "expected.safetensors")["logits_ema" if source else "logits"]
+    torch.testing.assert_close(pipe.transformer(ids).logits, expected, atol=2e-5, rtol=2e-5)
+    assert (type(pipe.scheduler).__name__, pipe.scheduler.config.mask_token_id) == (
+        "AncestralScheduler",
+        vocab_size - 1,
+    )
+    assert "kuleshov-group/mdlm" in (tmp_path / "out" / "README.md").read_text()
+
+
+# --- small checkpoints of our own, in upstream's layout ---------------------------------------------------------------
+
+
+def flax_trees() -> tuple[dict, dict]:
+    """A MaskGIT of one layer and its tokenizer, random, as flax nests and shapes them."""
+    torch.manual_seed(0)
+
+    def norm(width: int) -> dict:
+        return {"scale": torch.randn(width), "bias": torch.randn(width)}
+
+    def dense(*shape: int, bias: tuple[int, ...] = ()) -> dict:
+        return {"kernel": torch.randn(shape), "bias": torch.randn(bias or shape[-1:])}
+
+    heads = {name: dense(8, 2, 4, bias=(2, 4)) for name in ("query", "key", "value")}
+    attention = {"self_attention": {**heads, "out": dense(2, 4, 8)}, "attention_output_ln": norm(8)}
+    mlp = {"intermediate_output": dense(8, 16), "layer_output": dense(16, 8), "layer_output_ln": norm(8)}
+    embed = {"word_embeddings": {"embedding": torch.randn(11, 8)}, "embeddings_ln": norm(8)}
+    embed["position_embeddings"] = {"embedding": torch.randn(5, 8)}
+    head = {"mlm_dense": dense(8, 8), "mlm_ln": norm(8), "mlm_bias": {"bias": torch.randn(11)}}
+    layer = {"Attention_0": attention, "Mlp_0": mlp}
+
+    def block() -> dict:
+        convolutions = {f"Conv_{i}": {"kernel": torch.randn(3, 3, 32, 32)} for i in range(2)}
+        return {**convolutions, "GroupNorm_0": norm(32), "GroupNorm_1": norm(32)}
+
+    def conv(size: int, before: int, after: int) -> dict:
+        return {"kernel": torch.randn(size, size, before, after), "bias": torch.randn(after)}
+
+    blocks = {"ResBlock_0": block(), "ResBlock_1": block(), "GroupNorm_0": norm(32)}
+    encoder = {"Conv_0": {"kernel": torch.randn(3, 3, 3, 32)}, "Conv_1": conv(1, 32, 4), **blocks}
+    decoder = {"Conv_0": conv(3, 4, 32), "Conv_1": conv(3, 32, 3), **blocks}
+    tokenizer = {"encoder": encoder, "decoder": decoder, "quantizer": {"codebook": torch.randn(8, 4)}}
+    transformer = {"Embed_0": embed, "TransformerLayer_0": layer, "MlmLayer_0": head}
+    return {"params": transformer}, {"params": tokenizer}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with both, and room for the outcome beside it."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, tree in zip(("maskgit", "tokenizer"), flax_trees(), strict=True):
+        (folder / name).write_bytes(pack(tree))
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main(["convert", *map(str, arguments)])
+
+
+def test_the_program_writes_a_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, tmp_path / "out" / "deep") == 0
+    assert "open it with `from_pretrained(" in capsys.readouterr().out
+    pipe = MaskGITPipeline.from_pretrained(tmp_path / "out" / "deep")
+    assert (type(pipe.transformer), type(pipe.vqvae)) == (MaskGITTransformer2DModel, MaskGITVQModel)
+    assert (pipe.transformer.config.num_classes, pipe.transformer.config.num_attention_heads) == (2, 2)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe([0, 1], output_type="pt").images.shape == (2, 3, 2, 2)
+
+    (tmp_path / "empty").mkdir()
+    assert run(source / "maskgit", tmp_path / "empty", "--tokenizer", source / "tokenizer") == 0
+    assert MaskGITPipeline.from_pretrained(tmp_path / "empty").config.call_defaults == pipe.config.call_defaults
+
+
+def test_from_the_hub(source: Path, tmp_path: Path, hub: LoopbackHub) -> None:
+    repository = Repository()
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    repository.commit({**files, "README.md": b"---\nlicense: cc-by-4.0\n---\n", "LICENSE": b"Do."}, "weights")
+    hub.repositories["them/maskgit"] = repository
+    for arguments in (["them/maskgit"], ["them/maskgit/maskgit", "--tokenizer", "them/maskgit/tokenizer"]):
+        output = tmp_path / f"out-{len(arguments)}"
+        assert run(*arguments, output, "--revision", "main") == 0
+        card = ModelCard.load(output / "README.md")
+        assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "them/maskgit")
+        assert repository.refs["main"] in card.text
+        assert MaskGITPipeline.from_pretrained(output).transformer.config.codebook_size == 8
+    (source / "LICENSE").write_text("Do.")
+    assert convert(source, tmp_path / "local").is_dir()
+    repository.commit({**files, "other": files["maskgit"]}, "more")
+    with pytest.raises(ValueError, match=r"`source` must be one checkpoint, 'them/maskgit' has .*'other'"):
+        convert("them/maskgit", tmp_path / "new")
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def expect_error(capsys: pytest.CaptureFixture[str], tmp_path: Path, message: str, *arguments: object) -> None:
+    """One line, no trace, exit status 1, and nothing new on the disk."""
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.startswith("hf-maskdiff convert: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "ckpt", "msgpack"])
+def test_malicious_files(suffix: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    payload, evil = Payload(f"touch {tmp_path / 'pwned'}"), tmp_path / f"evil.{suffix}"
+    if suffix == "msgpack":
+        evil.write_bytes(pack({"params": {"Embed_0": {}}})[:-3] + b"\xc7\x01\x05\x00")
+        message = "cannot be read as a flax checkpoint"
+    else:
+        weights = {"first_layer.0.weight": payload, "cls_emb.weight": payload}
+        key = {"pth": "model_state_dict", "pt": "model", "ckpt": "state_dict"}[suffix]
+        torch.save({key: {**weights, "backbone.vocab_embed.embedding": payload}, "x": payload}, evil)
+        message = "must hold tensors|must be a checkpoint of|must be tensors|must hold one transformer"
+    expect_error(capsys, tmp_path, message, evil, tmp_path / "out", "--tokenizer", source / "tokenizer")
+    assert not (tmp_path / "pwned").exists()
+    torch.save({"model": {}}, tmp_path / "harmless.pth")
+
+
+def test_files_that_are_cut_short_or_something_else(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (source / "maskgit").read_bytes()
+    (source / "maskgit").write_bytes(whole[: len(whole) // 2])
+    expect_error(capsys, tmp_path, "cannot be read as a flax checkpoint: it ends", source, tmp_path / "out")
+    (source / "maskgit").write_text("hello")
+    expect_error(capsys, tmp_path, "must be a checkpoint of `torch.save`", source, tmp_path / "out")
+    (source / "maskgit").write_bytes(pack({"params": {"other": torch.ones(1)}}))
+    expect_error(capsys, tmp_path, r"must hold one transformer, 'source' holds none", source, tmp_path / "out")
+    (source / "tokenizer").unlink()
+    expect_error(capsys, tmp_path, r"must be a checkpoint of valeoai/.*got 'source' with", source, tmp_path / "out")
+    (source / "maskgit").unlink()
+    expect_error(capsys, tmp_path, "must hold a checkpoint .* holds none", source, tmp_path / "out")
+    expect_error(capsys, tmp_path, "must be a file, a folder, a repository", "no where!", tmp_path / "out")
+
+
+def test_missing_extra_and_misshapen_weights(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(change: Callable[[dict], object]) -> None:
+        tree, _ = flax_trees()
+        change(tree["params"])
+        (source / "maskgit").write_bytes(pack(tree))
+
+    spoil(lambda params: params["MlmLayer_0"].pop("mlm_ln"))
+    expect_error(capsys, tmp_path, r"(?s)they are not\. .*Missing key.*head\.2\.weight", source, tmp_path / "out")
+    spoil(lambda params: params["Embed_0"].pop("position_embeddings"))
+    expect_error(capsys, tmp_path, "'position_embedding.weight' is missing", source, tmp_path / "out")
+    spoil(lambda params: params.update(Extra={"kernel": torch.ones(2)}))
+    expect_error(capsys, tmp_path, r"no others, got 1 unknown: 'Extra/kernel'", source, tmp_path / "out")
+    spoil(lambda params: params["MlmLayer_0"]["mlm_ln"].update(scale=torch.ones(3)))
+    expect_error(capsys, tmp_path, r"(?s)they are not\. .*size mismatch for head\.2", source, tmp_path / "out")
+    spoil(lambda params: params.update(Extra=[1]))
+    expect_error(capsys, tmp_path, "must hold tensors, 'Extra' is not one", source, tmp_path / "out")
+    spoil(lambda params: params["Embed_0"]["position_embeddings"].update(embedding=torch.ones(6, 8)))
+    expect_error(capsys, tmp_path, "positions must be a square, got 5", source, tmp_path / "out")
+    spoil(lambda params: None)
+    expect_error(
+        capsys, tmp_path, "must be one tokenizer for 'maskgit', got none", source / "maskgit", tmp_path / "out"
+    )
+
+
+def test_the_tokenizer_must_be_the_model_s(tmp_path: Path, golden_folder: Path) -> None:
+    halton, v1 = golden_folder / "halton_maskgit", golden_folder / "maskgit_pytorch_v1"
+    with pytest.raises(ValueError, match=r"must be one tokenizer for 'cls_base\.pth', got none\. Pass .*LlamaGen"):
+        convert(halton / "cls_base.pth", tmp_path / "out", tokenizer=v1 / "vqgan_last.ckpt", num_attention_heads=[4])
+    with pytest.raises(ValueError, match="codes must be the tokenizer's, got 40 and 48"):
+        convert(halton / "cls_oddhead.pth", tmp_path / "out", tokenizer=halton / "vq.pt", num_attention_heads=[3])
+    with pytest.raises(ValueError, match=r"`num_attention_heads` must be given for a model of width 64"):
+        convert(halton / "cls_base.pth", tmp_path / "out", tokenizer=halton / "vq.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pickles_of_amused_are_refused(golden_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "pipeline"
+    shutil.copytree(golden_folder / "amused" / "pipeline", folder, copy_function=shutil.copyfile)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    (folder / "transformer").chmod(0o755)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"'transformer' must have its weights in safetensors, got '.*\.bin' alone"):
+        convert(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline"]
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_is_there_is_left_alone(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    expect_error(capsys, tmp_path, "`output` must be a new or empty folder", source, tmp_path / "out")
+    expect_error(capsys, tmp_path, "`output` must be a new or empty folder", source, tmp_path / "out" / "mine")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
+def test_what_interrupts_the_writing_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        assert folder.parent == tmp_path
+        (folder / "part").write_text("some")
+        assert not (tmp_path / "out").exists()
+        raise error
+
+    with pytest.raises(type(error)):
+        write_whole(tmp_path / "out", write)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk(source: Path, tmp_path: Path) -> None:
+    """Files may not grow beyond 20 kB: the tokenizer's weights do not fit."""
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from hf_maskdiff.cli import main; import diffusers.pipelines.pipeline_utils;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "convert", source, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "hf-maskdiff convert: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
+
+
+PEAK = """
+import resource, sys, torch
+from hf_maskdiff.conversion.convert import convert
+import diffusers.pipelines.pipeline_utils, transformers
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(sys.argv[1], sys.argv[2], sys.argv[3], num_attention_heads=[8])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_stays_near_the_model_s_size(tmp_path: Path, golden_folder: Path) -> None:
+    """A checkpoint with an optimizer's state, twice the model: only the model's share is ever in memory."""
+    from hf_maskdiff.conversion.halton_maskgit import _BLOCK_KEYS, _MODEL_KEYS
+
+    torch.manual_seed(0)
+    model = HaltonMaskGITTransformer2DModel(8, 48, 3, 640, 6, 8, 1792)
+    theirs = {ours: upstream for upstream, ours in _MODEL_KEYS.items()}
+    of_block = {ours: upstream for upstream, ours in _BLOCK_KEYS.items()}
+
+    def name(key: str) -> str:
+        if key in theirs:
+            return theirs[key]
+        _, number, rest = key.split(".", 2)
+        return f"transformer.layers.{number}.{of_block[rest]}"
+
+    weights = {name(key): tensor for key, tensor in model.state_dict().items()}
+    size = sum(tensor.nbytes for tensor in weights.values())
+    state = [{"exp_avg": torch.randn(size // 4), "exp_avg_sq": torch.randn(size // 4)}]
+    torch.save({"model_state_dict": weights, "optimizer_state_dict": state}, tmp_path / "big.pth")
+    del state, weights, model
+    command = [sys.executable, "-c", PEAK, tmp_path / "big.pth", tmp_path / "out"]
+    done = subprocess.run(
+        [*command, golden_folder / "halton_maskgit" / "vq.pt"], capture_output=True, text=True, check=True
+    )
+    assert size > 150e6
+    assert int(done.stdout.splitlines()[-1]) * 1024 < 1.4 * size
