@@ -1,4 +1,4 @@
-"""The program `hf-maskdiff`."""
+"""The program `hf-maskdiff`: one sub-command a deed, each with the arguments of the function it calls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with these arguments, by default those of the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="hf-maskdiff", description="Swappable samplers for masked diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "convert",
-        help="write a pipeline folder of a published checkpoint",
-        description="Write a pipeline folder, in safetensors and with preset and model card, of a published "
-        "checkpoint; its format is found out, and nothing in it is run.",
+    _add_convert(
+        commands.add_parser(
+            "convert",
+            help="write a pipeline folder of a published checkpoint",
+            description="Write a pipeline folder, in safetensors and with preset and model card, of a published "
+            "checkpoint; its format is found out, and nothing in it is run.",
+        )
     )
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"hf-maskdiff {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="file, folder, repository on the Hub, or owner/name/file in one")
     command.add_argument("output", help="folder to write: new, or empty")
     command.add_argument("--tokenizer", help="where the tokenizer is, if elsewhere; forms as those of the source")
@@ -31,13 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="for sizes that were not published; for MAGE encoder's and decoder's",
     )
-    options = parser.parse_args(arguments)
-    try:
-        output = convert(
-            options.source, options.output, options.tokenizer, options.revision, options.num_attention_heads
-        )
-    except (ValueError, OSError) as error:
-        print(f"hf-maskdiff {options.command}: {error}", file=sys.stderr)
-        return 1
+    command.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    output = convert(options.source, options.output, options.tokenizer, options.revision, options.num_attention_heads)
     print(f"{output}: open it with `from_pretrained({str(output)!r})`, read {output / 'README.md'}")
-    return 0
