@@ -349,6 +349,31 @@ def generation_law(
     return law
 
 
+def step_distances(
+    denoiser: Callable[[State], ArrayLike],
+    round_laws: Sequence[RoundLaw],
+    other_laws: Sequence[RoundLaw],
+    counts: Sequence[int],
+    start: State,
+) -> list[float]:
+    """How far apart two samplers' rounds are, step by step, on the states that the first one meets.
+
+    Their sum bounds the total variation of the two generations: replacing one sampler's rounds by the other's, the
+    last first, changes the law by at most the expected distance of that step. Arguments as in `generation_law`.
+    """
+    law: Law = {start: 1.0}
+    distances = []
+    for round_law, other_law, k in zip(round_laws, other_laws, counts, strict=True):
+        distance, following = 0.0, {}
+        for state, chance in law.items():
+            ours = generation_law(denoiser, [round_law], [k], state)
+            distance += chance * total_variation(ours, generation_law(denoiser, [other_law], [k], state))
+            _accumulate(following, ours, chance)
+        distances.append(distance)
+        law = following
+    return distances
+
+
 # Distances ---------------------------------------------------------------------------------------------------------
 
 

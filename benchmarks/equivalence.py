@@ -1,0 +1,263 @@
+r"""How far apart MaskGIT and the moment sampler are: one round, a whole generation, and the bound that joins them.
+
+    python benchmarks/equivalence.py --output_dir out/equivalence
+
+Three tables.
+
+1. A chain of 6 positions and 3 tokens whose generations can be enumerated: the true total variation of the two
+   samplers' T-step laws, below the sum over steps of the expected distance of their rounds.
+2. N positions that share a marginal: the exact distance of a round against the closed form C k^1.5 / N.
+3. The shipped models: along trajectories of the moment sampler, each step's expected distance, by an exact integral at
+   outcomes drawn from the round, with standard errors over trajectories, and their sum; beside it the sum of the closed
+   forms. A total variation is at most 1: where the sum is more, the table says vacuous.
+
+`evaluation.equivalence` and docs/theory.md say what is computed. Needs no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cells import mean_and_error, with_error
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_maskdiff import MaskGITPipeline, MDLMPipeline, MomentScheduler
+from hf_maskdiff.evaluation import laws
+from hf_maskdiff.evaluation.equivalence import Rounds, leading_constant, symmetric_distance
+from hf_maskdiff.evaluation.markov_chain import MarkovChain
+from hf_maskdiff.masking import planned_counts
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
+    parser.add_argument("--text_pipeline", default="pipelines/mdlm-shakespeare", help="folder or Hub name")
+    parser.add_argument("--kinds", nargs="*", choices=["image", "text"], default=["image", "text"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[1.0, 4.0, 6.0, 16.0])
+    parser.add_argument("--num_trajectories", type=int, default=8)
+    parser.add_argument("--num_draws", type=int, default=64, help="outcomes a step and trajectory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, help="for equivalence.json and equivalence.png")
+    return parser.parse_args(argv)
+
+
+def annealed(alpha: float, steps: int) -> list[float]:
+    """MaskGIT's linear schedule; the last step draws plainly, whatever it says there."""
+    return [alpha * (1 - (n + 1) / steps) for n in range(steps)]
+
+
+# --- 1. enumeration ---------------------------------------------------------------------------------------------------
+
+
+def enumerated(alphas: Sequence[float]) -> list[dict[str, Any]]:
+    """True distances and bounds of whole generations."""
+    rows = []
+    for sharpness in (1.0, 3.0):
+        chain = MarkovChain.random(length=6, num_states=3, sharpness=sharpness)
+
+        def denoiser(state: laws.State, chain: MarkovChain = chain) -> np.ndarray:
+            sample = torch.tensor([[chain.mask_token_id if x == laws.MASK else x for x in state]])
+            return chain(sample)[0].exp().numpy()
+
+        for schedule in ("cosine", "linear"):
+            for steps in (2, 3, 6):
+                counts = planned_counts(torch.tensor([6]), steps, schedule, "floor_masked").flatten().tolist()
+                for alpha in alphas:
+                    temperatures = [max(a, 1e-3) for a in annealed(alpha, steps)]
+                    moment, maskgit = (
+                        [lambda p, k, masked, a=a, law=law: _round(law, p, k, a) for a in temperatures]
+                        for law in (laws.moment_round_law, laws.maskgit_round_law)
+                    )
+                    start = (laws.MASK,) * 6
+                    true = laws.total_variation(
+                        laws.generation_law(denoiser, moment, counts, start),
+                        laws.generation_law(denoiser, maskgit, counts, start),
+                    )
+                    terms = laws.step_distances(denoiser, moment, maskgit, counts, start)
+                    keys = {"sharpness": sharpness, "schedule": schedule, "steps": steps, "alpha": alpha}
+                    rows.append(keys | {"true": true, "bound": sum(terms), "terms": terms})
+    return rows
+
+
+def _round(law: Any, marginals: np.ndarray, k: int, alpha: float) -> laws.Law:
+    return laws.plain_round_law(marginals) if k == len(marginals) else law(marginals, k, alpha)
+
+
+# --- 2. the closed form -----------------------------------------------------------------------------------------------
+
+
+def closed_forms(alphas: Sequence[float]) -> list[dict[str, float]]:
+    """Exact distances of one round, and the closed form's constants for the same k and for large k."""
+    marginal = np.array([0.4, 0.3, 0.2, 0.1])
+    return [
+        {
+            "alpha": alpha,
+            "k": k,
+            "N": number,
+            "exact": symmetric_distance(marginal, number, k, alpha),
+            "closed": leading_constant(marginal, alpha, k) * k**1.5 / number,
+            "limit": leading_constant(marginal, alpha) * k**1.5 / number,
+        }
+        for alpha in alphas
+        for k in (1, 2, 4, 8)
+        for number in (32, 128, 512)
+    ]
+
+
+# --- 3. the shipped models --------------------------------------------------------------------------------------------
+
+
+class Passes:
+    """Keeps what a denoiser read and answered."""
+
+    def __init__(self, model: nn.Module, scheduler: MomentScheduler) -> None:
+        self.config, self.samples, self.logits = scheduler.config, [], []
+        self.handle = model.register_forward_hook(self._see, with_kwargs=True)
+
+    def _see(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        sample = inputs[0] if inputs else options["input_ids"]
+        self.samples.append(sample.flatten(1))
+        self.logits.append(output[0][..., : self.config.codebook_size].double().log_softmax(-1).numpy())
+
+    def masked(self, step: int, row: int) -> np.ndarray:
+        """Which positions of a row are masked before a step; none after the last."""
+        if step == len(self.samples):
+            return np.zeros(self.samples[0].shape[1], dtype=bool)
+        return (self.samples[step][row] == self.config.mask_token_id).numpy()
+
+
+def trajectory_terms(kind: str, pipe: Any, steps: int, alpha: float, args: argparse.Namespace) -> list[list[Any]]:
+    """The distance of every step of every trajectory: `[[RoundDistance, ...], ...]`."""
+    pipe.scheduler = MomentScheduler.from_config(
+        pipe.scheduler.config, choice_temperature=alpha, choice_temperature_schedule="linear"
+    )
+    number = args.num_trajectories
+    passes = Passes(pipe.transformer, pipe.scheduler)
+    generators = [torch.Generator().manual_seed(args.seed + i) for i in range(number)]
+    options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators}
+    if kind == "image":
+        labels = [i % pipe.transformer.config.num_classes for i in range(number)]
+        pipe(class_labels=labels, guidance_scale=0.0, output_type="latent", **options)
+    else:
+        pipe(num_return_sequences=number, output_type="ids", **options)
+    passes.handle.remove()
+    generator = np.random.default_rng(args.seed)
+    temperatures = annealed(alpha, steps)
+    terms: list[list[Any]] = [[] for _ in range(number)]
+    for step, logits in enumerate(passes.logits):
+        for row in range(number):
+            masked, left = passes.masked(step, row), passes.masked(step + 1, row)
+            if masked.any():
+                rounds = Rounds(logits[row][masked], max(temperatures[step], 1e-6))
+                terms[row].append(rounds.distance(int(masked.sum() - left.sum()), args.num_draws, generator))
+    return terms
+
+
+def along_trajectories(args: argparse.Namespace) -> list[dict[str, Any]]:
+    pipes = {"image": MaskGITPipeline, "text": MDLMPipeline}
+    rows = []
+    for kind in args.kinds:
+        pipe = pipes[kind].from_pretrained(getattr(args, f"{kind}_pipeline"))
+        pipe.set_progress_bar_config(disable=True)
+        wanted = [(steps, alpha) for steps in args.steps for alpha in args.choice_temperatures]
+        for steps, alpha in tqdm(wanted, desc=kind):
+            terms = trajectory_terms(kind, pipe, steps, alpha, args)
+            by_step = [[row[n] for row in terms if n < len(row)] for n in range(max(map(len, terms)))]
+            rows.append(
+                {
+                    "model": kind,
+                    "steps": steps,
+                    "alpha": alpha,
+                    "bound": mean_and_error([sum(d.total_variation for d in row) for row in terms]),
+                    "terms": [mean_and_error([d.total_variation for d in step]) for step in by_step],
+                    "closed": mean_and_error([sum(d.first_order for d in row) for row in terms]),
+                }
+            )
+    return rows
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
+    print("A chain of 6 positions, 3 tokens, enumerated: true total variation of whole generations, and its bound\n")
+    _print_row("sharpness", "schedule", "steps", "alpha", "true", "bound", "true / bound", "terms")
+    _print_row(*["---"] * 8)
+    for row in results["enumerated"]:
+        share = f"{row['true'] / row['bound']:.2f}" if row["bound"] else ""
+        numbers = (f"{row['true']:.4f}", f"{row['bound']:.4f}", share, " ".join(f"{x:.4f}" for x in row["terms"]))
+        _print_row(f"{row['sharpness']:g}", row["schedule"], row["steps"], f"{row['alpha']:g}", *numbers)
+    print("\nN positions that share the marginal 0.4, 0.3, 0.2, 0.1: exact distance of a round, and C k^1.5 / N\n")
+    _print_row("alpha", "k", "N", "exact", "C of this k", "exact / closed form", "C of large k")
+    _print_row(*["---"] * 7)
+    for row in results["closed forms"]:
+        scale = row["N"] / row["k"] ** 1.5
+        numbers = [f"{row['closed'] * scale:.4f}", f"{row['exact'] / row['closed']:.4f}", f"{row['limit'] * scale:.4f}"]
+        _print_row(f"{row['alpha']:g}", row["k"], row["N"], f"{row['exact']:.3e}", *numbers)
+    print("\nAlong trajectories of the moment sampler: sum of the steps' distances, each step's, and closed forms\n")
+    _print_row("model", "steps", "alpha", "bound", "", "largest step", "sum of closed forms", "steps")
+    _print_row(*["---"] * 8)
+    for row in results["trajectories"]:
+        largest = max(range(len(row["terms"])), key=lambda n: row["terms"][n][0])
+        numbers = (
+            with_error(row["bound"], 3),
+            "vacuous" if row["bound"][0] > 1 else "",
+            f"{with_error(row['terms'][largest], 3)} (step {largest + 1})",
+            with_error(row["closed"], 2),
+            " ".join(f"{term[0]:.3f}" for term in row["terms"]),
+        )
+        _print_row(row["model"], row["steps"], f"{row['alpha']:g}", *numbers)
+
+
+def _print_row(*values: object) -> None:
+    print(f"| {' | '.join(map(str, values))} |")
+
+
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Bounds against steps, a line a choice temperature, a panel a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = list(dict.fromkeys(row["model"] for row in results["trajectories"]))
+    figure, axes = plt.subplots(1, max(1, len(kinds)), figsize=(4.6 * max(1, len(kinds)), 3.6), squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=False):
+        rows = [row for row in results["trajectories"] if row["model"] == kind]
+        for alpha in dict.fromkeys(row["alpha"] for row in rows):
+            line = [row for row in rows if row["alpha"] == alpha]
+            steps, bounds = [row["steps"] for row in line], [row["bound"] for row in line]
+            axis.errorbar(steps, [b[0] for b in bounds], [b[1] for b in bounds], marker="o", label=f"alpha {alpha:g}")
+        axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+        axis.set(title=kind, xlabel="steps", xscale="log", yscale="log", ylabel="bound on the total variation")
+        axis.set_xticks(ticks := sorted({row["steps"] for row in rows}), [str(tick) for tick in ticks])
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    args = parse_args(argv)
+    results = {
+        "enumerated": enumerated(args.choice_temperatures),
+        "closed forms": closed_forms(args.choice_temperatures),
+        "trajectories": along_trajectories(args),
+    }
+    print_tables(results)
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        (args.output_dir / "equivalence.json").write_text(json.dumps(results, indent=1))
+        plot(results, args.output_dir / "equivalence.png")
+    return results
+
+
+if __name__ == "__main__":
+    main()
