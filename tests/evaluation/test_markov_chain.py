@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hf_maskdiff import MaskedDiffusionScheduler, MomentScheduler, PartialCacheConfig, UniformScheduler
-from hf_maskdiff.evaluation.markov_chain import MarkovChain, bigram_divergence, path_divergence
+from hf_maskdiff.evaluation.markov_chain import ChainDenoiser, MarkovChain, bigram_divergence, path_divergence
 from hf_maskdiff.pipelines import denoise
-from hf_maskdiff.pipelines.pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
 
 SMALL = MarkovChain.random(length=5, num_states=3, seed=1)
 EVERY = torch.tensor(list(itertools.product(range(3), repeat=5)))
@@ -61,47 +62,22 @@ def test_other_samples_are_refused() -> None:
 CHAIN = MarkovChain.random()
 
 
-class ExactDenoiser:
-    """The chain as a model whose partial passes know everything: one of a single layer would, were it exact."""
-
-    def __init__(self, chain: MarkovChain) -> None:
-        self.chain, self.sample = chain, torch.empty(0)
-
-    def __call__(self, sample: Tensor, t: Tensor, rows: slice, positions: Tensor | None = None) -> Tensor:
-        if positions is None:
-            self.sample = sample
-            return self.chain(sample)
-        places = torch.where(positions < 0, ~positions, positions)
-        self.sample = self.sample.scatter(1, places, sample)
-        logits = self.chain(self.sample)
-        return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
-
-
 def run(
     scheduler: MaskedDiffusionScheduler, steps: int, num_samples: int, seed: int = 0, num_substeps: int = 1
 ) -> list[Tensor]:
-    """The samples before the first step and after each."""
+    """The samples before every pass, and the last one."""
     scheduler.set_timesteps(steps)
-    path = [torch.full((num_samples, CHAIN.length), CHAIN.mask_token_id)]
-
-    def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
-        path.append(sample)
-        return sample
-
-    denoise(
-        ExactDenoiser(CHAIN),
+    denoiser = ChainDenoiser(CHAIN)
+    final = denoise(
+        denoiser,
         scheduler,
-        path[0],
+        denoiser.start(num_samples),
         torch.Generator().manual_seed(seed),
         partial_cache=PartialCacheConfig(num_substeps, full_pass_threshold=1),
-        progress_bar=MaskedDiffusionTextPipeline.progress_bar.__get__(_Quiet()),
-        on_step_end=on_step_end,
+        progress_bar=partial(tqdm, disable=True),
+        on_step_end=lambda i, t, sample: sample,
     )
-    return path
-
-
-class _Quiet:
-    _progress_bar_config = {"disable": True}  # noqa: RUF012
+    return [*denoiser.path, final]
 
 
 def uniform() -> UniformScheduler:

@@ -115,6 +115,46 @@ class MarkovChain:
         return torch.stack(messages, 1), log_evidence
 
 
+class ChainDenoiser:
+    """Runs a chain under `denoise` with any scheduler, partial caching too, and keeps the path for `path_divergence`.
+
+    Its partial passes know every token that was drawn: they are what a transformer's would be, were they exact.
+
+    ```python
+    denoiser = ChainDenoiser(chain)
+    scheduler.set_timesteps(8)
+        start = denoiser.start(1000)
+    sample = denoise(denoiser, scheduler, start, progress_bar=tqdm, on_step_end=lambda i, t, sample: sample)
+    ```
+
+    Args:
+        path: the samples that were passed, int64 `(batch_size, L)` each: with R groups R a step. The last sample is
+            what `denoise` returns.
+        steps: which step each of them belongs to, counted by full passes from 0.
+    """
+
+    def __init__(self, chain: MarkovChain) -> None:
+        self.chain = chain
+        self.path: list[Tensor] = []
+        self.steps: list[int] = []
+
+    def start(self, batch_size: int) -> Tensor:
+        """Everything masked, int64 `(batch_size, L)`."""
+        return torch.full((batch_size, self.chain.length), self.chain.mask_token_id)
+
+    def __call__(self, sample: Tensor, t: Tensor, rows: slice, positions: Tensor | None = None) -> Tensor:
+        step = self.steps[-1] if self.steps else -1
+        self.steps.append(step + (positions is None))
+        if positions is None:
+            self.path.append(sample)
+            return self.chain(sample)
+        places = torch.where(positions < 0, ~positions, positions)
+        whole = self.path[-1].scatter(1, places, sample)
+        self.path.append(whole)
+        logits = self.chain(whole)
+        return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
+
+
 def bigram_divergence(samples: Tensor, chain: MarkovChain) -> Tensor:
     """KL of the samples' neighbouring pairs from the chain's, in nats, averaged over the L - 1 places; float64 scalar.
 
