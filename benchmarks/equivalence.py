@@ -239,6 +239,7 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
         axis.set(title=kind, xlabel="steps", xscale="log", yscale="log", ylabel="bound on the total variation")
         axis.set_xticks(ticks := sorted({row["steps"] for row in rows}), [str(tick) for tick in ticks])
+        axis.set_xticks([], minor=True)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -364,7 +364,8 @@ def step_distances(
     law: Law = {start: 1.0}
     distances = []
     for round_law, other_law, k in zip(round_laws, other_laws, counts, strict=True):
-        distance, following = 0.0, {}
+        distance = 0.0
+        following: Law = {}
         for state, chance in law.items():
             ours = generation_law(denoiser, [round_law], [k], state)
             distance += chance * total_variation(ours, generation_law(denoiser, [other_law], [k], state))
