@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from hf_maskdiff import ConfidenceScheduler, MaskedDiffusionTextPipeline
+from hf_maskdiff.conversion.text_models import dream_counts
 from hf_maskdiff.masking import planned_counts
 from hf_maskdiff.models.published_text import LLADA_KEYS, llama_config
 
@@ -143,11 +144,7 @@ def test_dream(path: Path) -> None:
     settings, trace = read(path)
     pipe = open_pipeline(path.parent)
     length, steps, mask = int(settings["max_new_tokens"]), int(settings["steps"]), pipe.mask_token_id
-    times = torch.linspace(1, float(settings["eps"]), steps + 1)
-    table, left = [], length
-    for n in range(steps):
-        left -= left if n == steps - 1 else int(left * (1 - times[n + 1] / times[n]))
-        table.append(length - left)
+    table = dream_counts(length, steps, float(settings["eps"]))
 
     first, second = trace["inputs"][:2]
     with torch.no_grad():
@@ -155,7 +152,7 @@ def test_dream(path: Path) -> None:
     new = first != second
     if settings["alg"] == "origin":  # each position by a coin of its own: no count is planned
         coins = trace["rand_flat"][: int(trace["rand_lens"][0])]
-        assert torch.equal(new[first == mask], coins < 1 - times[1] / times[0])
+        assert torch.equal(new[first == mask], coins < (1 - float(settings["eps"])) / steps)
         assert torch.equal(second[new], logits.argmax(-1)[new])
         return
     masked = (trace["inputs"] == mask).sum(-1)

@@ -18,6 +18,7 @@ from hf_maskdiff.conversion.mage import mage
 from hf_maskdiff.conversion.maskgit_jax import google_maskgit
 from hf_maskdiff.conversion.maskgit_pytorch_v1 import cumulative_counts, valeoai_v1
 from hf_maskdiff.conversion.mdlm import mdlm
+from hf_maskdiff.conversion.text_models import dream, dream_counts, llada
 from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.masking import planned_counts
 from hf_maskdiff.sampling import Marginals
@@ -31,6 +32,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "valeoai-halton": valeoai_halton,
     "valeoai-confidence": valeoai_confidence,
     "mdlm": mdlm,
+    "llada": llada,
+    "dream": dream,
 }
 
 
@@ -96,6 +99,26 @@ def test_tables_of_other_sizes_are_whole_runs() -> None:
                 scheduler = MaskGITScheduler(mask_token_id=8, masking_schedule=table)
                 scheduler.set_timesteps(steps)
                 assert scheduler.planned_counts(torch.tensor([num_tokens])).flatten().cumsum(0).tolist() == table
+
+
+def test_counts_of_dream() -> None:
+    """`int(masked (1 - s / t))` a step; one token a step is what the preset does, but for the first and the last."""
+    preset = dream()
+    assert dream_counts(12, 5) == [2, 4, 6, 8, 12]
+    published = dream_counts(512, preset.num_inference_steps)
+    assert published == [*range(511), 512]
+    preset.scheduler.set_timesteps(512)
+    assert preset.scheduler.planned_counts(torch.tensor([512])).flatten().cumsum(0).tolist() == list(range(1, 513))
+    for num_tokens, steps in ((128, 32), (128, 64), (256, 60), (512, 128)):
+        table = dream_counts(num_tokens, steps)
+        scheduler = preset.scheduler.from_config(
+            preset.scheduler.config, masking_schedule=table, rounding="floor_masked"
+        )
+        scheduler.set_timesteps(steps)
+        planned = scheduler.planned_counts(torch.tensor([num_tokens])).flatten().cumsum(0).tolist()
+        assert planned == table
+        even = [num_tokens * (n + 1) // steps for n in range(steps)]
+        assert max(abs(a - b) for a, b in zip(table, even, strict=True)) <= num_tokens // steps + steps // 2
 
 
 def test_guidance_and_temperatures() -> None:

@@ -75,6 +75,14 @@ def test_weights_of_the_noise_schedule_are_left_out() -> None:
         assert convert_mdlm_checkpoint(checkpoint, use_ema).keys() == expected.keys()
 
 
+def test_weights_of_something_else_are_named() -> None:
+    checkpoint = make_checkpoint()
+    checkpoint["state_dict"]["head.weight"] = torch.zeros(3)
+    for use_ema in (True, False):
+        with pytest.raises(ValueError, match=r"named 'backbone\.'.*, got 1 others: 'head\.weight'"):
+            convert_mdlm_checkpoint(checkpoint, use_ema)
+
+
 def test_averages_that_do_not_fit_are_refused() -> None:
     checkpoint = make_checkpoint()
     checkpoint["ema"]["shadow_params"].pop(3)

@@ -17,12 +17,12 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, sn
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm
+from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm, text_models
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
 from hf_maskdiff.conversion.upstream import Tree, Upstream
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
-from hf_maskdiff.pipelines import MaskGITPipeline, MDLMPipeline
+from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
@@ -85,7 +85,12 @@ def convert(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}. Pass another one.")
     found = locate(source, revision)
-    write = _writer(found, output, tokenizer, num_attention_heads)
+    try:
+        write = _writer(found, output, tokenizer, num_attention_heads)
+    except SafetensorError as error:
+        raise ValueError(
+            f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
+        ) from error
     write_whole(output, write)
     return output
 
@@ -96,14 +101,18 @@ def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Se
         return lambda folder: _write_amused(found, folder, output)
     if found.path.is_dir() and _model_type(found.path) == "mdlm":
         return _pipeline_writer(_mdlm_pipeline(MDLMTransformer.from_pretrained(found.path), tokenizer), found, output)
+    if found.path.is_dir() and text_models.is_text_model(found.path):
+        pipe, text = text_models.open_text_model(found.path, tokenizer)
+        terms = f"Its publisher states the licence {text.licence}; read the card of the repository it came from."
+        return _pipeline_writer(pipe, found, output, text.name, text.licence, text.notes, terms)
     trees = {path: read_checkpoint(path) for path in _checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
         return _pipeline_writer(_mdlm_pipeline(mdlm.load_mdlm_checkpoint(next(iter(trees))), tokenizer), found, output)
     if tokenizer is not None:
         trees |= {path: read_checkpoint(path) for path in _checkpoint_files(locate(tokenizer).path)}
     upstream, transformer, vqvae = _parts(trees, found)
-    pipe = _image_pipeline(upstream, transformer, vqvae, heads)
-    return _pipeline_writer(pipe, found, output, upstream.name, upstream.licence, upstream.notes)
+    images = _image_pipeline(upstream, transformer, vqvae, heads)
+    return _pipeline_writer(images, found, output, upstream.name, upstream.licence, upstream.notes)
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -133,7 +142,7 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), str(source), **details)
-    patterns = ["*.json", "*.txt", "*.safetensors"]  # a folder that diffusers or transformers wrote
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]  # a folder that diffusers or transformers wrote
     if "model_index.json" not in names and "config.json" not in names:
         patterns = [name for name in names if _may_be_checkpoint(Path(name))]
         if len(patterns) > 2:
@@ -177,7 +186,9 @@ def _parts(trees: dict[Path, dict[str, Any]], found: Source) -> tuple[Upstream, 
     if not parts:
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
-        raise ValueError(f"`source` must be a checkpoint of {known}, MDLM or aMUSEd, got {found.name!r} with {keys}.")
+        raise ValueError(
+            f"`source` must be a checkpoint of {known}, MDLM, aMUSEd, LLaDA or Dream, got {found.name!r} with {keys}."
+        )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
     if len(transformers) != 1:
         names = [path.name for _, path in transformers] or "none"
@@ -209,16 +220,17 @@ def _mdlm_pipeline(transformer: MDLMTransformer, tokenizer: str | Path | None) -
 
 
 def _pipeline_writer(
-    pipe: MaskGITPipeline | MDLMPipeline,
+    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline,
     found: Source,
     output: Path,
     upstream: str = "kuleshov-group/mdlm",
     licence: str = "apache-2.0",
     notes: str = "The scheduler is MDLM's own, which its authors run in 1000 steps.",
+    terms: str | None = None,
 ) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
-        card = _card(found, upstream, licence, notes)
+        card = _card(found, upstream, licence, notes, terms)
         pipe.generate_model_card(output.as_posix(), card).save(folder / CARD)
 
     return write
@@ -234,15 +246,14 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
     card.save(folder / CARD)
 
 
-def _card(found: Source, upstream: str, licence: str, notes: str) -> ModelCard:
+def _card(found: Source, upstream: str, licence: str, notes: str, terms: str | None = None) -> ModelCard:
     """What a card says of where a model comes from; the rest is generated around it."""
     data = ModelCardData(license=found.licence or licence, base_model=found.repo_id)
     where = f"`{found.name}`" + (f" at revision `{found.revision}`" if found.revision else "")
-    terms = (
-        f"The licence is that of the repository, {found.licence}."
-        if found.licence
-        else (f"The code of {upstream} is under {licence}; whether its weights are too is for their publisher to say.")
-    )
+    if found.licence:
+        terms = f"The licence is that of the repository, {found.licence}."
+    elif terms is None:
+        terms = f"The code of {upstream} is under {licence}; whether its weights are too is for their publisher to say."
     description = f"Converted from {where}, a model of {upstream}. {terms}"
     body = f"{description}\n\n## Sampling\n\n{notes}"
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")

@@ -13,7 +13,7 @@ from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.schedulers import AncestralScheduler
 
-_PREFIX = "backbone."
+_PREFIX, _NOISE = "backbone.", "noise."
 _BUFFER = "rotary_emb.inv_freq"
 
 
@@ -45,12 +45,17 @@ def convert_mdlm_checkpoint(checkpoint: Mapping[str, Any], use_ema: bool = True)
             average is a list without names, in the order of the weights.
 
     Raises:
-        ValueError: If the averaged weights are not there, or are not as many or not shaped as the weights.
+        ValueError: If there are weights of something else, or the averaged ones are not there, or are not as many or
+            not shaped as the weights.
     """
+    unknown = [key for key in checkpoint["state_dict"] if not key.startswith((_PREFIX, _NOISE))]
+    if unknown:
+        raise ValueError(
+            f"The checkpoint must hold the weights of an MDLM, named {_PREFIX!r}..., and its noise schedule's, got "
+            f"{len(unknown)} others: {', '.join(map(repr, unknown[:5]))}. Pass the checkpoint as published."
+        )
     state_dict = {
-        key.removeprefix(_PREFIX): tensor
-        for key, tensor in checkpoint["state_dict"].items()
-        if key.startswith(_PREFIX)  # what else there is belongs to the noise schedule
+        key.removeprefix(_PREFIX): tensor for key, tensor in checkpoint["state_dict"].items() if key.startswith(_PREFIX)
     }
     if not use_ema:
         return state_dict

@@ -1,0 +1,131 @@
+"""LLaDA (ML-GSAI/LLaDA), Dream (DreamLM/Dream) and what dLLM made of Qwen and Llama, as pipeline folders.
+
+Their safetensors are read under Llama's and Qwen2's names (`models.published_text`), so the folder holds a model of
+transformers and no code. Each comes with its authors' sampler as a preset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hf_maskdiff.conversion.upstream import Preset
+from hf_maskdiff.models.published_text import PUBLISHED_TYPES, load_published_text
+from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
+from hf_maskdiff.schedulers import ConfidenceScheduler
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
+
+def llada(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
+    """`generate` of LLaDA: the surest position first, by its most probable token, as many in every step."""
+    scheduler = ConfidenceScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size,
+        masking_schedule="linear",
+        rounding="even",
+        token_temperature=0,
+    )
+    return Preset(scheduler, 128)
+
+
+def dream(mask_token_id: int = 151666, codebook_size: int | None = None) -> Preset:
+    """`diffusion_generate` of Dream as its authors call it: lowest entropy first, temperature 0.2, top-p 0.95."""
+    scheduler = ConfidenceScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size,
+        masking_schedule="linear",
+        rounding="even",
+        measure="entropy",
+        temperature=0.2,
+        top_p=0.95,
+    )
+    return Preset(scheduler, 512)
+
+
+def dream_counts(num_tokens: int, num_inference_steps: int, eps: float = 1e-3) -> list[int]:
+    """Dream's own plan, cumulative: `int(masked (1 - s / t))` a step, what is left in the last one.
+
+    It depends on the number of tokens in a way that no schedule does, so the preset spreads them evenly instead. For
+    the original's counts to the token, where they reveal something in every step:
+
+        table = dream_counts(128, 32)
+        scheduler.from_config(scheduler.config, masking_schedule=table, rounding="floor_masked")
+
+    Times are float32, as the original computes them.
+    """
+    times = torch.linspace(1, eps, num_inference_steps + 1)
+    table, masked = [], num_tokens
+    for n in range(num_inference_steps):
+        masked -= masked if n == num_inference_steps - 1 else int(masked * (1 - times[n + 1] / times[n]))
+        table.append(num_tokens - masked)
+    return table
+
+
+@dataclass(frozen=True)
+class TextUpstream:
+    """One published format of text models.
+
+    Args:
+        name: its repository.
+        licence: of its weights, as their publisher states it.
+        preset: how it samples, for a mask and the number of tokens.
+        notes: sentences for the model card.
+    """
+
+    name: str
+    licence: str
+    preset: Callable[[int, int], Preset]
+    notes: str
+
+
+_LLADA = TextUpstream(
+    "ML-GSAI/LLaDA",
+    "mit",
+    llada,
+    'The scheduler is LLaDA\'s `generate` with `remasking="low_confidence"` and `temperature=0`. `num_inference_steps` '
+    "counts the steps of a block (`block_length`), the original all of them; `guidance_scale` is its `cfg_scale` + 1. "
+    "The original may write the mask token itself, where the model finds it most probable; here it never is.",
+)
+_DREAM = TextUpstream(
+    "DreamLM/Dream",
+    "apache-2.0",
+    dream,
+    'The scheduler is Dream\'s `diffusion_generate` with `alg="entropy"`, `temperature=0.2`, `top_p=0.95`. '
+    "The original reveals `int(masked (1 - s / t))` positions a step, which depends on the length in a way that no "
+    "schedule does; here every step reveals as many. `hf_maskdiff.conversion.text_models.dream_counts` gives the "
+    'original\'s plan as a table for `masking_schedule`, with `rounding="floor_masked"`.',
+)
+_DLLM = TextUpstream("ZHZisZZ/dllm", "apache-2.0", llada, "The scheduler is LLaDA's: the surest position first.")
+
+
+def is_text_model(folder: Path) -> bool:
+    """Whether a folder holds one of these models."""
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") in PUBLISHED_TYPES
+
+
+def open_text_model(
+    folder: Path, tokenizer: str | Path | None = None
+) -> tuple[MaskedDiffusionTextPipeline, TextUpstream]:
+    """The pipeline with its preset, weights in the dtype they are stored in.
+
+    Raises:
+        ValueError: no tokenizer in the folder, and none given; weights that do not fit the configuration.
+    """
+    if tokenizer is None and not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ValueError(
+            f"There must be a tokenizer beside the model, {str(folder)!r} has none. Pass `tokenizer`: the name or the "
+            "folder of one."
+        )
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    upstream = {"llada": _LLADA, "Dream": _DREAM}.get(model_type, _DLLM)
+    found = load_published_text(folder, None if tokenizer is None else str(tokenizer), dtype="auto")
+    size = min(len(found.tokenizer), found.model.config.vocab_size)
+    scheduler = upstream.preset(found.mask_token_id, size).scheduler
+    pipe = MaskedDiffusionTextPipeline(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
+    return pipe, upstream

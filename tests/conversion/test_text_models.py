@@ -1,0 +1,184 @@
+"""LLaDA and Dream as pipeline folders: no code, their golden outputs, with and without partial caching."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from hf_maskdiff import MaskedDiffusionTextPipeline
+from hf_maskdiff.cli import main
+from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff.conversion.text_models import dream_counts
+
+GOLDEN = Path(os.environ.get("HF_MASKDIFF_GOLDEN", Path(__file__).parents[1] / "golden"))
+FOLDERS = ["llada/gqa_tied", "dream"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = WordLevel({f"w{i}": i for i in range(59)} | {"<|endoftext|>": 59}, unk_token="w0")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w3").save_pretrained(folder)
+    # Dream's tokenizer is of Qwen2's class: letters, no merges.
+    (folder / "vocab.json").write_text(
+        json.dumps({letter: i for i, letter in enumerate("abcdefgh")} | {"<|im_end|>": 9})
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def copy_of(name: str, to: Path, tokenizer: Path | None = None) -> Path:
+    """The checkpoint as it is published: configuration, weights, and a tokenizer where one is given."""
+    ignored = shutil.ignore_patterns("trace_*", "expected*", "input*", "keys*", "manifest*")
+    shutil.copytree(GOLDEN / name, to, ignore=ignored, copy_function=shutil.copyfile)
+    to.chmod(0o755)
+    if tokenizer is not None:
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, to / file.name)
+    return to
+
+
+ALONE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+import torch
+from safetensors.torch import load_file, save_file
+from hf_maskdiff import ConfidenceScheduler, MaskedDiffusionTextPipeline, PartialCacheConfig
+
+torch.set_num_threads(1)
+folder, inputs, outputs = sys.argv[1:]
+pipe, given = MaskedDiffusionTextPipeline.from_pretrained(folder), load_file(inputs)
+pipe.set_progress_bar_config(disable=True)
+with torch.no_grad():
+    results = {"logits": pipe.denoiser(given["input_ids"])}
+call = {"input_ids": given["prompt"], "max_new_tokens": 8, "num_inference_steps": 4}
+results["plain"] = torch.stack(pipe(**call, generator=torch.Generator().manual_seed(0)).sequences)
+pipe.enable_cache(PartialCacheConfig(num_substeps=1))
+results["one group"] = torch.stack(pipe(**call, generator=torch.Generator().manual_seed(0)).sequences)
+pipe.disable_cache()
+pipe.enable_cache(PartialCacheConfig(num_substeps=2, full_pass_threshold=1.0))
+results["two groups"] = torch.stack(pipe(**call, generator=torch.Generator().manual_seed(0)).sequences)
+save_file(results, outputs)
+"""
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_fresh_process_gives_the_golden_outputs(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    source = copy_of(name, tmp_path / "source", tokenizer)
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"transformer/model.safetensors", "scheduler/scheduler_config.json", "model_index.json"} <= files
+    assert not [file for file in files if file.endswith((".bin", ".pt")) or (file.endswith(".py") and "/" in file)]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, "## Sampling" in card.text) == ("mit" if "llada" in name else "apache-2.0", True)
+
+    given = load_file(GOLDEN / name / "input.safetensors")
+    prompts = {"input_ids": given["input_ids"], "prompt": torch.tensor([[7, 8, 9, 11]])}
+    save_file(prompts, tmp_path / "in.safetensors")
+    command = [sys.executable, "-c", ALONE, tmp_path / "out", tmp_path / "in.safetensors", tmp_path / "made"]
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results, expected = load_file(tmp_path / "made"), load_file(GOLDEN / name / "expected.safetensors")
+    wanted = expected["logits_shifted" if name == "dream" else "logits"]
+    torch.testing.assert_close(results["logits"], wanted, atol=5e-5, rtol=5e-5)
+    assert torch.equal(results["plain"], results["one group"])
+    assert results["two groups"].shape == results["plain"].shape
+    mask = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())["mask_token_id"]
+    for sequences in (results["plain"], results["two groups"]):
+        assert torch.equal(sequences[:, :4], prompts["prompt"])
+        assert not (sequences == mask).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "trace"),
+    [("llada/gqa_tied", "trace_greedy"), ("dream", "trace_entropy_pad"), ("dream", "trace_maskgit_plus")],
+)
+def test_converted_folders_replay_greedy_runs(name: str, trace: str, tokenizer: Path, tmp_path: Path) -> None:
+    """LLaDA with its preset as it is written; Dream's with temperature 0 and its own counts as a table."""
+    path = GOLDEN / name / f"{trace}.safetensors"
+    convert(GOLDEN / name, tmp_path / "out", tokenizer=tokenizer)
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    with safe_open(path, "pt") as file:
+        settings = file.metadata()
+    recorded = load_file(path)
+    steps = int(settings["steps"])
+    call: dict[str, Any] = {"num_inference_steps": steps}
+    if name == "dream":
+        if settings["temperature"] != "0.0":
+            pytest.skip("this trace draws at random")
+        length, measure = int(settings["max_new_tokens"]), {"maskgit_plus": "confidence"}.get(settings["alg"])
+        changes = {
+            "masking_schedule": dream_counts(length, steps, float(settings["eps"])),
+            "rounding": "floor_masked",
+            "measure": measure or settings["alg"],
+            "temperature": 1.0,
+            "top_p": None,
+            "token_temperature": 0,
+        }
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    else:
+        length, block = int(settings["gen_length"]), int(settings["block_length"])
+        call = {"num_inference_steps": steps * block // length, "block_length": block}
+        call["guidance_scale"] = 1 + float(settings["cfg_scale"])
+    real = recorded.get("attention_mask", torch.ones_like(recorded["prompt"])).bool()
+    for row, (ids, known) in enumerate(zip(recorded["prompt"], real, strict=True)):
+        output = pipe(input_ids=ids[known][None], max_new_tokens=length, stop_at_eos=False, **call)
+        assert output.sequences[0][-length:].tolist() == recorded["final"][row, -length:].tolist()
+
+
+def test_what_is_stored_in_bfloat16_stays_so(tokenizer: Path, tmp_path: Path) -> None:
+    source = copy_of("dream", tmp_path / "source", tokenizer)
+    weights = load_file(source / "model.safetensors")
+    save_file({k: v.bfloat16() for k, v in weights.items()}, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
+    convert(source, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "transformer" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "out")
+    assert isinstance(pipe.tokenizer, Qwen2Tokenizer)
+
+
+def test_one_clear_error_and_nothing_written(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(source: Path) -> str:
+        assert main(["convert", str(source), str(tmp_path / "out")]) == 1
+        assert not [path for path in tmp_path.iterdir() if path.name.lstrip(".").startswith("out")]
+        return capsys.readouterr().err
+
+    assert "There must be a tokenizer beside the model" in refused(copy_of("dream", tmp_path / "a"))
+
+    source = copy_of("dream", tmp_path / "b", tokenizer)
+    weights = load_file(source / "model.safetensors")
+    lost = weights.pop(next(key for key in weights if "q_proj.weight" in key))
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    assert "missing_keys" in refused(source)
+    assert lost.ndim == 2
+
+    source = copy_of("dream", tmp_path / "c", tokenizer)
+    whole = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "must hold whole safetensors" in refused(source)
+
+    source = copy_of("llada/gqa_tied", tmp_path / "d", tokenizer)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"alibi": True}))
+    assert "a LLaDA must compute what Llama does" in refused(source)
