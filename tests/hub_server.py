@@ -1,4 +1,6 @@
-"""A stand-in for the Hub on this machine: the part of its HTTP interface that huggingface_hub 1 and 2 use for models.
+"""A stand-in for the Hub on this machine: the part of its HTTP interface that huggingface_hub 1 and 2 use.
+
+Models and data sets share their names here.
 
 Repositories live in memory, with commits, branches, private and gated ones; weights take the LFS route. A client is
 pointed here by variables that huggingface_hub reads when it is imported. conftest sets them, so that no test, and no
@@ -286,15 +288,15 @@ ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-    ("GET", rf"/api/models/{ID}", _Handler.info),
-    ("GET", rf"/api/models/{ID}/revision/([^/]+)", _Handler.info),
-    ("GET", rf"/api/models/{ID}/tree/([^/]+)", _Handler.tree),
-    ("POST", rf"/api/models/{ID}/preupload/([^/]+)", _Handler.preupload),
-    ("POST", rf"/api/models/{ID}/commit/([^/]+)", _Handler.commit),
-    ("POST", rf"/api/models/{ID}/branch/([^/]+)", _Handler.branch),
-    ("POST", rf"/{ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("GET", rf"/api/(?:models|datasets)/{ID}", _Handler.info),
+    ("GET", rf"/api/(?:models|datasets)/{ID}/revision/([^/]+)", _Handler.info),
+    ("GET", rf"/api/(?:models|datasets)/{ID}/tree/([^/]+)", _Handler.tree),
+    ("POST", rf"/api/(?:models|datasets)/{ID}/preupload/([^/]+)", _Handler.preupload),
+    ("POST", rf"/api/(?:models|datasets)/{ID}/commit/([^/]+)", _Handler.commit),
+    ("POST", rf"/api/(?:models|datasets)/{ID}/branch/([^/]+)", _Handler.branch),
+    ("POST", rf"/(?:datasets/)?{ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
-    ("GET", rf"/{ID}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    ("GET", rf"/(?:datasets/)?{ID}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
 
 HUB = LoopbackHub(users={"owner": "me", "stranger": "you"}).start()

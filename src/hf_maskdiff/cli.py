@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff.generation import add_arguments as add_generate_arguments
+from hf_maskdiff.generation import run as generate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "checkpoint; its format is found out, and nothing in it is run.",
         )
     )
+    generate_command = commands.add_parser(
+        "generate",
+        help="make any number of images or texts, as a data set",
+        description="Make any number of images or texts, as a data set that `datasets.load_dataset` opens; on many "
+        "processes with `accelerate launch -m hf_maskdiff generate ...`. Stopped, the same command completes the set.",
+    )
+    add_generate_arguments(generate_command)
+    generate_command.set_defaults(run=generate)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -152,15 +152,29 @@ with torch.no_grad():
         places = given["places"]
         codes = given["codes"].flatten(1).gather(1, places)
         results["partial"] = model(codes, given["labels"], positions=places).sample
-    model._reset_stateful_cache()
+    model.disable_cache()
     if "image_codes" in given:
         codes = given["image_codes"]
         shape = (*codes.shape, pipe.vqvae.quantize.vq_embed_dim)
         results["decoded"] = pipe.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
     pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config, masking_schedule="cosine")
-    call = {"num_inference_steps": 4, "output_type": "latent"}
-    results["drawn"] = pipe([1, 2] if model.config.num_classes else [0], **call).images if (
-        model.config.num_classes) else pipe(**call).images
+    rows = given["rows"]
+    classes = given["labels"][rows].tolist() if model.config.num_classes else None
+    call = {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": 1.0}
+    call |= {"class_labels": classes, "num_images_per_prompt": 1 if classes else len(rows)}
+    call["latents"] = given["codes"][rows].view(len(rows), model.config.sample_size, -1)
+    seen = []
+    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    for groups in (0, 1, 2):
+        seen.clear()
+        if groups:
+            model.enable_cache(PartialCacheConfig(num_substeps=groups))
+        drawn = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+        if groups:
+            model.disable_cache()
+        first = seen[0] if isinstance(seen[0], tuple) else (seen[0].sample,)
+        results |= {f"{groups} groups, first": first[0], f"{groups} groups": drawn}
+        results[f"{groups} groups, passes"] = torch.tensor(len(seen))
 save_file({key: value.contiguous() for key, value in results.items()}, outputs)
 """
 
@@ -192,15 +206,31 @@ def run_alone(folder: Path, given: dict[str, torch.Tensor], tmp_path: Path) -> d
     from safetensors.torch import save_file
 
     size = given["codes"].flatten(1).shape[1]
-    given = {**given, "places": torch.stack([torch.randperm(size)[:5] for _ in given["codes"]])}
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    mask = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["mask_token_id"]
+    # What a run can begin with: codes with masks among them, and a class.
+    masked = given["codes"].flatten(1) == mask
+    rows = (masked.any(-1) & (given["labels"] < max(config["num_classes"], 1))).nonzero()[:, 0]
+    assert len(rows)
+    given = {**given, "places": torch.stack([torch.randperm(size)[:5] for _ in given["codes"]]), "rows": rows}
     save_file({key: tensor.contiguous() for key, tensor in given.items()}, tmp_path / "in.safetensors")
     command = [sys.executable, "-c", ALONE, folder, tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
-    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     results = load_file(tmp_path / "out.safetensors")
     assert torch.equal(results["full"], results["logits"])
     # No token changed since the full pass: a partial one repeats it.
     index = given["places"][..., None].expand_as(results["partial"])
     torch.testing.assert_close(results["partial"], results["logits"].gather(1, index), atol=2e-5, rtol=2e-5)
+
+    known = given["codes"].flatten(1)[rows]
+    for groups in (0, 1, 2):
+        first, drawn = results[f"{groups} groups, first"], results[f"{groups} groups"].flatten(1)
+        torch.testing.assert_close(first, results["logits"][rows], atol=2e-5, rtol=2e-5)
+        assert torch.equal(drawn[known != mask], known[known != mask])
+        assert not (drawn == mask).any()
+    assert torch.equal(results["1 groups"], results["0 groups"])
+    assert results["2 groups, passes"] > results["1 groups, passes"] == results["0 groups, passes"]
     return results
 
 

@@ -91,6 +91,10 @@ def convert(
         raise ValueError(
             f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
         ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`source` must hold readable .json files, {str(source)!r} does not: {error}. Fetch it again."
+        ) from error
     write_whole(output, write)
     return output
 
@@ -142,7 +146,7 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), str(source), **details)
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]  # a folder that diffusers or transformers wrote
+    patterns = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
     if "model_index.json" not in names and "config.json" not in names:
         patterns = [name for name in names if _may_be_checkpoint(Path(name))]
         if len(patterns) > 2:

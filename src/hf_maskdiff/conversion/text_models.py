@@ -51,19 +51,20 @@ def dream_counts(num_tokens: int, num_inference_steps: int, eps: float = 1e-3) -
     """Dream's own plan, cumulative: `int(masked (1 - s / t))` a step, what is left in the last one.
 
     It depends on the number of tokens in a way that no schedule does, so the preset spreads them evenly instead. For
-    the original's counts to the token, where they reveal something in every step:
+    the original's counts to the token:
 
         table = dream_counts(128, 32)
         scheduler.from_config(scheduler.config, masking_schedule=table, rounding="floor_masked")
 
-    Times are float32, as the original computes them.
+    Steps in which the original reveals nothing are left out, so that the table may be shorter than
+    `num_inference_steps`: they cost it a pass and change no token. Times are float32, as the original computes them.
     """
     times = torch.linspace(1, eps, num_inference_steps + 1)
-    table, masked = [], num_tokens
-    for n in range(num_inference_steps):
-        masked -= masked if n == num_inference_steps - 1 else int(masked * (1 - times[n + 1] / times[n]))
+    table, masked = [num_tokens], num_tokens
+    for n in range(num_inference_steps - 1):
+        masked -= int(masked * (1 - times[n + 1] / times[n]))
         table.append(num_tokens - masked)
-    return table
+    return sorted({*table} - {0})
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def open_text_model(
         )
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     upstream = {"llada": _LLADA, "Dream": _DREAM}.get(model_type, _DLLM)
-    found = load_published_text(folder, None if tokenizer is None else str(tokenizer), dtype="auto")
+    name = None if tokenizer is None else str(tokenizer)
+    found = load_published_text(folder, name, dtype="auto", use_safetensors=True)
     size = min(len(found.tokenizer), found.model.config.vocab_size)
     scheduler = upstream.preset(found.mask_token_id, size).scheduler
     pipe = MaskedDiffusionTextPipeline(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)

@@ -166,7 +166,8 @@ def load_published_text(
     found: Any = tokenizer
     if not isinstance(found, PreTrainedTokenizerBase):
         source = name_or_path if tokenizer is None else tokenizer
-        found = tokenizer_class.from_pretrained(source, **({} if tokenizer else location))
+        # Said at once, since transformers asks at the terminal whether to run a repository's code.
+        found = tokenizer_class.from_pretrained(source, trust_remote_code=False, **({} if tokenizer else location))
     if family is None:
         config = AutoConfig.from_pretrained(name_or_path, **location)
         is_masked_lm = type(config) in AutoModelForMaskedLM._model_mapping
@@ -175,13 +176,13 @@ def load_published_text(
     else:
         config = family.config(published)
         architecture = AutoModelForCausalLM._model_mapping[type(config)]
-        renamed = {"key_mapping": family.keys} if family.keys else {}
-        model, info = architecture.from_pretrained(
-            name_or_path, config=config, output_loading_info=True, **renamed, **kwargs
-        )
+        kwargs |= {"ignore_mismatched_sizes": True} | ({"key_mapping": family.keys} if family.keys else {})
+        model, info = architecture.from_pretrained(name_or_path, config=config, output_loading_info=True, **kwargs)
         # Else `save_pretrained` would give the weights their published names again, beside a config that is Llama's.
         model._weight_conversions = None
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
+    # A masked language model may bring heads that are not asked for; in a model of one of these families all is known.
+    kinds = ("missing_keys", "mismatched_keys", *(() if family is None else ("unexpected_keys",)))
+    wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)}
     if wrong:
         raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
 

@@ -1,0 +1,175 @@
+"""What more processes gain, and what a set costs beside its model: two tables.
+
+    python benchmarks/parallel.py --tables scaling overhead
+    python benchmarks/parallel.py --tables released --num_layers 24 --hidden_size 768
+
+`scaling` runs one and two single-threaded processes of `accelerate launch` in turn, on a CPU, and counts from the first
+batch on: loading is left out. `overhead` is the share of wall time outside transformer and tokenizer on the shipped
+image model; `released` is the same with random weights of a released size. Ratios are medians over repeats taken in
+one run: on a busy machine they are what can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import VQModel
+
+from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MomentScheduler
+from hf_maskdiff.generation import ImageSource, add_arguments
+from hf_maskdiff.parallel import generate, start_processes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=["scaling", "overhead"])
+    parser.add_argument("--pipeline", default=str(ROOT / "pipelines" / "maskgit-mnist"))
+    parser.add_argument("--num_samples", type=int, default=1024)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--block_size", type=int, default=8, help="of `overhead`; the default is a CPU's")
+    parser.add_argument("--num_inference_steps", type=int, default=8)
+    parser.add_argument("--num_layers", type=int, default=24, help="of `released`, as the next three")
+    parser.add_argument("--hidden_size", type=int, default=768)
+    parser.add_argument("--sample_size", type=int, default=16)
+    parser.add_argument("--codebook_size", type=int, default=16384)
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args(argv)
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
+def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
+    """From the first part file to the end of the run, over the samples made in between."""
+    launcher = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    several = ["--multi_gpu", "--num_processes", "2"] if num_processes == 2 else ["--cpu", "--num_processes", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "set")
+        wanted = ["--pipeline", args.pipeline, "--num_samples", str(args.num_samples), "--output_dir", str(output)]
+        wanted += ["--num_inference_steps", str(args.num_inference_steps), "--batch_size", str(args.batch_size)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *several, *launcher]
+        command += [str(ROOT / "examples" / "generate_dataset.py"), *wanted, "--shard_size", str(args.num_samples)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        at: list[tuple[float, int]] = []  # when how many samples were there
+        while process.poll() is None:
+            done = len(list(output.glob(".generation/part-*.parquet"))) * args.batch_size
+            if done and (not at or done > at[-1][1]):
+                at.append((time.perf_counter(), done))
+            time.sleep(0.01)
+        if process.returncode or len(at) < 2:
+            raise RuntimeError(f"a run of {num_processes} process(es) failed, or was too short to be timed")
+    return (at[-1][1] - at[0][1]) / (at[-1][0] - at[0][0])
+
+
+def scaling(args: argparse.Namespace) -> None:
+    pairs = [(samples_per_second(args, 1), samples_per_second(args, 2)) for _ in range(args.repeats)]
+    one, two = (median(speeds) for speeds in zip(*pairs, strict=True))
+    ratio = median(after / before for before, after in pairs)
+    print(f"scaling: {one:.1f} samples/s on one process, {two:.1f} on two, ratio {ratio:.2f}")
+
+
+# --- overhead ---------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Adds up the seconds spent in functions of the model."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds += time.perf_counter() - started
+            return result
+
+        return call
+
+
+def share_outside(pipe: MaskGITPipeline, args: argparse.Namespace, num_samples: int, block_size: int) -> float:
+    """The share of the wall time of a set outside the transformer and the tokenizer, loading left out."""
+    parser, clock = argparse.ArgumentParser(), Clock()
+    add_arguments(parser)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": args.num_inference_steps}
+    configuration = {
+        "num_samples": num_samples,
+        "block_size": block_size,
+        "shard_size": -(-1024 // block_size) * block_size,
+    }
+    transformer, decode = pipe.transformer.forward, pipe.vqvae.decode
+    pipe.transformer.forward, pipe.vqvae.decode = clock.timed(transformer), clock.timed(decode)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            defaults = parser.parse_args(["--pipeline", "-", "--num_samples", "1", "--output_dir", folder])
+            source, batch_size = ImageSource(pipe, defaults, call), args.batch_size
+            source.sample(range(block_size), range(block_size))  # warms up
+            clock.seconds, started = 0.0, time.perf_counter()
+            generate(source, folder, configuration, base_seed=0, batch_size=batch_size, state=start_processes())
+            return 1 - clock.seconds / (time.perf_counter() - started)
+    finally:
+        pipe.transformer.forward, pipe.vqvae.decode = transformer, decode
+
+
+def overhead(args: argparse.Namespace) -> None:
+    pipe = MaskGITPipeline.from_pretrained(args.pipeline)
+    shares = [share_outside(pipe, args, args.num_samples, args.block_size) for _ in range(args.repeats)]
+    print(
+        f"overhead: {median(shares):.1%} of the wall time outside model and tokenizer, batch {args.batch_size}, "
+        f"blocks of {args.block_size}"
+    )
+
+
+def released(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    vqvae = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 5,
+        up_block_types=("UpDecoderBlock2D",) * 5,
+        block_out_channels=(32, 64, 64, 128, 128),
+        latent_channels=8,
+        num_vq_embeddings=args.codebook_size,
+        lookup_from_codebook=True,
+    )
+    transformer = HaltonMaskGITTransformer2DModel(
+        sample_size=args.sample_size,
+        codebook_size=args.codebook_size,
+        num_classes=1000,
+        hidden_size=args.hidden_size,
+        num_layers=args.num_layers,
+        num_attention_heads=args.hidden_size // 64,
+        intermediate_size=4 * args.hidden_size,
+    )
+    scheduler = MomentScheduler(mask_token_id=args.codebook_size, codebook_size=args.codebook_size)
+    share = share_outside(MaskGITPipeline(vqvae.eval(), transformer.eval(), scheduler), args, 4, 2)
+    print(
+        f"released: {share:.1%} of the wall time outside model and tokenizer, {args.num_layers} layers of width "
+        f"{args.hidden_size}, blocks of 2"
+    )
+
+
+TABLES = {"scaling": scaling, "overhead": overhead, "released": released}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(1)
+    for table in args.tables:
+        TABLES[table](args)
+
+
+if __name__ == "__main__":
+    main()

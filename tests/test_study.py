@@ -1,0 +1,94 @@
+"""The commands behind docs/theory.md and docs/results.md, at small sizes: they run, and the numbers go the same way."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_partial_caching_benchmark import digits
+
+__all__ = ["digits"]  # a fixture
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_bound_and_the_closed_form(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = program("equivalence").main(
+        f"--steps 4 --choice_temperatures 1 6 --num_trajectories 3 --num_draws 16 --output_dir {tmp_path}".split()
+    )
+    assert all(0 < row["true"] <= row["bound"] for row in results["enumerated"])
+    assert all(abs(row["exact"] / row["closed"] - 1) < 0.02 for row in results["closed forms"] if row["N"] == 512)
+    bounds = {(row["model"], row["steps"], row["alpha"]): row["bound"][0] for row in results["trajectories"]}
+    for kind in ("image", "text"):
+        assert bounds[kind, 4, 1.0] > 1 > bounds[kind, 4, 6.0]
+    assert all(tuple(row["terms"][-1]) == (0.0, 0.0) for row in results["trajectories"])
+    assert "vacuous" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"equivalence.json", "equivalence.png"}
+
+
+def test_samplers_on_the_chain(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/results.md says of them, each beyond two standard errors of this small run."""
+    markov_chain = program("markov_chain")
+    names = ["uniform", "halton", "moment 16", "hybrid 16", "moment, 1"]
+    arguments = [
+        "--steps",
+        "4",
+        "64",
+        "--num_substeps",
+        "1",
+        "2",
+        "--num_samples",
+        "400",
+        "--num_seeds",
+        "3",
+        "--output_dir",
+    ]
+    results = markov_chain.main([*arguments, str(tmp_path), "--samplers", *names])
+    means = markov_chain.summarise(results["cells"])
+
+    def below(measure: str, first: tuple[str, int], second: tuple[str, int]) -> bool:
+        (a, a_error), (b, b_error) = means[first][measure], means[second][measure]
+        return a + 2 * (a_error**2 + b_error**2) ** 0.5 < b
+
+    assert below("dependence", ("halton", 4), ("uniform", 4))
+    assert below("dependence", ("hybrid 16", 4), ("moment 16", 4))
+    assert below("pairs", ("hybrid 16", 4), ("moment 16", 4))
+    for name in ("uniform", "moment 16", "hybrid 16"):
+        assert below("dependence", (f"{name}, 2 groups", 4), (name, 4))
+    assert below("nats", ("moment, 1", 64), (markov_chain.REFERENCE, 0))
+    assert below("pairs", ("uniform", 64), ("moment, 1", 64))
+    assert abs(means["uniform", 64]["dependence"][0]) < 1e-9
+    printed = capsys.readouterr().out
+    assert markov_chain.main([*arguments, str(tmp_path), "--samplers", *names, "--resume"]) == results
+    assert capsys.readouterr().out == printed
+
+
+def test_orders_on_a_grid(
+    program: Callable[[str], Any],
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = f"--data_dir {digits} --num_images 16 --num_seeds 2 --steps 2 --output_dir {tmp_path / 'out'}".split()
+    results = program("hybrid").main([*arguments, "--samplers", "moment", "halton", "halton 0.5", "uniform 1>0"])
+    assert {cell["sampler"] for cell in results["cells"] if cell["steps"]} == {
+        "moment",
+        "halton",
+        "halton 0.5",
+        "uniform 1>0",
+    }
+    assert "| halton 0.5 | 2 | " in capsys.readouterr().out
