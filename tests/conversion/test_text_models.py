@@ -74,7 +74,12 @@ results["one group"] = torch.stack(pipe(**call, generator=torch.Generator().manu
 pipe.disable_cache()
 pipe.enable_cache(PartialCacheConfig(num_substeps=2, full_pass_threshold=1.0))
 results["two groups"] = torch.stack(pipe(**call, generator=torch.Generator().manual_seed(0)).sequences)
-save_file(results, outputs)
+pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+with torch.no_grad():
+    ids = given["input_ids"]
+    results["full"] = pipe.denoiser(ids)
+    results["partial"] = pipe.denoiser(ids, positions=torch.arange(ids.shape[1]).expand_as(ids))
+save_file({key: value.contiguous() for key, value in results.items()}, outputs)
 """
 
 
@@ -97,6 +102,8 @@ def test_a_fresh_process_gives_the_golden_outputs(name: str, tokenizer: Path, tm
     results, expected = load_file(tmp_path / "made"), load_file(GOLDEN / name / "expected.safetensors")
     wanted = expected["logits_shifted" if name == "dream" else "logits"]
     torch.testing.assert_close(results["logits"], wanted, atol=5e-5, rtol=5e-5)
+    for cached in ("full", "partial"):  # the pass that fills the cache, and one that computes every position anew
+        torch.testing.assert_close(results[cached], wanted, atol=5e-5, rtol=5e-5)
     assert torch.equal(results["plain"], results["one group"])
     assert results["two groups"].shape == results["plain"].shape
     mask = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())["mask_token_id"]
@@ -182,3 +189,61 @@ def test_one_clear_error_and_nothing_written(
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"alibi": True}))
     assert "a LLaDA must compute what Llama does" in refused(source)
+
+    source = copy_of("dream", tmp_path / "e", tokenizer)
+    complete = load_file(source / "model.safetensors")
+    save_file({**complete, "model.extra.weight": torch.ones(2)}, source / "model.safetensors", {"format": "pt"})
+    assert "'unexpected_keys': ['model.extra.weight']" in refused(source)
+    save_file({**complete, "model.norm.weight": torch.ones(3)}, source / "model.safetensors", {"format": "pt"})
+    assert "mismatched_keys" in refused(source)
+
+
+class Payload:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_neither_pickles_nor_code_of_a_repository_are_run(
+    name: str, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, pwned = copy_of(name, tmp_path / "source", tokenizer), tmp_path / "pwned"
+    (source / "evil.py").write_text(f"open({str(pwned)!r}, 'w')\nclass Evil: pass\n")
+    for file, classes in (("config.json", ("AutoConfig", "AutoModel")), ("tokenizer_config.json", ("AutoTokenizer",))):
+        settings = json.loads((source / file).read_text())
+        settings["auto_map"] = {auto: ["evil.Evil", None] if "Token" in auto else "evil.Evil" for auto in classes}
+        (source / file).write_text(json.dumps(settings | {"tokenizer_class": "Evil"}))
+    main(["convert", str(source), str(tmp_path / "out")])  # its tokenizer may be refused, but nobody is asked
+    assert "Do you wish to run" not in capsys.readouterr().out
+    assert not pwned.exists()
+
+    for path in source.glob("model*"):
+        path.unlink()
+    torch.save({"model.norm.weight": Payload(f"touch {pwned}")}, source / "pytorch_model.bin")
+    assert main(["convert", str(source), str(tmp_path / "new"), "--tokenizer", str(tokenizer)]) == 1
+    assert "no file named model.safetensors" in capsys.readouterr().err
+    assert not pwned.exists()
+    assert not (tmp_path / "new").exists()
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from hf_maskdiff.cli import main
+import diffusers.pipelines.pipeline_utils
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk(tokenizer: Path, tmp_path: Path) -> None:
+    source = copy_of("dream", tmp_path / "source", tokenizer)
+    command = [sys.executable, "-c", FULL, "convert", source, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "hf-maskdiff convert: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
