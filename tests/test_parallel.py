@@ -20,6 +20,7 @@ from typing import Any
 
 import datasets
 import hub_server
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -230,7 +231,7 @@ def test_samplers_whose_steps_depend_on_the_batch_and_partial_caching(
 @pytest.mark.parametrize(("kind", "num_samples"), [("images", 40), ("texts", 5), ("images", 1)])
 def test_two_processes_make_what_one_makes(pipelines: Path, tmp_path: Path, kind: str, num_samples: int) -> None:
     process = launch(pipelines / kind, tmp_path / "two", num_samples, "--batch_size", "8")
-    printed = process.communicate()[0]
+    printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert printed.count("open it with") == 1
     assert shards(tmp_path / "two") == shards(make(pipelines / kind, tmp_path / "one", num_samples))
@@ -265,8 +266,10 @@ def test_two_processes_killed_twenty_times(pipelines: Path, tmp_path: Path) -> N
         process = launch(pipelines / "images", tmp_path / "killed", 3000, *more)
         time.sleep(chance.uniform(5, 10))
         kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        # The launcher gives each worker a session of its own: to kill the group would leave them waiting for each other.
+        for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            member.kill()
+        process.communicate(timeout=60)
     assert kills
     assert shards(make(pipelines / "images", tmp_path / "killed", 3000)) == expected
 
