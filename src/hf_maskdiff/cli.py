@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff.evaluation.evaluate import add_arguments as add_evaluate_arguments
+from hf_maskdiff.evaluation.evaluate import run as evaluate
 from hf_maskdiff.generation import add_arguments as add_generate_arguments
 from hf_maskdiff.generation import run as generate
 
@@ -31,10 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_generate_arguments(generate_command)
     generate_command.set_defaults(run=generate)
+    evaluate_command = commands.add_parser(
+        "evaluate",
+        help="judge samples, or a pipeline: Frechet distance, Inception score, perplexity, entropy, MAUVE",
+        description="Judge folders of samples, or a pipeline; prints a table, and writes it with a picture to "
+        "--output_dir. Sets that differ in their seed alone become one row with error bars.",
+    )
+    add_evaluate_arguments(evaluate_command)
+    evaluate_command.set_defaults(run=evaluate)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"hf-maskdiff {options.command}: {error}", file=sys.stderr)
         return 1
     return 0

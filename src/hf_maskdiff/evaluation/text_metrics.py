@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -96,23 +97,10 @@ def generative_perplexity(
 
     Raises:
         ValueError: a text of fewer than two tokens, since the first of a text is not scored, or of more than `model`
-            has positions.
+            has positions; a model that is not causal, or with another model's tokenizer.
     """
-    encoded = [
-        torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:max_length]) for text in texts
-    ]
-    _require_tokens(encoded, 2)
-    longest, limit = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"A text must have at most {limit} tokens, the positions of the judge, got one of {longest}. Pass "
-            f"max_length={limit} to score the beginnings."
-        )
     losses = []
-    for start in range(0, len(encoded), batch_size):
-        rows = encoded[start : start + batch_size]
-        ids = pad_sequence(rows, batch_first=True).long().to(model.device)
-        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
+    for rows, ids, real in _batches(_encode(texts, model, tokenizer, max_length), model, batch_size):
         logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
         loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         losses += [loss[row, : len(text) - 1].double().cpu() for row, text in enumerate(rows)]
@@ -130,6 +118,80 @@ def generative_perplexity(
         standard_error=spread,
         num_tokens=int(counts.sum()),
     )
+
+
+@torch.no_grad()
+def text_features(
+    texts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> Tensor:
+    """What a causal model has read at a text's last token: the features of MAUVE, float32 `(len(texts), hidden_size)`.
+
+    Arguments and errors are those of `generative_perplexity`.
+    """
+    features = []
+    for rows, ids, real in _batches(_encode(texts, model, tokenizer, max_length), model, batch_size):
+        last = model(input_ids=ids, attention_mask=real, output_hidden_states=True).hidden_states[-1]
+        features += [last[row, len(text) - 1].float().cpu() for row, text in enumerate(rows)]
+    return torch.stack(features)
+
+
+def _encode(
+    texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> list[Tensor]:
+    """The texts in the judge's tokens, once it is known that it can judge them."""
+    _require_fitting(model, tokenizer)
+    encoded = [
+        torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:max_length]) for text in texts
+    ]
+    _require_tokens(encoded, 2)
+    longest, limit = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"A text must have at most {limit} tokens, the positions of the judge, got one of {longest}. Pass "
+            f"max_length={limit} to score the beginnings."
+        )
+    _require_causal(model, max(encoded, key=len))
+    return encoded
+
+
+def _batches(
+    encoded: list[Tensor], model: PreTrainedModel, batch_size: int
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+    """The rows of a batch, and on the model's device their ids, padded on the right, and which of them are real."""
+    starts = range(0, len(encoded), batch_size)
+    for start in tqdm(starts, desc="judge", unit="batch", leave=False, disable=len(starts) < 2):
+        rows = encoded[start : start + batch_size]
+        ids = pad_sequence(rows, batch_first=True).long().to(model.device)
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
+        yield rows, ids, real
+
+
+def _require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer of another model: its ids go past the embeddings, or end texts with another token."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    ends = (model.config.eos_token_id, tokenizer.eos_token_id)
+    elsewhere = model.name_or_path != tokenizer.name_or_path and all(isinstance(end, int) for end in ends)
+    if len(tokenizer) > rows or (elsewhere and ends[0] < rows and ends[0] != ends[1]):
+        raise ValueError(
+            f"The tokenizer must be that of the judge, got one of {len(tokenizer)} tokens that ends texts with "
+            f"{ends[1]}, and a model of {rows} tokens that ends them with {ends[0]}. Load both from one repository."
+        )
+
+
+def _require_causal(model: PreTrainedModel, ids: Tensor) -> None:
+    """A later token must change nothing before it, else a model has read what it is asked to predict."""
+    two = ids[None, :8].long().to(model.device).repeat(2, 1)
+    two[1, -1] = (two[1, -1] + 1) % model.get_input_embeddings().weight.shape[0]
+    logits = model(input_ids=two, attention_mask=torch.ones_like(two)).logits[:, :-1].float()
+    if (logits[0] - logits[1]).abs().max() > 1e-4 * logits.abs().max():
+        raise ValueError(
+            f"The judge must be a causal language model, got a {type(model).__name__} whose predictions change with "
+            "later tokens. Pass one that reads from left to right, such as gpt2-large."
+        )
 
 
 def _require_tokens(sequences: Sequence[Tensor], at_least: int) -> None:

@@ -1,0 +1,278 @@
+"""Judge folders of samples, or a pipeline: the arguments, which measures they ask for, and the report.
+
+`examples/evaluate.py` and `hf-maskdiff evaluate` are these functions in this order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_maskdiff.generation import add_arguments as add_generate_arguments
+from hf_maskdiff.generation import add_sampling_arguments
+from hf_maskdiff.generation import run as generate
+from hf_maskdiff.parallel import cost_of, start_processes
+
+from .frechet import Statistics, feature_statistics
+from .image_features import INCEPTION_LAYERS, ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
+from .image_metrics import frechet_with_error, inception_score, load_statistics, save_statistics
+from .mauve import mauve
+from .ngram import CharacterNGram
+from .report import Measure, Report, SetResult, rows_of
+from .samples import ImageSamples, Samples, TextSamples, load_samples
+from .text_metrics import distinct_n, generative_perplexity, sentence_entropy, text_features
+
+DISTINCT = (1, 2, 4)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every argument of the program."""
+    add = parser.add_argument
+    add("samples", nargs="*", help="folders of images, of .txt files or of `hf-maskdiff generate`, or Hub data sets")
+    add("--reference", help="real samples, in any of these forms; for images also an .npz with mu and sigma")
+    add("--output_dir", type=Path, help="for report.md, .json and .png, and the sets of --pipeline")
+    add("--eval_batch_size", type=int, default=32, help="samples that a network or judge reads at a time")
+    add("--device", help="of networks and judges; default: the GPU where there is one")
+    images = parser.add_argument_group("images: Frechet distance (with --reference) and Inception score")
+    add = images.add_argument
+    add("--network", default="inception", help='"inception" (needs hf-maskdiff[fid]), or the folder of a classifier')
+    add("--inception_weights", help="torch-fidelity's file, where it cannot be downloaded")
+    add("--inception_layer", type=int, choices=INCEPTION_LAYERS, default=2048, help="2048 is FID")
+    add("--save_statistics", type=Path, metavar="FILE.npz", help="keep mu and sigma of the only set, as a reference")
+    texts = parser.add_argument_group("texts: entropy and distinct n-grams, beside")
+    add = texts.add_argument
+    add("--judge", help="a causal language model for perplexity and, with --reference, MAUVE: gpt2-large, say")
+    add("--judge_tokenizer", help="where it is not the judge's own")
+    add("--ngram", metavar="TEXTS", help="texts in any of these forms, on which a judge of 6-grams is fitted")
+    add("--max_length", type=int, help="tokens of a text that a judge reads at most")
+    making = parser.add_argument_group("a pipeline instead of folders: its samples are made first, as by `generate`")
+    add = making.add_argument
+    add("--pipeline", help="folder or Hub id of the pipeline")
+    add("--num_samples", type=int, help="of a set")
+    add("--num_seeds", type=int, default=3, help="sets, for error bars; their seeds count from --seed on")
+    add_sampling_arguments(parser)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise `ValueError` for what cannot work, before anything is loaded."""
+    if bool(args.samples) == bool(args.pipeline):
+        raise ValueError(
+            f"pass either folders of samples or --pipeline, got {args.samples} and {args.pipeline!r}. "
+            "`hf-maskdiff evaluate out/digits` judges a folder."
+        )
+    if args.pipeline and (args.output_dir is None or args.num_samples is None):
+        raise ValueError(
+            f"--pipeline needs --num_samples and --output_dir, where the samples are kept, got {args.num_samples} and "
+            f"{args.output_dir}. Pass both."
+        )
+    for name in ("num_seeds", "eval_batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}. Pass a positive number.")
+    if args.save_statistics is not None and len(args.samples) != 1:
+        raise ValueError(f"--save_statistics keeps those of one set, got {len(args.samples)} sets. Pass one folder.")
+
+
+def make_sets(args: argparse.Namespace) -> list[Path]:
+    """A pipeline's sets, one a seed, in `output_dir`; what is there is not made again."""
+    parser = argparse.ArgumentParser()
+    add_generate_arguments(parser)
+    names = {action.dest for action in parser._actions} - {"help"}
+    making = {name: getattr(args, name, None) for name in names}
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    folders = {seed: args.output_dir / f"seed-{seed}" for seed in seeds}
+    return [
+        generate(argparse.Namespace(**making | {"seed": seed, "output_dir": str(folder)}))
+        for seed, folder in folders.items()
+    ]
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+Judge = Callable[[Any], dict[str, Measure]]
+
+
+class ImageJudge:
+    """Frechet distance and Inception score in the features of one network."""
+
+    def __init__(self, args: argparse.Namespace, device: str) -> None:
+        self.batch_size, self.save_to = args.eval_batch_size, args.save_statistics
+        self.network: FeatureNetwork
+        if args.network == "inception":
+            self.network = InceptionNetwork(args.inception_weights, args.inception_layer, device)
+        else:
+            self.network = ClassifierNetwork(args.network, device)
+        self.reference = None if args.reference is None else self._statistics(args.reference)
+        self.settings: dict[str, Any] = {"network": self.network.name}
+        self.legend = {}
+        if args.reference is not None:
+            self.legend["Frechet distance"] = (
+                f"in the {self.network.num_features} features, from {args.reference}; error: jackknife over tenths of "
+                "the samples. Biased by the number of samples: compare equal ones"
+            )
+        self.legend["Inception score"] = "of the network's classes; error: standard deviation over 10 splits"
+
+    def _statistics(self, reference: str) -> Statistics:
+        if reference.endswith(".npz"):
+            statistics = load_statistics(reference)
+            if len(statistics[0]) != self.network.num_features:
+                raise ValueError(
+                    f"the reference must be of the same network, got {len(statistics[0])} features in {reference!r} "
+                    f"and {self.network.num_features} of {self.network.name}. Make it with --save_statistics."
+                )
+            return statistics
+        samples = load_samples(reference)
+        if not isinstance(samples, ImageSamples):
+            raise ValueError(f"the reference of images must be images, got texts in {reference!r}.")
+        return feature_statistics(read_features(self.network, samples, self.batch_size)[0])
+
+    def __call__(self, samples: Any) -> dict[str, Measure]:
+        features, logits = read_features(self.network, samples, self.batch_size)
+        if self.save_to is not None:
+            save_statistics(self.save_to, features)
+        score: dict[str, Measure] = {}
+        if self.reference is not None:
+            score["Frechet distance"] = frechet_with_error(features, self.reference)
+        return score | {"Inception score": inception_score(logits)}
+
+
+class TextJudge:
+    """Likelihood under the judges that were asked for, never without entropy and distinct n-grams."""
+
+    def __init__(self, args: argparse.Namespace, device: str) -> None:
+        self.batch_size, self.max_length = args.eval_batch_size, args.max_length
+        self.settings: dict[str, Any] = {"judge": args.judge, "max_length": args.max_length}
+        self.model = self.tokenizer = self.ngram = self.reference = None
+        self.legend = {}
+        if args.judge is not None:
+            self.model, self.tokenizer = load_judge(args.judge, args.judge_tokenizer, device)
+            self.legend["perplexity"] = f"under {args.judge}, over all tokens but each text's first; error: over texts"
+        if args.ngram is not None:
+            self.ngram = CharacterNGram(_texts(args.ngram).texts)
+            self.legend["nats a character"] = f"under 6-grams of {args.ngram}; error: over texts"
+        self.legend["entropy"] = "of a text's tokens, in nats, mean over texts; error: over texts"
+        self.legend |= {f"distinct-{n}": f"share of the set's {n}-grams of tokens that differ" for n in DISTINCT}
+        if args.reference is not None:
+            if self.model is None:
+                raise ValueError("a reference of texts serves MAUVE, which needs --judge. Pass one, gpt2-large say.")
+            self.reference = self._features(_texts(args.reference).texts)
+            self.legend["MAUVE"] = (
+                f"nearness to {args.reference} in {args.judge}'s features, {len(self.reference)} texts"
+            )
+
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        return text_features(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
+
+    def __call__(self, samples: Any) -> dict[str, Measure]:
+        measures: dict[str, Measure] = {}
+        texts = samples.texts
+        if self.model is not None:
+            found = generative_perplexity(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
+            measures["perplexity"] = (found.perplexity, found.perplexity * found.standard_error)
+        if self.ngram is not None:
+            measures["nats a character"] = _mean_and_error([-fmean(self.ngram.log_probs(text)) for text in texts])
+        tokens = self._tokens(samples)
+        measures["entropy"] = _mean_and_error(sentence_entropy(tokens).tolist())
+        measures |= {f"distinct-{n}": (distinct_n(tokens, n), math.nan) for n in DISTINCT}
+        if self.reference is not None:
+            measures["MAUVE"] = (mauve(self._features(texts), self.reference), math.nan)
+        return measures
+
+    def _tokens(self, samples: TextSamples) -> Sequence[Tensor]:
+        """The set's own; else the judge's; else characters. The settings say which."""
+        if samples.tokens is not None:
+            kind, tokens = "the set's", samples.tokens
+        elif self.tokenizer is not None:
+            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in samples.texts]
+            kind, tokens = "the judge's", [torch.tensor(row) for row in ids]
+        else:
+            kind, tokens = (
+                "characters",
+                [torch.tensor([ord(character) for character in text]) for text in samples.texts],
+            )
+        before = self.settings.setdefault("tokens of entropy", kind)
+        if before != kind:
+            raise ValueError(
+                f"sets in one table must count the same tokens, got {before} and, in {samples.name}, {kind} tokens. "
+                "Judge them in two runs."
+            )
+        return tokens
+
+
+def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, in float32.
+
+    Raises:
+        ValueError: neither a folder nor a repository with such a model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        return model, AutoTokenizer.from_pretrained(tokenizer or name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--judge must name a causal language model with its tokenizer, got {name!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _texts(source: str) -> TextSamples:
+    samples = load_samples(source)
+    if not isinstance(samples, TextSamples):
+        raise ValueError(f"texts are compared with texts, got images in {source!r}.")
+    return samples
+
+
+def _mean_and_error(values: Sequence[float]) -> Measure:
+    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(sets: Sequence[Samples], args: argparse.Namespace) -> Report:
+    """Judge sets of one kind with what the arguments ask for."""
+    kinds = {type(samples) for samples in sets}
+    if len(kinds) != 1:
+        raise ValueError(f"sets in one table must be all images or all texts, got {[one.name for one in sets]}.")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    judges: dict[type, type[ImageJudge] | type[TextJudge]] = {ImageSamples: ImageJudge, TextSamples: TextJudge}
+    judge = judges[kinds.pop()](args, device)
+    results = []
+    for samples in sets:
+        cost = cost_of(Path(samples.name))
+        results.append(SetResult(samples.name, samples.count, judge(samples), samples.configuration, *cost))
+    return Report(rows_of(results), judge.legend, judge.settings | {"versions": _versions()})
+
+
+def _versions() -> str:
+    found = []
+    for name in ("hf-maskdiff", "torch", "transformers", "torch-fidelity", "faiss-cpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def run(args: argparse.Namespace) -> Report | None:
+    """The program; on several processes the samples are made by all and judged by the first, the others return None."""
+    check_arguments(args)
+    sources = args.samples
+    if args.pipeline:
+        state = start_processes()
+        sources = make_sets(args)
+        if not state.is_main_process:
+            return None
+    report = evaluate([load_samples(source) for source in sources], args)
+    print(report.table())
+    if args.output_dir is not None:
+        report.save(args.output_dir)
+    return report

@@ -1,0 +1,188 @@
+"""What an evaluation found: rows of measures with errors, as a table, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+Measure = tuple[float, float]  # value and error, NaN where none is known
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """What was measured on one set.
+
+    Args:
+        name: of the set.
+        num_samples: how many samples it has.
+        measures: value and error of each, by name.
+        configuration: how the set was made, where that is known.
+        passes: model passes a sample, a pass over part of a sample's positions counting as that part; None where
+            unknown.
+        seconds: that making the set took, of all processes together; None where unknown.
+    """
+
+    name: str
+    num_samples: int
+    measures: dict[str, Measure]
+    configuration: dict[str, Any] = field(default_factory=dict)
+    passes: float | None = None
+    seconds: float | None = None
+
+    @property
+    def seed(self) -> int | None:
+        return self.configuration.get("seed")
+
+    @property
+    def group(self) -> str:
+        """Equal for sets that are repetitions: made alike, but for the seed; a set of unknown origin stands alone."""
+        if not self.configuration:
+            return self.name
+        made = {name: value for name, value in self.configuration.items() if name != "seed"}
+        return json.dumps(made, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Repetitions of one set together.
+
+    Args:
+        name: of the sampler where it is known, else of the set.
+        sets: what it is the mean of.
+        measures: mean over the sets, and its standard error; of a single set that set's own.
+    """
+
+    name: str
+    sets: Sequence[SetResult]
+    measures: dict[str, Measure]
+
+    def mean(self, name: str) -> float | None:
+        """Of `passes` or `seconds`."""
+        values = [getattr(one, name) for one in self.sets]
+        return None if None in values else fmean(values)
+
+
+def rows_of(results: Sequence[SetResult]) -> list[Row]:
+    """Sets that differ in their seed alone become one row, in the order of the first of each."""
+    groups: dict[str, list[SetResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    return [Row(_label(sets), sets, _combine(sets)) for sets in groups.values()]
+
+
+def _combine(sets: Sequence[SetResult]) -> dict[str, Measure]:
+    if len(sets) == 1:
+        return sets[0].measures
+    combined = {}
+    for name in sets[0].measures:
+        values = [one.measures[name][0] for one in sets]
+        combined[name] = (fmean(values), stdev(values) / len(values) ** 0.5)
+    return combined
+
+
+def _label(sets: Sequence[SetResult]) -> str:
+    configuration = sets[0].configuration
+    if "scheduler" not in configuration:
+        return sets[0].name
+    parts = [configuration["scheduler"]["_class_name"].removesuffix("Scheduler")]
+    if configuration.get("num_inference_steps") is not None:
+        parts.append(f"{configuration['num_inference_steps']} steps")
+    if configuration.get("num_substeps", 1) > 1:
+        parts.append(f"R = {configuration['num_substeps']}")
+    return f"{', '.join(parts)} ({sets[0].name})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    Args:
+        rows: what was measured.
+        legend: what each measure is, by name.
+        settings: everything that the numbers depend on beside the sets: networks, judges, references, versions.
+    """
+
+    rows: Sequence[Row]
+    legend: dict[str, str]
+    settings: dict[str, Any]
+
+    def table(self) -> str:
+        """In Markdown, with the legend and the settings."""
+        names = list(self.legend)
+        lines = [_line("samples", "sets x samples", "seeds", *names, "passes", "seconds")]
+        lines.append(_line("---", "---:", "---", *["---:"] * (len(names) + 2)))
+        for row in self.rows:
+            seeds = ", ".join(str(one.seed) for one in row.sets if one.seed is not None)
+            sizes = "/".join(map(str, dict.fromkeys(one.num_samples for one in row.sets)))
+            values = [_with_error(row.measures[name]) for name in names]
+            cost = [_optional(row.mean(name)) for name in ("passes", "seconds")]
+            lines.append(_line(row.name, f"{len(row.sets)} x {sizes}", seeds, *values, *cost))
+        notes = [f"- {name}: {meaning}" for name, meaning in self.legend.items()]
+        notes.append("- passes: of the model, a sample; seconds: to make a set, of all processes; empty: not recorded")
+        notes.append("- errors: over sets where a row has several, else within the set, as said above")
+        settings = [f"- {name}: {value}" for name, value in self.settings.items()]
+        return "\n".join([*lines, "", *notes, "", *settings])
+
+    def save(self, folder: Path) -> None:
+        """`report.md`, `report.json` and `report.png`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(self.table() + "\n", encoding="utf-8")
+        content = {"settings": self.settings, "legend": self.legend, "rows": [_as_json(row) for row in self.rows]}
+        (folder / "report.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        self.plot(folder / "report.png")
+
+    def plot(self, path: Path) -> None:
+        """A panel a measure, a point with its error a row."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        names, places = list(self.legend), range(len(self.rows))
+        labels = [textwrap.fill(row.name, 40, break_on_hyphens=False) for row in self.rows]
+        size = (4 + 2.2 * len(names), 1.2 + 0.5 * len(self.rows))
+        figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for axis, name in zip(axes[0], names, strict=True):
+            values, errors = zip(*(row.measures[name] for row in self.rows), strict=True)
+            axis.errorbar(
+                values, places, xerr=[0 if math.isnan(error) else error for error in errors], fmt="o", capsize=3
+            )
+            axis.set(title=name, yticks=places, yticklabels=labels, ylim=(len(places) - 0.5, -0.5))
+            axis.grid(alpha=0.3)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    sets = [asdict(one) | {"measures": _named(one.measures)} for one in row.sets]
+    return {"name": row.name, "measures": _named(row.measures), "sets": sets}
+
+
+def _named(measures: dict[str, Measure]) -> dict[str, Any]:
+    return {name: {"value": value, "error": _number(error)} for name, (value, error) in measures.items()}
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _with_error(measure: Measure) -> str:
+    value, error = measure
+    if math.isnan(error):
+        return f"{value:.4g}"
+    digits = 3 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} +- {error:.{digits}f}"
+
+
+def _optional(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,0 +1,195 @@
+"""Sets of images or texts, wherever they lie: a folder, a set of `hf-maskdiff generate`, a data set of the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from hf_maskdiff.parallel import HIDDEN
+
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ImageSamples:
+    """Images that are read when they are asked for, so that a set may be larger than the memory.
+
+    Args:
+        name: where they come from.
+        count: how many.
+        read: the image of a number, from 0.
+        configuration: how they were made, where that is known.
+    """
+
+    name: str
+    count: int
+    read: Callable[[int], Image.Image]
+    configuration: dict[str, Any] = field(default_factory=dict)
+
+    def batches(self, mode: str, batch_size: int) -> Iterator[Tensor]:
+        """The images as uint8 `(batch_size, channels, height, width)`, in order.
+
+        Args:
+            mode: of PIL: "L" for one channel, "RGB" for three.
+
+        Raises:
+            ValueError: an image that cannot be read, or of another size than the first.
+        """
+        size = None
+        for start in range(0, self.count, batch_size):
+            batch = []
+            for index in range(start, min(start + batch_size, self.count)):
+                image = self._readable(index, mode)
+                size = size or image.size
+                if image.size != size:
+                    raise ValueError(
+                        f"all images must have one size, got {size[0]} x {size[1]} and, at number {index} of "
+                        f"{self.name}, {image.size[0]} x {image.size[1]}. Resize them first: it changes the score."
+                    )
+                batch.append(torch.tensor(np.asarray(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1))
+            yield torch.stack(batch)
+
+    def _readable(self, index: int, mode: str) -> Image.Image:
+        try:
+            return self.read(index).convert(mode)
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # Pillow says so of broken PNG files
+            raise ValueError(
+                f"every sample must be an image that can be read, got {error} at number {index} of {self.name}. "
+                "Remove it, or make it again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class TextSamples:
+    """Texts, and the tokens they were written in where the set has them.
+
+    Args:
+        name: where they come from.
+        texts: the texts.
+        tokens: int64 `(length,)` of each text, or None.
+        configuration: how they were made, where that is known.
+    """
+
+    name: str
+    texts: Sequence[str]
+    tokens: Sequence[Tensor] | None = None
+    configuration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.texts)
+
+
+Samples = ImageSamples | TextSamples
+
+
+def load_samples(source: str | Path) -> Samples:
+    """Opens a set: images where it holds any, else texts.
+
+    Example:
+        >>> load_samples("out/digits")  # written by `hf-maskdiff generate`
+        >>> load_samples("imagenet/train")  # a folder of image files, with sub-folders or without
+        >>> load_samples("plays")  # a folder of .txt files, a text each
+        >>> load_samples("ylecun/mnist:test")  # a split of a data set on the Hub; without a split: train
+
+    Args:
+        source: a folder of parquet files, of images, or of .txt files, whichever it holds, in this order; or what
+            `datasets.load_dataset` finds by name.
+
+    Raises:
+        ValueError: nothing to read there, or a set of `hf-maskdiff generate` that is not finished.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        return _of_hub(str(source))
+    if not folder.is_dir():
+        raise ValueError(f"samples must lie in a folder, got the file {str(source)!r}. Pass the folder.")
+    if any(folder.glob("*.parquet")) or (folder / HIDDEN).is_dir():
+        return _of_parquet(folder)
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if images:
+        return ImageSamples(str(source), len(images), lambda index: Image.open(images[index]))
+    files = sorted(folder.glob("*.txt"))
+    if files:
+        return TextSamples(str(source), [_text_of(path) for path in files])
+    raise ValueError(
+        f"a folder of samples must hold images, .txt files or parquet files, got {str(source)!r}, which holds none. "
+        "Check the path."
+    )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"every sample must be text in UTF-8, got {error} in {path}. Remove it, or make it again."
+        ) from error
+
+
+def _of_parquet(folder: Path) -> Samples:
+    import datasets
+
+    settings = folder / HIDDEN / "configuration.json"
+    configuration = json.loads(settings.read_text()) if settings.is_file() else {}
+    files = sorted(map(str, folder.glob("*.parquet")))
+    try:
+        rows = datasets.Dataset.from_parquet(files) if files else []
+    except Exception as error:  # of several libraries, by what is wrong with the file
+        raise ValueError(
+            f"the parquet files of {str(folder)!r} must be whole, got: {error}. Remove the damaged one and generate "
+            "the set again: what is there is kept."
+        ) from error
+    if len(rows) < configuration.get("num_samples", 1):
+        raise ValueError(
+            f"a set must be finished before it is judged, got {len(rows)} of {configuration.get('num_samples', 1)} "
+            f"samples in {str(folder)!r}. Run the same `generate` again: it makes what is missing."
+        )
+    return _of_rows(rows, str(folder), configuration)
+
+
+def _of_hub(name: str) -> Samples:
+    import datasets
+
+    repo, _, split = name.partition(":")
+    try:
+        rows = datasets.load_dataset(repo, split=split or "train")
+    except Exception as error:
+        raise ValueError(
+            f"samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got {name!r}: "
+            f"{error}"
+        ) from error
+    return _of_rows(rows, name, {})
+
+
+def _of_rows(rows: Any, name: str, configuration: dict[str, Any]) -> Samples:
+    import datasets
+
+    kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    if images:
+        # Bytes, so that a broken image is found by Pillow under this package's message.
+        raw = rows.select_columns(images[:1]).cast_column(images[0], datasets.Image(decode=False))
+        return ImageSamples(name, len(rows), lambda index: _decoded(raw[index][images[0]]), configuration)
+    strings = [column for column, kind in rows.features.items() if kind == datasets.Value("string")]
+    if "text" in strings or len(strings) == 1:
+        tokens = [torch.tensor(ids) for ids in rows["tokens"]] if "tokens" in kinds else None
+        return TextSamples(name, list(rows["text" if "text" in strings else strings[0]]), tokens, configuration)
+    raise ValueError(
+        f'a data set of samples must have a column of images, a column "text", or one column of strings, got '
+        f"{rows.features} in {name!r}."
+    )
+
+
+def _decoded(cell: dict[str, Any]) -> Image.Image:
+    import io
+
+    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
