@@ -1,7 +1,6 @@
 """LLaDA and Dream: published weights under Llama's and Qwen2's names, their logits, and what their loops write.
 
-Greedy runs are replayed to the token. Of runs with random order or random tokens the counts of every step are compared,
-and the first step with the draws that were recorded.
+All runs are replayed to the token, those with random order or random tokens with the draws that were recorded.
 """
 
 from __future__ import annotations
@@ -23,10 +22,20 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from hf_maskdiff import ConfidenceScheduler, MaskedDiffusionTextPipeline
+from hf_maskdiff import (
+    AncestralScheduler,
+    ConfidenceScheduler,
+    MaskedDiffusionTextPipeline,
+    MaskGITScheduler,
+    StepContext,
+    UniformScheduler,
+)
 from hf_maskdiff.conversion.text_models import dream_counts
 from hf_maskdiff.masking import planned_counts
 from hf_maskdiff.models.published_text import LLADA_KEYS, llama_config
+from hf_maskdiff.orders import negative_entropy
+from hf_maskdiff.sampling import Marginals
+from hf_maskdiff.schedulers import position_orders
 
 # Everything where HF_MASKDIFF_GOLDEN names a folder, else the part that is kept with the tests.
 GOLDEN = Path(os.environ.get("HF_MASKDIFF_GOLDEN", Path(__file__).parent / "golden"))
@@ -102,8 +111,34 @@ def test_every_released_weight_has_a_place() -> None:
     assert renamed == {name: list(weight.shape) for name, weight in model.state_dict().items()}
 
 
+class Run:
+    """A run of a pipeline: all that is written before each step and after the last one, each `(batch_size, length)`."""
+
+    def __init__(self, pipe: MaskedDiffusionTextPipeline, ids: Tensor) -> None:
+        self.pipe, self.states = pipe, [ids]
+
+    def block(self, size: int, num_steps: int) -> slice:
+        """Where the current block of `size` tokens stands, `num_steps` steps a block."""
+        first = self.states[0]
+        prompt_length = int((first[0] != self.pipe.mask_token_id).sum()) if size < first.shape[1] else 0
+        start = prompt_length + (len(self.states) - 1) // num_steps * size
+        return slice(start, start + size)
+
+    def __call__(self, num_inference_steps: int, **call: Any) -> Tensor:
+        def keep(pipe: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            state = self.states[-1].clone()
+            size = tensors["sequences"].shape[1]
+            state[:, self.block(size, num_inference_steps)] = tensors["sequences"]
+            self.states.append(state)
+            return tensors
+
+        call |= {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["sequences"]}
+        self.pipe(input_ids=self.states[0], num_inference_steps=num_inference_steps, **call)
+        return torch.stack(self.states)
+
+
 @pytest.mark.parametrize("path", traces(*LLADA))
-def test_llada(path: Path) -> None:
+def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, trace = read(path)
     pipe = open_pipeline(path.parent)
     length, block, steps = (int(settings[name]) for name in ("gen_length", "block_length", "steps"))
@@ -112,60 +147,92 @@ def test_llada(path: Path) -> None:
     counts = planned_counts(torch.tensor([block]), per_block, "linear", "even").flatten().tolist()
     assert (masked[:-1] - masked[1:]).tolist() == [[n, n] for n in (counts * (length // block))[:-1]]
 
-    greedy = settings["temperature"] == "0.0" and settings["remasking"] == "low_confidence"
     assert pipe.scheduler.config.token_temperature == 0
     rows, final = starts(trace, mask), trace["final"]
     call = {"num_inference_steps": per_block, "block_length": block, "guidance_scale": 1 + float(settings["cfg_scale"])}
-    if greedy:
+    if "attention_mask" in trace:
         for i, row in enumerate(rows):
             output = pipe(input_ids=row, **call)
             assert output.sequences[0][-length:].tolist() == final[i, -length:].tolist()
             assert output.num_model_passes == [steps]
         return
-    first, second = trace["inputs"][:2]
-    with torch.no_grad():
-        logits = pipe.denoiser(first)
-    new = first != second
-    if settings["remasking"] == "random":
-        order = torch.where(first == mask, trace["rand"][0].double(), -1.0)
-        drawn = logits.argmax(-1)
-    else:
-        noise = -float(settings["temperature"]) * torch.log(-torch.log(trace["rand_f64"][0]))
-        drawn = (logits.double() + noise).argmax(-1)
-        order = torch.where(first == mask, logits.softmax(-1).gather(-1, drawn[..., None])[..., 0].double(), -1.0)
-    order[:, first.shape[1] - length + block :] = -1
-    chosen = torch.zeros_like(new).scatter(1, order.topk(counts[0]).indices, True)
-    assert torch.equal(new, chosen)
-    assert torch.equal(second[new], drawn[new])
+    run, config = Run(pipe, torch.cat(rows)), pipe.scheduler.config
+
+    def now(noise: Tensor) -> Tensor:  # of this step, at the current block
+        return noise[len(run.states) - 1][:, run.block(block, per_block)]
+
+    if settings["remasking"] == "random":  # the order is noise, tokens are the most probable ones
+        pipe.scheduler = UniformScheduler.from_config(config, top_k=1, choice_temperature=None)
+        monkeypatch.setattr(position_orders, "uniform", lambda *_: now(trace["rand"]))
+    elif settings["temperature"] != "0.0":  # the order is how probable the token is that was drawn: MaskGIT's
+        pipe.scheduler = MaskGITScheduler.from_config(config, choice_temperature=0.0)
+
+        def draw_all(marginals: Marginals, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+            noise = -float(settings["temperature"]) * (-now(trace["rand_f64"]).log()).log()
+            tokens = (marginals.logits.double() + noise).argmax(-1)
+            return tokens, marginals.logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].double()
+
+        monkeypatch.setattr(Marginals, "draw_all", draw_all)
+    states = run(**call)
+    assert torch.equal(states[:-1], trace["inputs"])
+    assert torch.equal(states[-1], final)
 
 
 @pytest.mark.parametrize("path", traces(DREAM))
-def test_dream(path: Path) -> None:
+def test_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, trace = read(path)
     pipe = open_pipeline(path.parent)
     length, steps, mask = int(settings["max_new_tokens"]), int(settings["steps"]), pipe.mask_token_id
     table = dream_counts(length, steps, float(settings["eps"]))
-
-    first, second = trace["inputs"][:2]
-    with torch.no_grad():
-        logits = pipe.denoiser(first, attention_mask=None)
-    new = first != second
-    if settings["alg"] == "origin":  # each position by a coin of its own: no count is planned
-        coins = trace["rand_flat"][: int(trace["rand_lens"][0])]
-        assert torch.equal(new[first == mask], coins < (1 - float(settings["eps"])) / steps)
-        assert torch.equal(second[new], logits.argmax(-1)[new])
-        return
+    rows, greedy = starts(trace, mask), settings["temperature"] == "0.0"
     masked = (trace["inputs"] == mask).sum(-1)
-    assert masked.tolist() == [[length - done] * 2 for done in [0, *table[:-1]]]
-    if settings["temperature"] == "0.0":
+    if settings["alg"] == "origin":  # each position by a coin of its own: no count is planned
+        pipe.scheduler = AncestralScheduler(mask, top_k=1)
+        coins = trace["rand_flat"].double().split(trace["rand_lens"].tolist())
+
+        def uniform(context: StepContext, purpose: object) -> Tensor:
+            noise = torch.ones(context.tokens.shape, dtype=torch.float64)
+            return noise.masked_scatter_(context.masked, coins[context.step_index])
+
+        monkeypatch.setattr(StepContext, "uniform", uniform)
+    else:
+        assert masked.tolist() == [[length - done] * 2 for done in [0, *table[:-1]]]
         pipe.scheduler = ConfidenceScheduler(mask, None, table, measure=MEASURES[settings["alg"]], token_temperature=0)
-        for i, row in enumerate(starts(trace, mask)):
+    if greedy and "attention_mask" in trace:
+        for i, row in enumerate(rows):
             made = pipe(input_ids=row, num_inference_steps=steps).sequences[0]
             assert made[-length:].tolist() == trace["final"][i, -length:].tolist()
         return
-    allowed = logits / float(settings["temperature"])
-    best = allowed.topk(int(settings["top_k"])).indices
-    assert bool((best[new] == second[new][:, None]).any(-1).all())
+    if greedy:
+        states = Run(pipe, torch.cat(rows))(num_inference_steps=steps)
+    else:
+        states = drawn_states(pipe, torch.cat(rows), table, settings)
+    assert torch.equal(states[:-1], trace["inputs"])
+    assert torch.equal(states[1:], trace["history"])
+    assert torch.equal(states[-1], trace["final"])
+
+
+@torch.no_grad()
+def drawn_states(pipe: MaskedDiffusionTextPipeline, ids: Tensor, table: list[int], settings: dict[str, str]) -> Tensor:
+    """A run whose draws are those of torch's global generator: first all tokens, then which of them are written.
+
+    The nucleus is taken before the `top_k` most probable tokens, in our schedulers after them.
+    """
+    mask, temperature = pipe.mask_token_id, float(settings["temperature"])
+    torch.manual_seed(int(settings["seed"]))
+    states = [ids]
+    for count in torch.tensor([0, *table]).diff().tolist():
+        ids, masked = ids.clone(), ids == mask
+        nucleus = Marginals(pipe.denoiser(ids), -1, temperature=temperature, top_p=float(settings["top_p"]))
+        (rows,) = nucleus.reduce(lambda block: (block,), masked.flatten().nonzero()[:, 0])
+        allowed = Marginals(rows[None], -1, top_k=int(settings["top_k"]))
+        (rows,) = allowed.reduce(lambda block: (block,), torch.arange(len(rows)))
+        certainty = torch.full(ids.shape, -torch.inf).masked_scatter_(masked, negative_entropy(rows.clone()))
+        tokens = torch.zeros_like(ids).masked_scatter_(masked, torch.multinomial(rows.softmax(-1), 1, True)[:, 0])
+        chosen = torch.multinomial((certainty / float(settings["alg_temp"])).softmax(-1), count)
+        ids.scatter_(1, chosen, tokens.gather(1, chosen))
+        states.append(ids)
+    return torch.stack(states)
 
 
 def test_repositories_bring_their_own_tokenizers(tmp_path: Path) -> None:

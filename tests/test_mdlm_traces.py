@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -24,25 +25,35 @@ Trace = dict[str, Tensor]
 class Upstream:
     """The original's updates, with a count of model calls and a record of what the model was given."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = MDLMTransformer.from_pretrained(folder)
-        self.mask = self.model.config.vocab_size - 1
+    def __init__(self, model: Callable[[Tensor], Tensor], mask: int) -> None:
+        self.model, self.mask = model, mask
         self.inputs: list[Tensor] = []
 
+    @classmethod
+    def of(cls, folder: Path) -> Upstream:
+        model = MDLMTransformer.from_pretrained(folder)
+        return cls(lambda sample: model(sample).logits, model.config.vocab_size - 1)
+
     @torch.no_grad()
-    def probabilities(self, sample: Tensor) -> Tensor:
+    def log_probabilities(self, sample: Tensor) -> Tensor:
         self.inputs.append(sample)
-        return subs_log_probs(self.model(sample).logits, sample, self.mask).exp()
+        return subs_log_probs(self.model(sample), sample, self.mask)
+
+    def probabilities(self, sample: Tensor) -> Tensor:
+        return self.log_probabilities(sample).exp()
 
     def draw(self, probs: Tensor, before: Tensor, after: Tensor, sample: Tensor, uniform: Tensor) -> Tensor:
         """One update from a share `before` of masks to a share `after`."""
         masses = probs * (before - after)
         masses[..., self.mask] = after
-        drawn = (masses / (1e-10 - (uniform + 1e-10).log())).argmax(-1)
-        return torch.where(sample == self.mask, drawn, sample)
+        return torch.where(sample == self.mask, largest(masses, uniform), sample)
 
     def finish(self, sample: Tensor) -> Tensor:
         return self.probabilities(sample).argmax(-1)
+
+
+def largest(masses: Tensor, uniform: Tensor) -> Tensor:
+    return (masses / (1e-10 - (uniform + 1e-10).log())).argmax(-1)
 
 
 def load(path: Path) -> tuple[Trace, dict[str, str]]:
@@ -73,8 +84,22 @@ def by_time(t: Tensor) -> Tensor:
 )
 def test_ancestral_updates(golden_folder: Path, name: str, share: Callable[[Tensor], Tensor], reuses: bool) -> None:
     trace, arguments = load(golden_folder / "mdlm" / f"trace_{name}.safetensors")
-    upstream, steps = Upstream(golden_folder / "mdlm"), int(arguments["steps"])
-    step = (1 - float(arguments["eps"])) / steps
+    replay_updates(Upstream.of(golden_folder / "mdlm"), trace, arguments, share, reuses)
+
+
+@pytest.mark.parametrize(("name", "share", "reuses"), [("ddpm", by_schedule, False), ("ddpm_cache", by_time, True)])
+def test_ancestral_updates_on_fixed_logits(
+    golden_folder: Path, name: str, share: Callable[[Tensor], Tensor], reuses: bool
+) -> None:
+    trace, arguments = load(golden_folder / "samplers" / f"mdlm_{name}_fixed_logits.safetensors")
+    upstream = Upstream(lambda sample: trace["logits"], int(arguments["mask_index"]))
+    replay_updates(upstream, trace, arguments, share, reuses)
+
+
+def replay_updates(
+    upstream: Upstream, trace: Trace, arguments: dict[str, str], share: Callable[[Tensor], Tensor], reuses: bool
+) -> None:
+    step = (1 - float(arguments["eps"])) / int(arguments["steps"])
     sample = torch.full_like(trace["final"], upstream.mask)
     draws = noise(trace, arguments, (*sample.shape, upstream.mask + 1))
     probs, hits = None, []
@@ -90,9 +115,40 @@ def test_ancestral_updates(golden_folder: Path, name: str, share: Callable[[Tens
     assert hits == trace["cache_hit"].tolist()
 
 
+def test_updates_by_the_score(golden_folder: Path) -> None:
+    """The "analytic" sampler: how much likelier each token is than the mask, carried back over a step of the noise."""
+    trace, arguments = load(golden_folder / "mdlm" / "trace_analytic.safetensors")
+    upstream, step = Upstream.of(golden_folder / "mdlm"), (1 - float(arguments["eps"])) / int(arguments["steps"])
+    mask, sample = upstream.mask, torch.full_like(trace["final"], upstream.mask)
+
+    def noise_at(t: Tensor) -> Tensor:
+        return -torch.log1p(-by_schedule(t))
+
+    def masses(sample: Tensor, sigma: Tensor, change: Tensor) -> Tensor:
+        masked = (sample == mask)[..., None]
+        probs = upstream.probabilities(sample)  # of known tokens: 1 at their own
+        score = torch.where(masked, probs / sigma.expm1(), probs)
+        score[..., mask] = torch.where(masked[..., 0], 1.0, sigma.expm1())
+        back = score * change.exp()
+        back[..., mask] += (1 - change.exp()) * score.sum(-1)
+        stays = F.one_hot(sample, mask + 1) * (-change).exp()
+        return back * (stays + masked * (1 - (-change).exp()))
+
+    for n, t in enumerate(trace["t"]):
+        assert torch.equal(sample, trace["x_in"][n])
+        sigma = noise_at(t)
+        sample = largest(masses(sample, sigma, sigma - noise_at(t - step)), trace["u"][n])
+        assert torch.equal(sample, trace["x_out"][n])
+    sigma = noise_at(torch.tensor(float(arguments["eps"])))
+    last = masses(sample, sigma, sigma)
+    last[..., mask] = 0
+    assert torch.equal(largest(last, trace["u_denoise"]), trace["final"])
+    assert len(upstream.inputs) == int(trace["nfe"])
+
+
 def test_windows_from_left_to_right(golden_folder: Path) -> None:
     trace, arguments = load(golden_folder / "mdlm" / "trace_semi_ar.safetensors")
-    upstream, step = Upstream(golden_folder / "mdlm"), float(arguments["dt"])
+    upstream, step = Upstream.of(golden_folder / "mdlm"), float(arguments["dt"])
     stride, draws, pieces, known, changes = int(arguments["stride_length"]), iter(trace["u"]), [], None, 0
     num_rows, length = trace["backbone_inputs"].shape[1:]
     for _ in range(int(arguments["num_strides"]) + 1):
