@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run(args)
     except (ValueError, OSError) as error:  # the package's say rule, value and remedy
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,46 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_maskdiff import MaskGITPipeline, MDLMPipeline, MDLMTransformer, MomentScheduler, parallel
+from hf_maskdiff import (
+    MaskedDiffusionTextPipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+    MDLMTransformer,
+    MomentScheduler,
+    generation,
+    parallel,
+)
 from hf_maskdiff.cli import main
 from hf_maskdiff.generation import add_arguments, load_pipeline
-from hf_maskdiff.parallel import SampleSet, blocks_of, plan_batches, seed_of, start_processes, write_atomically
+from hf_maskdiff.parallel import (
+    SampleSet,
+    blocks_of,
+    cost_of,
+    cover,
+    plan_batches,
+    seed_of,
+    start_processes,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "generate_dataset.py"
 FULL = OSError(errno.ENOSPC, "No space left on device")
+CONFIGURATION = {"num_samples": 20, "shard_size": 16, "block_size": 8}
+KINDS = ["images", "texts", "answers"]
 
 
 @pytest.fixture(scope="module")
 def pipelines(make_pipeline: Callable[..., MaskGITPipeline], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two tiny pipelines, `images` and `texts`."""
+    """A folder of a tiny pipeline of each class."""
     folder = tmp_path_factory.mktemp("pipelines")
     pipe = make_pipeline()
     pipe.vqvae.quantize.embedding.weight.data.normal_()
@@ -60,11 +81,18 @@ def pipelines(make_pipeline: Callable[..., MaskGITPipeline], tmp_path_factory: p
         torch.nn.init.normal_(parameter, std=0.3)
     scheduler = MomentScheduler(mask_token_id=31, codebook_size=31, masking_schedule="linear")
     MDLMPipeline(words, model.eval(), scheduler).save_pretrained(folder / "texts")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
+    for parameter in llama.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    MaskedDiffusionTextPipeline(words, llama.eval(), scheduler).save_pretrained(folder / "answers")
     return folder
 
 
 def arguments(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> list[str]:
     required = ["--pipeline", str(pipeline), "--num_samples", str(num_samples), "--output_dir", str(folder)]
+    required += ["--max_new_tokens", "8"] if pipeline.name == "answers" else []
     return [*required, "--num_inference_steps", "3", "--shard_size", "16", *more]
 
 
@@ -73,15 +101,18 @@ def make(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> Pat
     return folder
 
 
-def launch(pipeline: Path, folder: Path, num_samples: int, *more: str) -> subprocess.Popen:
+TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+TWO = (*TWO, "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+def launch(
+    pipeline: Path, folder: Path, num_samples: int, *more: str, how: Sequence[str] = TWO, **options: Any
+) -> subprocess.Popen:
     """Two real processes on this CPU; see the header of the example."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how]
     command += [str(EXAMPLE), *arguments(pipeline, folder, num_samples, *more)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **options)
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -120,6 +151,13 @@ def test_every_sample_that_is_missing_is_planned_once(
         assert {i for block in blocks for i in block if i < num_samples} == set(batch)
 
 
+@given(spans=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=8), stop=st.integers(1, 12))
+def test_ranges_that_overlap_cover_each_sample_once(spans: list[tuple[int, int]], stop: int) -> None:
+    ranges = [(begin, min(begin + size, stop)) for begin, size in spans if begin < stop]
+    found = [i for (begin, end), skipped in cover(ranges, 0, stop) for i in range(begin + skipped, end)]
+    assert found == (list(range(stop)) if {i for span in ranges for i in range(*span)} == set(range(stop)) else [])
+
+
 def test_a_seed_is_a_function_of_base_seed_and_index() -> None:
     seeds = {seed_of(base, index) for base in range(20) for index in range(50)}
     assert len(seeds) == 1000
@@ -148,6 +186,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_what_to_do(
     assert [found.name for found in tmp_path.rglob("*") if found.is_file()] == ["file"]
 
 
+def test_what_a_set_cost_is_known_after_a_kill_within_the_log(pipelines: Path, tmp_path: Path) -> None:
+    samples = SampleSet(make(pipelines / "images", tmp_path / "set", 20, "--batch_size", "8"), CONFIGURATION)
+    passes, seconds = cost_of(samples.folder)
+    assert passes == pytest.approx(3)
+    assert seconds > 0
+    log = samples.hidden / "cost-0.jsonl"
+    log.write_text(log.read_text()[:-5])
+    samples.log_cost(0, 4, 10.0, 4 * 5)
+    assert cost_of(samples.folder)[0] == pytest.approx((16 * 3 + 4 * 5) / 20)
+
+
 def test_damaged_files_are_made_again(pipelines: Path, tmp_path: Path) -> None:
     expected = shards(make(pipelines / "images", tmp_path / "set"))
     first, second = sorted((tmp_path / "set").glob("*.parquet"))
@@ -156,17 +205,33 @@ def test_damaged_files_are_made_again(pipelines: Path, tmp_path: Path) -> None:
     assert shards(make(pipelines / "images", tmp_path / "set")) == expected
 
 
+def test_two_runs_in_one_folder_make_one_set(pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a launcher is killed, its workers are not, and the set is completed with other batches beside them."""
+    expected = shards(make(pipelines / "images", tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        context.setattr(SampleSet, "finish_shards", lambda _: True)
+        make(pipelines / "images", tmp_path / "set", 20, "--batch_size", "8")
+        context.setattr(SampleSet, "ranges", lambda _: [])
+        make(pipelines / "images", tmp_path / "set", 20, "--batch_size", "16")
+    parts = sorted(path.name for path in (tmp_path / "set" / parallel.HIDDEN).glob("part-*"))
+    assert [name[5:24] for name in parts] == [
+        "000000000-000000008",
+        "000000000-000000016",
+        "000000008-000000016",
+        "000000016-000000020",
+    ]
+    assert shards(make(pipelines / "images", tmp_path / "set")) == expected
+    assert not list((tmp_path / "set" / parallel.HIDDEN).glob("part-*"))
+
+
 # --- what a set holds -------------------------------------------------------------------------------------------------
 
 
 def test_images_open_with_labels_and_seeds_and_are_the_pipeline_s(pipelines: Path, tmp_path: Path) -> None:
     folder = make(pipelines / "images", tmp_path / "set", 20, "--seed", "5", "--guidance_scale", "2.0")
+    (folder / parallel.HIDDEN / "part-000000020-000000028.parquet").write_bytes(b"another set's, half a batch")
     found = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"), split="train")
-    assert (
-        found["index"] == list(range(20))
-        if isinstance(found["index"], list)
-        else list(found["index"]) == list(range(20))
-    )
+    assert list(found["index"]) == list(range(20))
     assert list(found["label"]) == [i % 3 for i in range(20)]
     assert list(found["seed"]) == [seed_of(5, i) for i in range(20)]
     pipe = MaskGITPipeline.from_pretrained(pipelines / "images")
@@ -202,7 +267,7 @@ def test_classes_are_those_that_are_asked_for(pipelines: Path, tmp_path: Path) -
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_matter(pipelines: Path, tmp_path: Path, kind: str) -> None:
     sets = [shards(make(pipelines / kind, tmp_path / size, 70, "--batch_size", size)) for size in ("1", "7", "64")]
     assert len(sets[0]) == 5
@@ -229,34 +294,106 @@ def test_samplers_whose_steps_depend_on_the_batch_and_partial_caching(
     assert sets[0] != shards(make(pipelines / "texts", tmp_path / "plain", 20))
 
 
-@pytest.mark.parametrize(("kind", "num_samples"), [("images", 40), ("texts", 5), ("images", 1)])
-def test_two_processes_make_what_one_makes(pipelines: Path, tmp_path: Path, kind: str, num_samples: int) -> None:
-    process = launch(pipelines / kind, tmp_path / "two", num_samples, "--batch_size", "8")
+@pytest.mark.parametrize(
+    ("kind", "num_samples", "block_size"),
+    [("images", 40, "8"), ("texts", 5, "8"), ("images", 5, "2"), ("answers", 5, "2"), ("images", 1, "8")],
+)
+def test_two_processes_make_what_one_makes(
+    pipelines: Path, tmp_path: Path, kind: str, num_samples: int, block_size: str
+) -> None:
+    more = ("--block_size", block_size)
+    process = launch(pipelines / kind, tmp_path / "two", num_samples, *more, "--batch_size", block_size)
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert printed.count("open it with") == 1
-    assert shards(tmp_path / "two") == shards(make(pipelines / kind, tmp_path / "one", num_samples))
+    assert shards(tmp_path / "two") == shards(make(pipelines / kind, tmp_path / "one", num_samples, *more))
+
+
+def test_both_processes_work_and_one_bar_counts_what_they_made(pipelines: Path, tmp_path: Path) -> None:
+    process = launch(pipelines / "images", tmp_path / "set", 160, "--batch_size", "8", "--shard_size", "160")
+    writers: set[str] = set()
+    while process.poll() is None:
+        partial = (path.name for path in (tmp_path / "set" / parallel.HIDDEN).glob(".part-*.partial"))
+        writers |= {name.split(".")[-2] for name in partial}
+    bars = [line for line in re.split(r"[\r\n]+", process.stdout.read()) if "%|" in line and "Loading" not in line]
+    counts = [re.search(r"(\d+)/160 \[.*sample/s\]", line) for line in bars]
+    assert all(counts), bars
+    made = [int(count[1]) for count in counts]
+    assert made == sorted(made)
+    assert made[-1] == 160
+    assert len(writers) == 2
+
+
+CONFIG = """\
+compute_environment: LOCAL_MACHINE
+debug: false
+distributed_type: {kind}
+downcast_bf16: 'no'
+dynamo_config: {{dynamo_backend: INDUCTOR}}
+gpu_ids: all
+machine_rank: 0
+main_process_port: 0
+main_training_function: main
+mixed_precision: bf16
+num_machines: 1
+num_processes: 2
+rdzv_backend: static
+same_network: true
+use_cpu: {use_cpu}
+"""
+
+
+@pytest.mark.parametrize(("kind", "use_cpu"), [("MULTI_GPU", "false"), ("MULTI_CPU", "true")])
+def test_the_file_that_accelerate_config_writes(pipelines: Path, tmp_path: Path, kind: str, use_cpu: str) -> None:
+    """It says which processes; precision and compilation are arguments. (For MULTI_CPU accelerate starts one.)"""
+    (tmp_path / "config.yaml").write_text(CONFIG.format(kind=kind, use_cpu=use_cpu))
+    how = ("--config_file", str(tmp_path / "config.yaml"))
+    process = launch(pipelines / "images", tmp_path / "set", 20, "--batch_size", "8", how=how)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert shards(tmp_path / "set") == shards(make(pipelines / "images", tmp_path / "one", 20))
+
+
+def test_a_config_without_gpus_is_heard_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(parallel, "PartialState", lambda cpu, timeout: started.append(cpu))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for use_cpu in ("True", "False"):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+        start_processes()
+    assert started == [True, False]
 
 
 # --- stops ------------------------------------------------------------------------------------------------------------
 
 
 def test_killed_at_random_moments_and_completed(pipelines: Path, tmp_path: Path) -> None:
-    expected = shards(make(pipelines / "images", tmp_path / "whole", 400))
-    chance, kills, context = random.Random(0), 0, multiprocessing.get_context("fork")
+    num_samples, chance, context = 800, random.Random(0), multiprocessing.get_context("fork")
+    expected = shards(make(pipelines / "images", tmp_path / "whole", num_samples))
     for _ in range(3):
         more = ("--batch_size", "8")
-        process = context.Process(target=make, args=(pipelines / "images", tmp_path / "killed", 400, *more))
+        process = context.Process(target=make, args=(pipelines / "images", tmp_path / "killed", num_samples, *more))
+        before = files(tmp_path / "killed")
         process.start()
-        process.join(chance.uniform(0.1, 0.5))
-        kills += process.is_alive()
+        wait_for_a_file(tmp_path / "killed", before, process.is_alive)
+        process.join(chance.uniform(0, 0.3))
+        assert process.is_alive(), "it was done before it could be killed"
         process.kill()
         process.join()
-    assert kills
-    whole = {name: expected[name] for name in shards(tmp_path / "killed")}
-    assert shards(tmp_path / "killed") == whole
-    assert shards(make(pipelines / "images", tmp_path / "killed", 400)) == expected
-    assert os.listdir(tmp_path / "killed" / parallel.HIDDEN) == ["configuration.json"]
+        assert shards(tmp_path / "killed").items() <= expected.items()
+    assert shards(make(pipelines / "images", tmp_path / "killed", num_samples)) == expected
+    assert not [path for path in files(tmp_path / "killed") if "part" in path.name]
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_a_file(folder: Path, before: set[Path], is_alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not [path for path in files(folder) - before if "part-" in path.name] and is_alive():
+        assert time.monotonic() < end, "nothing was written"
+        time.sleep(0.01)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -268,25 +405,26 @@ def kill(process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_two_processes_killed_twenty_times(pipelines: Path, tmp_path: Path) -> None:
-    """Each is killed between 1 and 4 seconds after it has begun to write, until the set is complete."""
-    num_samples, chance, kills = 40_000, random.Random(1), 0
-    while kills < 20:
-        parts = tmp_path / "killed" / parallel.HIDDEN
-        before = set(parts.rglob("*"))
+    """Each within two seconds of its first batch."""
+    num_samples, chance, started = 20_000, random.Random(1), time.monotonic()
+    expected = shards(make(pipelines / "images", tmp_path / "whole", num_samples))
+    cut = 0
+    for k in range(20):
+        before = files(tmp_path / "killed")
         process = launch(pipelines / "images", tmp_path / "killed", num_samples, "--batch_size", "8")
-        end = time.monotonic() + 120
-        while set(parts.rglob("*")) <= before and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
+        wait_for_a_file(tmp_path / "killed", before, lambda process=process: process.poll() is None)
         time.sleep(chance.uniform(0, 2))
-        if process.poll() is not None:
-            break
-        kills += 1
+        assert process.poll() is None, f"launch {k} was done before it could be killed"
         kill(process)
         process.communicate(timeout=60)
-    print(f"{kills} kills")
-    assert kills >= 10
-    completed = shards(make(pipelines / "images", tmp_path / "killed", num_samples))
-    assert completed == shards(make(pipelines / "images", tmp_path / "whole", num_samples))
+        cut += any(path.suffix == ".partial" for path in files(tmp_path / "killed"))
+        assert shards(tmp_path / "killed").items() <= expected.items()
+        whole = [path for path in files(tmp_path / "killed") if path.suffix == ".parquet"]
+        made = sum(pq.read_metadata(path).num_rows for path in whole)  # raises where one is corrupt
+    assert shards(make(pipelines / "images", tmp_path / "killed", num_samples)) == expected
+    assert not [path for path in files(tmp_path / "killed") if "part" in path.name]
+    seconds = time.monotonic() - started
+    print(f"20 kills, {cut} within a file, {made} of {num_samples} samples before the last run, {seconds:.0f} s in all")
 
 
 def test_what_is_done_is_not_made_again(
@@ -342,6 +480,26 @@ def test_a_real_limit_stops_the_program_and_loses_nothing(pipelines: Path, tmp_p
     assert shards(make(pipelines / "images", tmp_path / "set", 64, "--shard_size", "64")) == shards(whole)
 
 
+@pytest.mark.parametrize(("limit", "parts"), [(6000, 8), (1000, 0)])
+def test_two_processes_that_cannot_write_stop_both(pipelines: Path, tmp_path: Path, limit: int, parts: int) -> None:
+    """Where a shard does not fit one of them notices, where a part does not both do; neither waits for the other."""
+    more = ("--batch_size", "8", "--shard_size", "64")
+    process = launch(
+        pipelines / "images",
+        tmp_path / "set",
+        64,
+        *more,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode != 0
+    assert "generate_dataset.py: error: [Errno 27] File too large; what is finished is kept. Make room" in printed
+    assert len(list((tmp_path / "set" / parallel.HIDDEN).glob("part-*"))) == parts
+    assert shards(make(pipelines / "images", tmp_path / "set", 64, *more)) == shards(
+        make(pipelines / "images", tmp_path / "whole", 64, *more)
+    )
+
+
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +510,32 @@ def test_no_samples_and_other_impossible_numbers(
     assert main(["generate", *arguments(pipelines / "images", tmp_path / "set", 5, f"--{name}", "0")]) == 1
     assert f"`{name}` must be at least 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("images", ("--prompt_file", "FILE"), "`prompt_file` must be left out for a pipeline of images"),
+        ("images", ("--max_new_tokens", "5"), "`max_new_tokens` must be left out for a pipeline of images, got 5"),
+        ("texts", ("--class_labels", "1"), r"`class_labels` must be left out for a pipeline of texts, got [1]"),
+        ("images", ("--class_labels", "3"), "`class_labels` must be in 0 .. 2, got 3"),
+        ("texts", ("--prompt_file", "EMPTY"), "`prompt_file` must hold a prompt a line, got an empty file"),
+        ("texts", ("--prompt_file", "BLANK"), "`prompt_file` must hold a prompt a line, got nothing in line 2"),
+        ("texts", ("--prompt_file", "MISSING"), "No such file or directory: "),
+        ("images", ("--device_map", "auto"), "`device_map` must be one that diffusers knows, got 'auto': "),
+        ("images", ("--num_inference_steps", "0"), "`num_inference_steps` must be an integer of at least 1, got 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    pipelines: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, more: tuple[str, ...], message: str
+) -> None:
+    """They are refused, not ignored, and the folder is not spoilt by them."""
+    for name, content in (("FILE", "w1\n"), ("EMPTY", ""), ("BLANK", "w1\n \nw2\n")):
+        (tmp_path / name).write_text(content)
+    given = [str(tmp_path / one) if one.isupper() else one for one in more]
+    assert main(["generate", *arguments(pipelines / kind, tmp_path / "set", 5, *given)]) == 1
+    assert message in capsys.readouterr().err
+    assert len(tokens(make(pipelines / kind, tmp_path / "set", 5))) == 5
 
 
 @pytest.mark.parametrize(
@@ -380,11 +564,23 @@ def test_a_folder_of_other_things_is_refused(pipelines: Path, tmp_path: Path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_example_says_the_same(pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_says_the_same(
+    pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(sys, "argv", ["generate_dataset.py", *arguments(pipelines / "images", tmp_path / "set", 0)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert stopped.value.code == 2
+    refused = "generate_dataset.py: error: `num_samples` must be at least 1, got 0. Pass a positive number.\n"
+    assert capsys.readouterr().err == refused
+
+
+def test_two_processes_refuse_to_make_nothing(pipelines: Path, tmp_path: Path) -> None:
+    process = launch(pipelines / "images", tmp_path / "set", 0)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode != 0
+    assert "generate_dataset.py: error: `num_samples` must be at least 1, got 0" in printed
+    assert not (tmp_path / "set").exists()
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
@@ -392,7 +588,7 @@ def test_the_example_says_the_same(pipelines: Path, tmp_path: Path, monkeypatch:
 PLACEMENTS = [("--device_map", "balanced"), ("--device_map", "cpu"), ("--model_cpu_offload",), ("--group_offload",)]
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_substeps", ["1", "2"])
 def test_the_same_tokens_wherever_the_weights_are(
     pipelines: Path, tmp_path: Path, kind: str, num_substeps: str
@@ -403,7 +599,22 @@ def test_the_same_tokens_wherever_the_weights_are(
         assert tokens(make(pipelines / kind, tmp_path / str(k), 8, *more, *placement)) == expected, placement
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_placement_is_not_ignored(pipelines: Path, tmp_path: Path, kind: str) -> None:
+    def load(*placement: str) -> Any:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return load_pipeline(parser.parse_args(arguments(pipelines / kind, tmp_path, 8, *placement)), start_processes())
+
+    assert load().hf_device_map is None
+    assert load("--device_map", "cpu").hf_device_map is not None
+    assert not hasattr(load().transformer, "_hf_hook")
+    assert hasattr(load("--model_cpu_offload").transformer, "_hf_hook")
+    assert not _is_group_offload_enabled(load().transformer)
+    assert _is_group_offload_enabled(load("--group_offload").transformer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_substeps", ["1", "2"])
 def test_compiled_and_in_half_precision(
     pipelines: Path, tmp_path: Path, kind: str, num_substeps: str, monkeypatch: pytest.MonkeyPatch
@@ -430,7 +641,7 @@ def test_compiled_and_in_half_precision(
 def test_the_dtype_is_that_of_the_weights(pipelines: Path, tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    for kind, dtype in product(("images", "texts"), ("float32", "bfloat16")):
+    for kind, dtype in product(KINDS, ("float32", "bfloat16")):
         args = parser.parse_args(arguments(pipelines / kind, tmp_path, 8, "--dtype", dtype))
         assert load_pipeline(args, start_processes()).transformer.dtype == getattr(torch, dtype)
 
@@ -446,3 +657,50 @@ def test_a_pushed_set_has_a_card_and_its_shards(pipelines: Path, tmp_path: Path,
     assert all(files[name] == content for name, content in shards(folder).items())
     assert '"num_samples": 20' in files["README.md"].decode()
     assert "POST /api/datasets/me/digits/commit/main" in hub.requests
+
+
+def test_a_set_that_cannot_be_pushed_is_kept(
+    pipelines: Path,
+    tmp_path: Path,
+    hub: hub_server.LoopbackHub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Who may not write learns it before a sample is made; a network that fails later costs no sample."""
+    for repository in ("you/digits", "no name"):
+        given = arguments(pipelines / "images", tmp_path / "set", 5, "--push_to_hub", repository)
+        assert main(["generate", *given]) == 1
+        assert f"`push_to_hub` must name a data set of the Hub that you may write to, got {repository!r}" in (
+            capsys.readouterr().err
+        )
+        assert not (tmp_path / "set").exists()
+    given = arguments(pipelines / "images", tmp_path / "set", 5, "--push_to_hub", "me/digits")
+    with monkeypatch.context() as context:
+        context.setattr(generation, "upload_folder", lambda **_: 1 / 0)
+        assert main(["generate", *given]) == 1
+    assert "run the same command again: what is finished is kept" in capsys.readouterr().err
+    made = shards(tmp_path / "set")
+    assert len(made) == 1
+    assert main(["generate", *given]) == 0
+    assert hub.main["me/digits"].items() >= made.items()
+
+
+def test_the_card_is_whole_or_not_there_and_one_s_own_is_kept(
+    pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, replace = make(pipelines / "images", tmp_path / "set", 5), os.replace
+
+    def fail(partial: Path, path: Path) -> None:
+        if path.name == "README.md":
+            raise FULL
+        replace(partial, path)
+
+    (folder / "README.md").unlink()
+    with monkeypatch.context() as context:
+        context.setattr(parallel.os, "replace", fail)
+        assert main(["generate", *arguments(pipelines / "images", folder, 5)]) == 1
+    assert "No space left on device; what is finished is kept" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+    assert "masked-diffusion" in (make(pipelines / "images", folder, 5) / "README.md").read_text()
+    (folder / "README.md").write_text("Mine")
+    assert (make(pipelines / "images", folder, 5) / "README.md").read_text() == "Mine"

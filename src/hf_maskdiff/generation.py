@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from . import __version__
 from .models import PartialCacheConfig
-from .parallel import HIDDEN, Source, generate, start_processes
+from .parallel import HIDDEN, Source, generate, on_main_process, start_processes, write_atomically
 from .pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from .pipelines.transformers_tasks import Repository, _load_scheduler
 
@@ -46,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pipeline", required=True, help="folder or Hub id of the pipeline")
     add("--num_samples", type=int, required=True)
     add("--output_dir", required=True, help="new or empty, or a set that was stopped: it is completed")
+    add_sampling_arguments(parser)
+    add("--push_to_hub", metavar="REPO", help="upload the finished set, with a card")
+    add("--private", action="store_true", help="for a repository that is new")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How samples are made, whatever becomes of them."""
+    add = parser.add_argument
     add("--seed", type=int, default=0, help="the base seed: sample i depends on it and on i")
     add("--batch_size", type=int, default=64, help="samples between two writes; on a GPU, those made together")
     add("--block_size", type=int, help=f"samples made together; default: {CPU_BLOCK_SIZE} on a CPU, a batch on a GPU")
@@ -62,15 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_new_tokens", type=int, help="texts: tokens after the prompt")
     placement = parser.add_argument_group("placement")
     where = placement.add_mutually_exclusive_group()
-    where.add_argument("--device_map", help="as for `from_pretrained`: balanced, cpu, cuda")
+    where.add_argument("--device_map", help="as for `from_pretrained`: cuda, cpu, or balanced, on all GPUs")
     where.add_argument("--model_cpu_offload", action="store_true", help="components on the GPU one at a time")
     where.add_argument("--group_offload", action="store_true", help="layers on the GPU one at a time")
     add = placement.add_argument
     add("--dtype", choices=DTYPES, default="float32")
     add("--compile", action="store_true", help="compile the transformer")
     add("--num_threads", type=int, default=1, help="of a process on a CPU; launch one process a core")
-    add("--push_to_hub", metavar="REPO", help="upload the finished set, with a card")
-    parser.add_argument("--private", action="store_true", help="for a repository that is new")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -90,12 +97,29 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a positive number.")
 
 
+def read_prompts(path: Path | None) -> list[str] | None:
+    """The lines of a file; `ValueError` where one of them is no prompt."""
+    if path is None:
+        return None
+    prompts = path.read_text(encoding="utf-8").splitlines()
+    blank = next((number for number, line in enumerate(prompts, 1) if not line.strip()), None)
+    if not prompts or blank is not None:
+        found = "an empty file" if blank is None else f"nothing in line {blank}"
+        raise ValueError(
+            f"`prompt_file` must hold a prompt a line, got {found} of {str(path)!r}. Fill it, or leave it out."
+        )
+    return prompts
+
+
 def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     """The pipeline as the arguments want it: scheduler, place, dtype, partial caching, compilation."""
     device = torch.device("cpu") if state.device.type == "cpu" else state.device
     loading = {"dtype": DTYPES[args.dtype]} | ({"device_map": args.device_map} if args.device_map else {})
     repository = Repository(args.pipeline, {}, loading)
-    pipe = repository.open(MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
+    try:
+        pipe = repository.open(MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
+    except NotImplementedError as error:  # diffusers' word for a map that it does not know
+        raise ValueError(f"`device_map` must be one that diffusers knows, got {args.device_map!r}: {error}.") from error
     if args.scheduler is not None:
         pipe.register_modules(scheduler=_load_scheduler(args.scheduler, pipe.scheduler.config))
     if args.num_substeps > 1:  # a text pipeline has a cache of its own, whatever its model
@@ -116,6 +140,30 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     return pipe
 
 
+class PassCounter:
+    """Counts the passes of a model by what its calls read.
+
+    Args:
+        model: whose first tensor argument is the tokens, `(batch_size, ...)`.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.calls: list[tuple[int, int]] = []
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    @torch.compiler.disable
+    def _count(self, _: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        tokens = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
+        self.calls.append((tokens.shape[0], tokens[0].numel()))
+
+    def take(self) -> float:
+        """Passes since the last time, over all rows; the longest call of them was a full pass."""
+        length = max((length for _, length in self.calls), default=1)
+        passes = sum(rows * positions for rows, positions in self.calls) / length
+        self.calls.clear()
+        return passes
+
+
 class ImageSource:
     """Images of classes: PNG bytes, label, codes."""
 
@@ -125,6 +173,7 @@ class ImageSource:
 
     def __init__(self, pipe: MaskGITPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
         self.pipe, self.call, self.decode_chunk_size = pipe, call, args.decode_chunk_size
+        self.counter, self.passes = PassCounter(pipe.transformer), 0.0
         num_classes = pipe.transformer.config.num_classes
         # A model without classes draws images without labels.
         labels = pipe.get_label_ids(args.class_labels) if args.class_labels else range(num_classes)
@@ -135,6 +184,7 @@ class ImageSource:
         generator = [torch.Generator().manual_seed(seed) for seed in seeds]
         which = {"num_images_per_prompt": len(labels)} if labels[0] is None else {"class_labels": labels}
         codes = self.pipe(**which, **self.call, generator=generator, output_type="latent").images
+        self.passes += self.counter.take()
         images = torch.cat([self._decode(chunk) for chunk in codes.split(self.decode_chunk_size)])
         self.pipe.maybe_free_model_hooks()
         return {"label": labels, "tokens": codes.flatten(1).cpu().tolist(), "image": list(images)}
@@ -163,7 +213,7 @@ class TextSource:
     )
 
     def __init__(self, pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
-        self.pipe = pipe
+        self.pipe, self.counter, self.passes = pipe, PassCounter(pipe.transformer), 0.0
         self.call = call | ({} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens})
         self.prompts = args.prompts or [None]
 
@@ -172,6 +222,7 @@ class TextSource:
         generator = [torch.Generator().manual_seed(seed) for seed in seeds]
         which = {"num_return_sequences": len(prompts)} if prompts[0] is None else {"prompt": prompts}
         made = self.pipe(**which, **self.call, generator=generator)
+        self.passes += self.counter.take()
         return {"prompt": prompts, "text": made.texts, "tokens": [ids.tolist() for ids in made.sequences]}
 
     def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -180,9 +231,16 @@ class TextSource:
 
 def source_of(pipe: Any, args: argparse.Namespace) -> Source:
     """What makes samples of a pipeline: texts where it has a tokenizer, else images."""
+    writes = "tokenizer" in pipe.components
+    for name in ("class_labels",) if writes else ("prompt_file", "max_new_tokens"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"`{name}` must be left out for a pipeline of {'texts' if writes else 'images'}, got "
+                f"{getattr(args, name)!r}. Leave it out, or pass another `pipeline` than {args.pipeline!r}."
+            )
     wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     call = {name: value for name, value in wanted.items() if value is not None}
-    return (TextSource if "tokenizer" in pipe.components else ImageSource)(pipe, args, call)
+    return (TextSource if writes else ImageSource)(pipe, args, call)
 
 
 def configuration_of(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
@@ -202,33 +260,53 @@ def run(args: argparse.Namespace) -> Path:
         torch.set_num_threads(args.num_threads)
     args.block_size = args.block_size or (CPU_BLOCK_SIZE if args.device == "cpu" else args.batch_size)
     args.shard_size = -(-args.shard_size // args.block_size) * args.block_size
-    args.prompts = args.prompt_file.read_text(encoding="utf-8").splitlines() if args.prompt_file else None
+    args.prompts = read_prompts(args.prompt_file)
     pipe = load_pipeline(args, state)
-    configuration = configuration_of(args, pipe)
+    source, configuration = source_of(pipe, args), configuration_of(args, pipe)
+    if args.push_to_hub is not None:  # at the start: who may not write to it learns that now
+        on_main_process(lambda: make_repository(args.push_to_hub, args.private), state)
     folder = generate(
-        source_of(pipe, args),
+        source,
         args.output_dir,
         configuration,
         base_seed=args.seed,
         batch_size=args.batch_size,
         state=state,
     )
-    if state.is_main_process:
-        finish(folder, configuration, args.push_to_hub, args.private)
-        print(f"{folder}: open it with `datasets.load_dataset({str(folder)!r})`, read {folder / 'README.md'}")
-    state.wait_for_everyone()
+    on_main_process(lambda: finish(folder, configuration, args.push_to_hub), state)
     return folder
 
 
-def finish(folder: Path, configuration: dict[str, Any], repo_id: str | None, private: bool) -> None:
+def finish(folder: Path, configuration: dict[str, Any], repo_id: str | None) -> None:
     """Give a finished set its card, unless somebody wrote one, and upload it where that is asked for."""
     card = folder / "README.md"
     if not card.exists():
-        card.write_text(CARD.format(version=__version__, configuration=json.dumps(configuration, indent=2)))
+        content = CARD.format(version=__version__, configuration=json.dumps(configuration, indent=2))
+        write_atomically(card, content.encode())
+    print(f"{folder}: open it with `datasets.load_dataset({str(folder)!r})`, read {card}")
     if repo_id is not None:
-        DatasetCard.load(card).validate(repo_type="dataset")
+        with _said_clearly(repo_id):
+            DatasetCard.load(card).validate(repo_type="dataset")
+            upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, ignore_patterns=[f"{HIDDEN}/*"])
+        print(f"{folder}: uploaded to the data set {repo_id} of the Hub")
+
+
+def make_repository(repo_id: str, private: bool) -> None:
+    """A data set of the Hub, unless it is there."""
+    with _said_clearly(repo_id):
         create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, ignore_patterns=[f"{HIDDEN}/*"])
+
+
+@contextmanager
+def _said_clearly(repo_id: str) -> Iterator[None]:
+    """What the network, the Hub and its client raise, of which there are many kinds, as one."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(
+            f"`push_to_hub` must name a data set of the Hub that you may write to, got {repo_id!r}: {error}. Sign in "
+            "with `hf auth login`, and run the same command again: what is finished is kept."
+        ) from error
 
 
 CARD = """\

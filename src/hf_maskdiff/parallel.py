@@ -11,29 +11,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 HIDDEN = ".generation"  # what `datasets.load_dataset` does not look into
 ROW_GROUP = 128  # rows that a reader of one sample has to read
 _NAME = re.compile(r"(?:train|part)-(\d+)-(\d+)\.parquet")
+_Result = TypeVar("_Result")
 
 
 class Source(Protocol):
     """What makes samples: images and texts differ in this alone."""
 
     features: datasets.Features
+    passes: float  # of the model, over all samples made so far; a pass over part of a sample counts as that part
 
     def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
         """The samples of these indices, made together: a column each, in the order of `indices`."""
@@ -44,8 +48,23 @@ class Source(Protocol):
 
 def start_processes() -> PartialState:
     """This process among those of `accelerate launch`: one, or several on GPUs or, by gloo, on CPUs."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     # The slowest process may be hours behind the others where GPUs differ.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def on_main_process(deed: Callable[[], _Result], state: PartialState) -> _Result:
+    """What `deed` returns or raises: it is done by one process, and all learn of it."""
+    news: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            news = [deed(), None]
+        except (ValueError, OSError) as error:
+            news = [None, error]
+    broadcast_object_list(news)
+    if news[1] is not None:
+        raise news[1]
+    return news[0]
 
 
 def seed_of(base_seed: int, index: int) -> int:
@@ -98,6 +117,27 @@ def blocks_of(batch: range, block_size: int) -> list[range]:
     return [range(start, start + block_size) for start in range(batch.start, batch.stop, block_size)]
 
 
+def cover(spans: Iterable[tuple[int, int]], start: int, stop: int) -> list[tuple[tuple[int, int], int]]:
+    """Index ranges that hold `start .. stop - 1`, each with how many of its first the ones before it hold.
+
+    They overlap where two runs wrote to one folder: workers outlive a launcher that is killed.
+
+    Returns:
+        `(range, number to skip)` in order; empty if an index is missing.
+
+    Example:
+        >>> cover([(0, 4), (2, 6), (6, 8)], 0, 8)
+        [((0, 4), 0), ((2, 6), 2), ((6, 8), 0)]
+    """
+    found: list[tuple[tuple[int, int], int]] = []
+    at = start
+    for begin, end in sorted(spans):
+        if begin <= at < end:
+            found.append(((begin, end), at - begin))
+            at = end
+    return found if at == stop else []
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -111,18 +151,27 @@ def write_atomically(path: Path, content: bytes | pa.Buffer) -> None:
     if path.parent.name != HIDDEN:
         partial = path.parent / HIDDEN / partial.name
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
+        with _said_clearly(path):
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _said_clearly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         reason = f"{error.strerror or error}; what is finished is kept. Make room, and run the same command again"
         raise OSError(error.errno, reason, str(path)) from error
 
@@ -144,21 +193,21 @@ class SampleSet:
         """Make the folder, or see that it is this set's; returns the index ranges that exist.
 
         Raises:
-            ValueError: the folder holds something else, or a set of another configuration.
+            ValueError: the folder holds something else, or samples of another configuration.
         """
         settings = self.hidden / "configuration.json"
         if settings.is_file():
-            self._require_same(json.loads(settings.read_text()))
-            for left_over in self.hidden.glob(".*.partial"):
-                left_over.unlink()
+            if self.ranges():  # else nothing was made with what may have been a wrong argument
+                self._require_same(json.loads(settings.read_text()))
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.glob("[!.]*"))):
             raise ValueError(
                 f"`output_dir` must be new, empty, or hold a set that shall be completed, got {str(self.folder)!r}. "
                 "Pass another folder."
             )
-        else:
-            self.hidden.mkdir(parents=True, exist_ok=True)
-            write_atomically(settings, json.dumps(self.configuration, indent=2, sort_keys=True).encode())
+        self.hidden.mkdir(parents=True, exist_ok=True)
+        write_atomically(settings, json.dumps(self.configuration, indent=2, sort_keys=True).encode())
+        for left_over in self.hidden.glob(".*.partial"):
+            left_over.unlink(missing_ok=True)
         self.finish_shards()
         return self.ranges()
 
@@ -179,6 +228,13 @@ class SampleSet:
         table = pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
         write_atomically(self.hidden / f"part-{batch.start:09d}-{batch.stop:09d}.parquet", _as_parquet(table))
 
+    def log_cost(self, process_index: int, num_samples: int, seconds: float, passes: float) -> None:
+        """Note what a batch cost; a log, so that a kill loses its last line at most."""
+        line = {"num_samples": num_samples, "seconds": round(seconds, 3), "passes": round(passes, 3)}
+        path = self.hidden / f"cost-{process_index}.jsonl"
+        with _said_clearly(path), open(path, "a") as log:
+            log.write("\n" + json.dumps(line))  # a line that was cut does not spoil the next one
+
     def ranges(self) -> list[tuple[int, int]]:
         """Index ranges of the files, by their names."""
         files = [*self.folder.glob("train-*.parquet"), *self.hidden.glob("part-*.parquet")]
@@ -194,16 +250,16 @@ class SampleSet:
         shards = self._whole(self.folder.glob("train-*.parquet"))
         for start in range(0, self.num_samples, self.shard_size):
             stop = min(start + self.shard_size, self.num_samples)
-            own = [span for span in sorted(parts) if start <= span[0] < stop]
+            own = [span for span in parts if start <= span[0] < stop]
             if (start, stop) not in shards:
-                ends = [start, *(end for _, end in own)]
-                if [begin for begin, _ in own] != ends[:-1] or ends[-1] != stop:
+                covering = cover(own, start, stop)
+                if not covering:
                     complete = False
                     continue
-                table = pa.concat_tables(pq.read_table(parts[span]) for span in own)
+                table = pa.concat_tables(pq.read_table(parts[span]).slice(skipped) for span, skipped in covering)
                 write_atomically(self.shard_path(start, stop), _as_parquet(table))
             for span in own:
-                parts[span].unlink()
+                parts[span].unlink(missing_ok=True)
         return complete
 
     @staticmethod
@@ -219,8 +275,21 @@ class SampleSet:
             if num_rows == stop - start:
                 whole[start, stop] = path
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return whole
+
+
+def cost_of(folder: Path) -> tuple[float | None, float | None]:
+    """What making a set took: model passes a sample, and seconds, those of all processes together; None if not known.
+
+    Batches that a kill lost are in it: they were paid for.
+    """
+    lines = [line for log in sorted((folder / HIDDEN).glob("cost-*.jsonl")) for line in log.read_text().splitlines()]
+    batches = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+    if not batches:
+        return None, None
+    made = sum(batch["num_samples"] for batch in batches)
+    return sum(batch["passes"] for batch in batches) / made, sum(batch["seconds"] for batch in batches)
 
 
 def _as_parquet(table: pa.Table) -> pa.Buffer:
@@ -262,26 +331,23 @@ def generate(
     """
     samples = SampleSet(Path(output_dir), configuration)
     num_samples, block_size = samples.num_samples, configuration["block_size"]
-    # One process looks, and all learn what it saw: files of the others may appear meanwhile.
-    news: list[Any] = [None]
-    if state.is_main_process:
-        try:
-            news = [plan_batches(num_samples, samples.shard_size, block_size, batch_size, samples.open())]
-        except (ValueError, OSError) as error:
-            news = [error]
-    broadcast_object_list(news)
-    if isinstance(news[0], Exception):
-        raise news[0]
-
-    own = news[0][state.process_index :: state.num_processes]
-    missing = sum(map(len, news[0]))
+    # One process looks: files of the others may appear meanwhile.
+    batches = on_main_process(
+        lambda: plan_batches(num_samples, samples.shard_size, block_size, batch_size, samples.open()), state
+    )
+    own = batches[state.process_index :: state.num_processes]
+    missing = sum(map(len, batches))
     with (
         tqdm(total=num_samples, initial=num_samples - missing, unit="sample", disable=not state.is_main_process) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         pending: Future[None] | None = None
         for batch in own:
+            started, passes = time.perf_counter(), source.passes
             columns = _make(source, batch, block_size, base_seed)
+            kept = len(batch) / (block_size * len(blocks_of(batch, block_size)))
+            cost = (time.perf_counter() - started, kept * (source.passes - passes))
+            samples.log_cost(state.process_index, len(batch), *cost)
             if pending is not None:
                 pending.result()
             pending = writer.submit(
@@ -294,17 +360,12 @@ def generate(
         state.wait_for_everyone()
         if state.is_main_process:
             _show(bar, samples)
-            try:
-                news = [None if samples.finish_shards() else OSError(f"{samples.folder} lacks samples: {_SHARED}")]
-            except OSError as error:
-                news = [error]
-    broadcast_object_list(news)
-    if isinstance(news[0], Exception):
-        raise news[0]
+    if not on_main_process(samples.finish_shards, state):
+        raise OSError(
+            f"all processes must write to one folder, and {str(samples.folder)!r} lacks samples. Pass one that all "
+            "machines share, and run the same command again."
+        )
     return samples.folder
-
-
-_SHARED = "all processes must write to one folder. Pass one that all machines share, and run the same command again"
 
 
 def _make(source: Source, batch: range, block_size: int, base_seed: int) -> dict[str, list[Any]]:
