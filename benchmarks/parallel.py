@@ -4,9 +4,9 @@
     python benchmarks/parallel.py --tables released --num_layers 24 --hidden_size 768
 
 `scaling` runs one and two single-threaded processes of `accelerate launch` in turn, on a CPU, and counts from the first
-batch on: loading is left out. `overhead` is the share of wall time outside transformer and tokenizer on the shipped
-image model; `released` is the same with random weights of a released size. Ratios are medians over repeats taken in
-one run: on a busy machine they are what can be compared.
+batch of each on: loading is left out. `overhead` is the share of wall time outside transformer and tokenizer on the
+shipped image model; `released` is the same with random weights of a released size. Ratios are medians over repeats
+taken in one run: on a busy machine they are what can be compared, and the load before it is printed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
-    """From the first part file to the end of the run, over the samples made in between."""
+    """From every process's first batch to the last batch, over the samples made in between."""
     launcher = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     several = ["--multi_gpu", "--num_processes", "2"] if num_processes == 2 else ["--cpu", "--num_processes", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -66,7 +66,7 @@ def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
         at: list[tuple[float, int]] = []  # when how many samples were there
         while process.poll() is None:
             done = len(list(output.glob(".generation/part-*.parquet"))) * args.batch_size
-            if done and (not at or done > at[-1][1]):
+            if done >= num_processes * args.batch_size and (not at or done > at[-1][1]):
                 at.append((time.perf_counter(), done))
             time.sleep(0.01)
         if process.returncode or len(at) < 2:
@@ -75,10 +75,14 @@ def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
 
 
 def scaling(args: argparse.Namespace) -> None:
+    load = os.getloadavg()[0]
     pairs = [(samples_per_second(args, 1), samples_per_second(args, 2)) for _ in range(args.repeats)]
     one, two = (median(speeds) for speeds in zip(*pairs, strict=True))
-    ratio = median(after / before for before, after in pairs)
-    print(f"scaling: {one:.1f} samples/s on one process, {two:.1f} on two, ratio {ratio:.2f}")
+    ratios = sorted(after / before for before, after in pairs)
+    print(
+        f"scaling: {one:.1f} samples/s on one process, {two:.1f} on two, ratio {median(ratios):.2f} "
+        f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}), load before {load:.1f}"
+    )
 
 
 # --- overhead ---------------------------------------------------------------------------------------------------------
