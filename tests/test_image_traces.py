@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AmusedPipeline
+from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
 from safetensors import safe_open
 from torch import Tensor
 
@@ -336,6 +336,27 @@ def test_amused(
     latents = []
     arguments = {"generator": generator, "temperature": (2, 0), "output_type": "pt", **call}
     images = amused_pipeline(runs["prompts"], callback=lambda i, t, codes: latents.append(codes), **arguments).images
+    assert torch.equal(torch.stack(latents), expected[f"run_{name}_latents"])
+    torch.testing.assert_close(images, expected[f"run_{name}_image"].permute(0, 3, 1, 2), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline_class"), [("img2img", AmusedImg2ImgPipeline), ("inpaint", AmusedInpaintPipeline)]
+)
+def test_amused_edits(name: str, pipeline_class: type, golden_folder: Path, amused_pipeline: AmusedPipeline) -> None:
+    """The copied folder serves diffusers' two other pipelines too."""
+    given, expected = (load(golden_folder / "amused" / f"{kind}.safetensors")[0] for kind in ("input", "expected"))
+    runs = json.loads((golden_folder / "amused" / "runs.json").read_text())
+    pipe, call = pipeline_class(**amused_pipeline.components), dict(runs["runs"][name])
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.masking_schedule == call.pop("masking_schedule")
+    generator = torch.Generator().manual_seed(call.pop("seed"))
+    call |= {"mask_image": given["mask_image"]} if name == "inpaint" else {}
+    call |= {"negative_prompt": [runs["negative_prompt"]] * 2, "generator": generator, "output_type": "pt"}
+    latents = []
+    images = pipe(
+        runs["prompts"], given["init_image"], callback=lambda i, t, codes: latents.append(codes), **call
+    ).images
     assert torch.equal(torch.stack(latents), expected[f"run_{name}_latents"])
     torch.testing.assert_close(images, expected[f"run_{name}_image"].permute(0, 3, 1, 2), **CLOSE)
 

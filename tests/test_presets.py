@@ -20,7 +20,7 @@ from hf_maskdiff.conversion.maskgit_pytorch_v1 import cumulative_counts, valeoai
 from hf_maskdiff.conversion.mdlm import mdlm
 from hf_maskdiff.conversion.text_models import dream, dream_counts, llada
 from hf_maskdiff.conversion.upstream import Preset
-from hf_maskdiff.masking import planned_counts
+from hf_maskdiff.masking import mask_ratio, planned_counts
 from hf_maskdiff.sampling import Marginals
 
 FOLDER = Path(__file__).parents[1] / "schedulers"
@@ -68,6 +68,15 @@ def test_counts_of_the_cosine_dialects(name: str) -> None:
     ] * whole.count(False)
     assert all(there - here in (0, 1) for here, there in zip(ours, expected, strict=False))
     assert ours[-1] == 256
+
+
+def test_the_schedules_of_maskgit(golden_folder: Path) -> None:
+    """The original does not let a ratio fall below 1e-6, and has powers and logarithms that no preset takes."""
+    golden = load_file(golden_folder / "maskgit_jax" / "mask_schedule.safetensors")
+    for ours, theirs in (("cosine", "cosine"), ("linear", "uniform"), ("square", "pow2")):
+        for num_tokens in (256, 1024):
+            ratio = mask_ratio(ours, 1 - golden["ratio"].double()).clamp(1e-6, 1).float()
+            torch.testing.assert_close(ratio, golden[f"{theirs}_{num_tokens}"], atol=1e-7, rtol=1e-6)
 
 
 def test_counts_of_valeoai(golden_folder: Path) -> None:
