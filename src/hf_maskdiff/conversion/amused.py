@@ -10,7 +10,8 @@ from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.schedulers import MaskGITScheduler
 
 LICENCE = "openrail++"
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"}
+_COPIED = {".json", ".txt", ".model", ".safetensors"}
+_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"}
 NOTES = """\
 A copy of the published pipeline, which stock diffusers opens as it is. Its sampler is `AmusedScheduler`; any scheduler
 of `hf-maskdiff` takes its place:
@@ -35,19 +36,19 @@ def is_amused(folder: Path) -> bool:
 
 
 def copy_amused(folder: Path, output: Path) -> None:
-    """Copy a pipeline of aMUSEd, but for what is no safetensors: weights twice, and pickles.
+    """Copy weights in safetensors, configurations and tokenizer of a pipeline of aMUSEd: no pickles, and no code.
 
     Raises:
         ValueError: a component whose weights are there as pickles only.
     """
     for component in (path for path in folder.iterdir() if path.is_dir()):
-        weights = [path for path in component.iterdir() if path.suffix in _PICKLES]
+        weights = [path for path in component.iterdir() if path.suffix in _OTHER_WEIGHTS]
         if weights and not list(component.glob("*.safetensors")):
             raise ValueError(
                 f"{component.name!r} must have its weights in safetensors, got {weights[0].name!r} alone. Pass a "
                 "revision that has them."
             )
-    for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix not in _PICKLES):
+    for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix in _COPIED):
         relative = file.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):
             (output / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -8,17 +8,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm, text_models
+from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
+from hf_maskdiff.conversion.sources import Source, checkpoint_files, locate, model_type
 from hf_maskdiff.conversion.upstream import Tree, Upstream
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
@@ -26,25 +25,7 @@ from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, 
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
-_CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a checkpoint comes from.
-
-    Args:
-        path: a file or a folder on this machine.
-        name: what the model card calls it.
-        repo_id, revision, licence: of the repository on the Hub it was fetched from, and the commit.
-    """
-
-    path: Path
-    name: str
-    repo_id: str | None = None
-    revision: str | None = None
-    licence: str | None = None
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
 
 
 def convert(
@@ -101,86 +82,27 @@ def convert(
 
 def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int]) -> Callable[[Path], None]:
     """What writes the folder: all that can be wrong with the source is found before it is called."""
-    if found.path.is_dir() and amused.is_amused(found.path):
-        return lambda folder: _write_amused(found, folder, output)
-    if found.path.is_dir() and _model_type(found.path) == "mdlm":
-        return _pipeline_writer(_mdlm_pipeline(MDLMTransformer.from_pretrained(found.path), tokenizer), found, output)
-    if found.path.is_dir() and text_models.is_text_model(found.path):
-        pipe, text = text_models.open_text_model(found.path, tokenizer)
-        terms = f"Its publisher states the licence {text.licence}; read the card of the repository it came from."
-        return _pipeline_writer(pipe, found, output, text.name, text.licence, text.notes, terms)
-    trees = {path: read_checkpoint(path) for path in _checkpoint_files(found.path)}
+    folder = found.path if found.path.is_dir() else None
+    if folder and amused.is_amused(folder):
+        return lambda written: _write_amused(found, written, output)
+    if folder and model_type(folder) == "mdlm":
+        return _mdlm_writer(MDLMTransformer.from_pretrained(folder), found, output, tokenizer)
+    if folder and text_models.is_text_model(folder):
+        return _text_writer(folder, found, output, tokenizer)
+    trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
-        return _pipeline_writer(_mdlm_pipeline(mdlm.load_mdlm_checkpoint(next(iter(trees))), tokenizer), found, output)
-    if tokenizer is not None:
-        trees |= {path: read_checkpoint(path) for path in _checkpoint_files(locate(tokenizer).path)}
-    upstream, transformer, vqvae = _parts(trees, found)
-    images = _image_pipeline(upstream, transformer, vqvae, heads)
-    return _pipeline_writer(images, found, output, upstream.name, upstream.licence, upstream.notes)
-
-
-# --- where it comes from ----------------------------------------------------------------------------------------------
-
-
-def locate(source: str | Path, revision: str | None = None) -> Source:
-    """A source on this machine; what is on the Hub is fetched, and only as much as is needed.
-
-    Raises:
-        ValueError: If it is neither a path nor an id, or a repository with several checkpoints.
-    """
-    path = Path(source)
-    if path.exists():
-        return Source(path, path.name)
-    match = _HUB_ID.fullmatch(str(source))
-    if match is None:
-        raise ValueError(
-            f"`source` must be a file, a folder, a repository on the Hub or a file in one, got {str(source)!r}. Pass "
-            "for example 'owner/name/model.pth'."
-        )
-    repo_id, file = match.groups()
-    info = HfApi().model_info(repo_id, revision=revision)
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    licence = None
-    if CARD in names:
-        licence = ModelCard.load(hf_hub_download(repo_id, CARD, revision=info.sha)).data.get("license")
-    details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
-    if file is not None:
-        return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), str(source), **details)
-    patterns = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
-    if "model_index.json" not in names and "config.json" not in names:
-        patterns = [name for name in names if _may_be_checkpoint(Path(name))]
-        if len(patterns) > 2:
-            raise ValueError(f"`source` must be one checkpoint, {repo_id!r} has {patterns}. Pass '{repo_id}/<one>'.")
-    folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
-    return Source(Path(folder), repo_id, **details)
-
-
-def _may_be_checkpoint(path: Path) -> bool:
-    """By its name; LICENSE and .gitattributes have no extension either."""
-    return path.suffix in _CHECKPOINTS and not path.name.startswith(".") and not path.name.isupper()
-
-
-def _checkpoint_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _may_be_checkpoint(file)]
-    if not files:
-        raise ValueError(
-            f"`source` must hold a checkpoint (.pth, .pt, .ckpt, or flax without an extension), {str(path)!r} holds "
-            "none. Pass the file itself."
-        )
-    return files
-
-
-def _model_type(folder: Path) -> str | None:
-    config = folder / "config.json"
-    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        return _mdlm_writer(mdlm.load_mdlm_checkpoint(next(iter(trees))), found, output, tokenizer)
+    if tokenizer is None:
+        return _image_writer(trees, found, output, None, heads)
+    beside = locate(tokenizer, argument="tokenizer")
+    trees |= {path: read_checkpoint(path) for path in checkpoint_files(beside.path, "tokenizer")}
+    return _image_writer(trees, found, output, beside.origin, heads)
 
 
 # --- what it holds ----------------------------------------------------------------------------------------------------
 
 
-def _parts(trees: dict[Path, dict[str, Any]], found: Source) -> tuple[Upstream, Tree, Tree]:
+def _parts(trees: dict[Path, Tree], found: Source) -> tuple[Upstream, Tree, Tree]:
     """The one denoiser among checkpoints, the tokenizer that goes with it, and whose they are."""
     parts: dict[tuple[Upstream, str], list[Path]] = {}
     for path, tree in trees.items():
@@ -214,28 +136,57 @@ def _image_pipeline(upstream: Upstream, transformer: Tree, vqvae: Tree, heads: S
     return MaskGITPipeline(decoder, denoiser, preset.scheduler, upstream.do_normalize, defaults)
 
 
-def _mdlm_pipeline(transformer: MDLMTransformer, tokenizer: str | Path | None) -> MDLMPipeline:
-    preset = mdlm.mdlm(transformer.config.vocab_size)
-    name = PUBLISHED_TOKENIZER if tokenizer is None else tokenizer
-    return MDLMPipeline(AutoTokenizer.from_pretrained(name), transformer, preset.scheduler)
+def _text_tokenizer(tokenizer: str | Path | None) -> str | Path | None:
+    """The same, once it is known that transformers could make something of it."""
+    if tokenizer is None or Path(tokenizer).exists() or _HUB_NAME.fullmatch(str(tokenizer)):
+        return tokenizer
+    raise ValueError(
+        f"`tokenizer` must be a folder or the name of a tokenizer of transformers, got {str(tokenizer)!r}. Pass for "
+        f"example {PUBLISHED_TOKENIZER!r}."
+    )
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
+def _mdlm_writer(
+    transformer: MDLMTransformer, found: Source, output: Path, tokenizer: str | Path | None
+) -> Callable[[Path], None]:
+    preset, name = mdlm.mdlm(transformer.config.vocab_size), _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
+    try:
+        opened = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`tokenizer` must be a folder or the name of a tokenizer of transformers, {str(name)!r} cannot be opened. "
+            f"Pass the folder of one. ({error})"
+        ) from error
+    pipe = MDLMPipeline(opened, transformer, preset.scheduler)
+    return _pipeline_writer(pipe, found, output, Description(*mdlm.DESCRIPTION, tokenizer=f"`{name}`"))
+
+
+def _text_writer(folder: Path, found: Source, output: Path, tokenizer: str | Path | None) -> Callable[[Path], None]:
+    pipe, upstream = text_models.open_text_model(folder, _text_tokenizer(tokenizer))
+    terms = f"Its publisher states the licence {upstream.licence}; read the card of the repository it came from."
+    origin = None if tokenizer is None else f"`{tokenizer}`"
+    description = Description(upstream.name, upstream.licence, upstream.notes, terms, origin)
+    return _pipeline_writer(pipe, found, output, description)
+
+
+def _image_writer(
+    trees: dict[Path, Tree], found: Source, output: Path, tokenizer: str | None, heads: Sequence[int]
+) -> Callable[[Path], None]:
+    upstream, transformer, vqvae = _parts(trees, found)
+    pipe = _image_pipeline(upstream, transformer, vqvae, heads)
+    description = Description(upstream.name, upstream.licence, upstream.notes, tokenizer=tokenizer)
+    return _pipeline_writer(pipe, found, output, description)
+
+
 def _pipeline_writer(
-    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline,
-    found: Source,
-    output: Path,
-    upstream: str = "kuleshov-group/mdlm",
-    licence: str = "apache-2.0",
-    notes: str = "The scheduler is MDLM's own, which its authors run in 1000 steps.",
-    terms: str | None = None,
+    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline, found: Source, output: Path, description: Description
 ) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
-        card = _card(found, upstream, licence, notes, terms)
-        pipe.generate_model_card(output.as_posix(), card).save(folder / CARD)
+        pipe.generate_model_card(output.as_posix(), card_of(found, description)).save(folder / CARD)
 
     return write
 
@@ -244,23 +195,10 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
     amused.copy_amused(found.path, folder)
     index = json.loads((folder / "model_index.json").read_text())
     DiffusionPipeline.from_pretrained(folder)  # it must open before anything of it appears
-    name = str(index["_class_name"])
-    card = _card(found, f"{name} of diffusers", amused.LICENCE, amused.NOTES.format(folder=output.as_posix()))
+    notes = amused.NOTES.format(folder=output.as_posix())
+    card = card_of(found, Description(f"{index['_class_name']} of diffusers", amused.LICENCE, notes))
     card.text = f"# {output.name}\n\n{card.text}"
     card.save(folder / CARD)
-
-
-def _card(found: Source, upstream: str, licence: str, notes: str, terms: str | None = None) -> ModelCard:
-    """What a card says of where a model comes from; the rest is generated around it."""
-    data = ModelCardData(license=found.licence or licence, base_model=found.repo_id)
-    where = f"`{found.name}`" + (f" at revision `{found.revision}`" if found.revision else "")
-    if found.licence:
-        terms = f"The licence is that of the repository, {found.licence}."
-    elif terms is None:
-        terms = f"The code of {upstream} is under {licence}; whether its weights are too is for their publisher to say."
-    description = f"Converted from {where}, a model of {upstream}. {terms}"
-    body = f"{description}\n\n## Sampling\n\n{notes}"
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
 def write_whole(output: Path, write: Callable[[Path], None]) -> None:

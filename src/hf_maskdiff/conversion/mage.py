@@ -27,7 +27,7 @@ from hf_maskdiff.schedulers import MaskGITScheduler
 
 _WHAT = "MAGE"
 _HEADS = {768: 12, 1024: 16}  # ViT-B and ViT-L
-_DECODER_HEADS = 16
+_DECODER_HEADS = {768: 16, 1024: 16}
 _NO_CLASS = 1100  # a row of the table that is neither a code's nor the mask's, in the class slot of every image
 _PARAMETER = r"(weight|bias)"
 
@@ -95,7 +95,7 @@ def convert_transformer(state_dict: Mapping[str, Tensor], codebook_size: int, he
         "block_norm_eps": 1e-6,
         "num_decoder_layers": count_blocks(weights, r"decoder\.transformer_blocks\.(\d+)\."),
         "decoder_hidden_size": decoder_width,
-        "num_decoder_attention_heads": heads[1] if len(heads) > 1 else _DECODER_HEADS,
+        "num_decoder_attention_heads": one_head_count(heads[1:], _DECODER_HEADS.get(decoder_width), decoder_width),
         "decoder_intermediate_size": decoder_inner,
     }
     return Component(MaskGITTransformer2DModel, config, weights)

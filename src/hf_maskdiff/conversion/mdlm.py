@@ -13,6 +13,14 @@ from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.schedulers import AncestralScheduler
 
+# Repository and licence of the code, and what a model card says of the sampler.
+DESCRIPTION = (
+    "kuleshov-group/mdlm",
+    "apache-2.0",
+    "The scheduler is MDLM's own, the `ddpm_cache` update. Its authors run it in 1000 steps: pass "
+    "`num_inference_steps=1000`, steps in which nothing is revealed cost no model call. The original leaves a share of "
+    "1e-5 masked until a last step, which takes the most probable token; here the last step draws like the others.",
+)
 _PREFIX, _NOISE = "backbone.", "noise."
 _BUFFER = "rotary_emb.inv_freq"
 
@@ -61,7 +69,10 @@ def convert_mdlm_checkpoint(checkpoint: Mapping[str, Any], use_ema: bool = True)
         return state_dict
     average = checkpoint.get("ema")
     if not isinstance(average, Mapping) or not isinstance(average.get("shadow_params"), list):
-        raise ValueError('The checkpoint must hold averaged weights under "ema", got none. Pass `use_ema=False`.')
+        raise ValueError(
+            'The checkpoint must hold averaged weights under "ema", got none. Pass `use_ema=False` to '
+            "`load_mdlm_checkpoint` for the last ones."
+        )
     names = [name for name in state_dict if name != _BUFFER]
     shadows = average["shadow_params"][: len(names)]
     shapes = [tuple(shadow.shape) for shadow in shadows if isinstance(shadow, torch.Tensor)]

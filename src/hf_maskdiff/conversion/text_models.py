@@ -89,14 +89,18 @@ _LLADA = TextUpstream(
     "mit",
     llada,
     'The scheduler is LLaDA\'s `generate` with `remasking="low_confidence"` and `temperature=0`. `num_inference_steps` '
-    "counts the steps of a block (`block_length`), the original all of them; `guidance_scale` is its `cfg_scale` + 1. "
+    "counts the steps of a block (`block_length`), the original all of them, by default 128 for 128 tokens: pass "
+    "`max_new_tokens=128, num_inference_steps=128`. `guidance_scale` is its `cfg_scale` + 1. With a temperature the "
+    "original ranks positions by the probability of the token that it drew, as `MaskGITScheduler` does with "
+    '`choice_temperature=0`; `remasking="random"` is `UniformScheduler` with `top_k=1`. '
     "The original may write the mask token itself, where the model finds it most probable; here it never is.",
 )
 _DREAM = TextUpstream(
     "DreamLM/Dream",
     "apache-2.0",
     dream,
-    'The scheduler is Dream\'s `diffusion_generate` with `alg="entropy"`, `temperature=0.2`, `top_p=0.95`. '
+    'The scheduler is Dream\'s `diffusion_generate` with `alg="entropy"`, `temperature=0.2`, `top_p=0.95`, which its '
+    "authors call with `steps=512, max_new_tokens=512`: pass `max_new_tokens=512, num_inference_steps=512`. "
     "The original reveals `int(masked (1 - s / t))` positions a step, which depends on the length in a way that no "
     "schedule does; here every step reveals as many. `hf_maskdiff.conversion.text_models.dream_counts` gives the "
     'original\'s plan as a table for `masking_schedule`, with `rounding="floor_masked"`.',

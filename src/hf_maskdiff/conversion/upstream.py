@@ -148,6 +148,7 @@ def one_head_count(heads: Sequence[int], published: int | None, width: int) -> i
     if count is None or count < 1:
         raise ValueError(
             f"`num_attention_heads` must be given for a model of width {width}, which is not among the published "
-            "sizes: no tensor tells it. Pass the number that the model was built with."
+            "sizes: no tensor tells it. Pass the number that the model was built with; for MAGE two, encoder's and "
+            "decoder's."
         )
     return count
