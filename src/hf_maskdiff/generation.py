@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from .pipelines.transformers_tasks import Repository, _load_scheduler
 CPU_BLOCK_SIZE = 8
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_PROGRAM = ("command", "run", "prompt_file")  # `prompts` are what the file holds
+_PROGRAM = ("command", "run", "prompt_file", "scheduler_config")  # what they say stands in `prompts`, `scheduler`
 # What decides where and how fast samples are made, and not which.
 _NOT_IN_THE_SET = (
     "output_dir",
@@ -62,6 +63,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling; what is not given is the pipeline's own")
     add = sampling.add_argument
     add("--scheduler", help="class of a scheduler, or folder or Hub id of a preset")
+    add("--scheduler_config", nargs="+", default=[], metavar="KEY=VALUE", help="of the scheduler: choice_temperature=4")
     add("--num_inference_steps", type=int)
     add("--guidance_scale", type=float)
     add("--num_substeps", type=int, default=1, help="groups of a step, by partial caching; 1 is without")
@@ -122,6 +124,9 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
         raise ValueError(f"`device_map` must be one that diffusers knows, got {args.device_map!r}: {error}.") from error
     if args.scheduler is not None:
         pipe.register_modules(scheduler=_load_scheduler(args.scheduler, pipe.scheduler.config))
+    if args.scheduler_config:
+        settings = scheduler_settings(args.scheduler_config, type(pipe.scheduler))
+        pipe.register_modules(scheduler=pipe.scheduler.from_config(pipe.scheduler.config, **settings))
     if args.num_substeps > 1:  # a text pipeline has a cache of its own, whatever its model
         cached = pipe if hasattr(pipe, "enable_cache") else pipe.transformer
         cached.enable_cache(PartialCacheConfig(num_substeps=args.num_substeps))
@@ -138,6 +143,32 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     elif not args.device_map:
         pipe.to(device)
     return pipe
+
+
+def scheduler_settings(pairs: Sequence[str], scheduler: type) -> dict[str, Any]:
+    """Settings as `key=value`, the value as JSON writes it, or a word.
+
+    Example:
+        >>> scheduler_settings(["choice_temperature=4", "masking_schedule=linear"], MomentScheduler)
+        {'choice_temperature': 4, 'masking_schedule': 'linear'}
+
+    Raises:
+        ValueError: a key that the scheduler does not have.
+    """
+    known = set(inspect.signature(scheduler).parameters)
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise ValueError(
+                f"`scheduler_config` must be key=value pairs with the keys of {scheduler.__name__}, {sorted(known)}, "
+                f"got {pair!r}."
+            )
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return settings
 
 
 class PassCounter:

@@ -136,6 +136,7 @@ def test_a_pipeline_s_seeds_are_one_row(
     pipe.save_pretrained(tmp_path / "pipe")
     real = images_in(tmp_path / "real", 40)
     command = ["--pipeline", tmp_path / "pipe", "--num_samples", "16", "--num_inference_steps", "3", "--num_seeds", "2"]
+    command += ["--scheduler_config", "choice_temperature=6", "masking_schedule=linear"]
     command += ["--network", classifier, "--reference", real, "--output_dir", tmp_path / "out"]
     evaluate(*command)
     report = report_of(tmp_path / "out")
@@ -143,6 +144,7 @@ def test_a_pipeline_s_seeds_are_one_row(
     assert [one["configuration"]["seed"] for one in row["sets"]] == [0, 1]
     assert all(one["passes"] == 3 and one["seconds"] > 0 for one in row["sets"])
     assert row["sets"][0]["configuration"]["scheduler"]["_class_name"] == "MomentScheduler"
+    assert row["sets"][0]["configuration"]["scheduler"]["masking_schedule"] == "linear"
     values = [one["measures"]["Frechet distance"]["value"] for one in row["sets"]]
     assert row["measures"]["Frechet distance"]["value"] == pytest.approx(sum(values) / 2)
     assert row["measures"]["Frechet distance"]["error"] == pytest.approx(abs(values[0] - values[1]) / 2)
@@ -153,7 +155,7 @@ def test_a_pipeline_s_seeds_are_one_row(
     folders = sorted((tmp_path / "out").glob("seed-*"))
     evaluate(*folders, "--network", classifier, "--reference", real, "--output_dir", tmp_path / "again")
     assert report_of(tmp_path / "again")["rows"] == report["rows"]
-    assert "Moment, 3 steps" in capsys.readouterr().out
+    assert "Moment 6, 3 steps" in capsys.readouterr().out
 
 
 def test_partial_passes_count_as_the_part_they_are(
@@ -161,11 +163,12 @@ def test_partial_passes_count_as_the_part_they_are(
 ) -> None:
     make_pipeline().save_pretrained(tmp_path / "pipe")
     command = ["--pipeline", tmp_path / "pipe", "--num_samples", "13", "--num_inference_steps", "4", "--num_seeds", "1"]
+    command += ["--scheduler_config", "choice_temperature=6.0"]
     evaluate(*command, "--num_substeps", "2", "--network", classifier, "--output_dir", tmp_path / "out")
     (row,) = report_of(tmp_path / "out")["rows"]
     # Four full passes; the partial ones go over all 16 positions once, or over padding where a step reveals one.
     assert 4 < row["sets"][0]["passes"] <= 6
-    assert row["name"].startswith("Moment, 4 steps, R = 2")
+    assert row["name"].startswith("Moment 6, 4 steps, R = 2")
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -228,7 +231,8 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "which needs --judge" in refused(capsys, texts, "--reference", texts)
     assert "needs --num_samples and --output_dir" in refused(capsys, "--pipeline", "p", "--num_samples", "3")
     assert "must be a folder, or a data set of the Hub" in refused(capsys, tmp_path / "missing")
-    assert "at least 1, got 0" in refused(capsys, images, "--eval_batch_size", "0")
+    for name in ("--eval_batch_size", "--image_size", "--num_seeds"):
+        assert "at least 1, got 0" in refused(capsys, images, name, "0")
     assert "keeps those of one set" in refused(capsys, images, images, "--save_statistics", tmp_path / "x.npz")
     with pytest.raises(SystemExit):
         main(["evaluate", str(images), "--nonsense", "3"])
@@ -338,6 +342,11 @@ def test_rows_group_what_differs_in_the_seed_alone() -> None:
 def test_samples_are_found_out(tmp_path: Path) -> None:
     images = load_samples(images_in(tmp_path / "images", 5))
     assert isinstance(images, ImageSamples)
+    wide = ImageSamples("wide", 1, lambda _: Image.fromarray(np.arange(800, dtype=np.uint8).reshape(20, 40) // 4))
+    (square,) = wide.batches("L", 1, image_size=20)  # nothing to resize: the middle as it is
+    assert square[0, 0, 0].tolist() == [value // 4 for value in range(10, 30)]
+    (small,) = wide.batches("L", 1, image_size=7)
+    assert small.shape == (1, 1, 7, 7)
     batches = list(images.batches("RGB", 2))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]
     assert batches[0].dtype == torch.uint8

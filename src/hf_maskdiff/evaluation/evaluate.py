@@ -23,8 +23,9 @@ from hf_maskdiff.parallel import cost_of, start_processes
 
 from .frechet import Statistics, feature_statistics
 from .image_features import INCEPTION_LAYERS, ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
-from .image_metrics import frechet_with_error, inception_score, load_statistics, save_statistics
+from .image_metrics import frechet_with_error, inception_score, load_statistics, require_enough, save_statistics
 from .mauve import mauve
+from .mauve import require_enough as require_enough_texts
 from .ngram import CharacterNGram
 from .report import Measure, Report, SetResult, rows_of
 from .samples import ImageSamples, Samples, TextSamples, load_samples
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--network", default="inception", help='"inception" (needs hf-maskdiff[fid]), or the folder of a classifier')
     add("--inception_weights", help="torch-fidelity's file, where it cannot be downloaded")
     add("--inception_layer", type=int, choices=INCEPTION_LAYERS, default=2048, help="2048 is FID")
+    add("--image_size", type=int, help="judge squares of this side, cut from the middle of resized images")
     add("--save_statistics", type=Path, metavar="FILE.npz", help="keep mu and sigma of the only set, as a reference")
     texts = parser.add_argument_group("texts: entropy and distinct n-grams, beside")
     add = texts.add_argument
@@ -73,9 +75,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--pipeline needs --num_samples and --output_dir, where the samples are kept, got {args.num_samples} and "
             f"{args.output_dir}. Pass both."
         )
-    for name in ("num_seeds", "eval_batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}. Pass a positive number.")
+    for name in ("num_seeds", "eval_batch_size", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a positive number.")
     if args.save_statistics is not None and len(args.samples) != 1:
         raise ValueError(f"--save_statistics keeps those of one set, got {len(args.samples)} sets. Pass one folder.")
 
@@ -100,24 +103,33 @@ Judge = Callable[[Any], dict[str, Measure]]
 
 
 class ImageJudge:
-    """Frechet distance and Inception score in the features of one network."""
+    """Frechet distance and Inception score in the features of one network.
 
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
-        self.batch_size, self.save_to = args.eval_batch_size, args.save_statistics
+    Args:
+        smallest: samples of the smallest set that it will judge.
+    """
+
+    def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
+        self.batch_size, self.image_size, self.save_to = args.eval_batch_size, args.image_size, args.save_statistics
         self.network: FeatureNetwork
         if args.network == "inception":
             self.network = InceptionNetwork(args.inception_weights, args.inception_layer, device)
         else:
             self.network = ClassifierNetwork(args.network, device)
-        self.reference = None if args.reference is None else self._statistics(args.reference)
-        self.settings: dict[str, Any] = {"network": self.network.name}
+        self.reference: Statistics | None = None
+        self.settings: dict[str, Any] = {"network": self.network.name, "image size": self.image_size or "as it is"}
         self.legend = {}
         if args.reference is not None:
+            require_enough(smallest, self.network.num_features)  # before hours are spent
+            self.reference = self._statistics(args.reference)
             self.legend["Frechet distance"] = (
                 f"in the {self.network.num_features} features, from {args.reference}; error: jackknife over tenths of "
                 "the samples. Biased by the number of samples: compare equal ones"
             )
         self.legend["Inception score"] = "of the network's classes; error: standard deviation over 10 splits"
+
+    def _read(self, samples: ImageSamples) -> tuple[Tensor, Tensor]:
+        return read_features(self.network, samples, self.batch_size, self.image_size)
 
     def _statistics(self, reference: str) -> Statistics:
         if reference.endswith(".npz"):
@@ -131,10 +143,11 @@ class ImageJudge:
         samples = load_samples(reference)
         if not isinstance(samples, ImageSamples):
             raise ValueError(f"the reference of images must be images, got texts in {reference!r}.")
-        return feature_statistics(read_features(self.network, samples, self.batch_size)[0])
+        require_enough(samples.count, self.network.num_features)
+        return feature_statistics(self._read(samples)[0])
 
     def __call__(self, samples: Any) -> dict[str, Measure]:
-        features, logits = read_features(self.network, samples, self.batch_size)
+        features, logits = self._read(samples)
         if self.save_to is not None:
             save_statistics(self.save_to, features)
         score: dict[str, Measure] = {}
@@ -144,9 +157,13 @@ class ImageJudge:
 
 
 class TextJudge:
-    """Likelihood under the judges that were asked for, never without entropy and distinct n-grams."""
+    """Likelihood under the judges that were asked for, never without entropy and distinct n-grams.
 
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
+    Args:
+        smallest: samples of the smallest set that it will judge.
+    """
+
+    def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
         self.batch_size, self.max_length = args.eval_batch_size, args.max_length
         self.settings: dict[str, Any] = {"judge": args.judge, "max_length": args.max_length}
         self.model = self.tokenizer = self.ngram = self.reference = None
@@ -162,10 +179,10 @@ class TextJudge:
         if args.reference is not None:
             if self.model is None:
                 raise ValueError("a reference of texts serves MAUVE, which needs --judge. Pass one, gpt2-large say.")
-            self.reference = self._features(_texts(args.reference).texts)
-            self.legend["MAUVE"] = (
-                f"nearness to {args.reference} in {args.judge}'s features, {len(self.reference)} texts"
-            )
+            texts = _texts(args.reference).texts
+            require_enough_texts(smallest, len(texts))
+            self.reference = self._features(texts)
+            self.legend["MAUVE"] = f"nearness to {len(texts)} texts of {args.reference} in {args.judge}'s features"
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         return text_features(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
@@ -244,7 +261,7 @@ def evaluate(sets: Sequence[Samples], args: argparse.Namespace) -> Report:
         raise ValueError(f"sets in one table must be all images or all texts, got {[one.name for one in sets]}.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     judges: dict[type, type[ImageJudge] | type[TextJudge]] = {ImageSamples: ImageJudge, TextSamples: TextJudge}
-    judge = judges[kinds.pop()](args, device)
+    judge = judges[kinds.pop()](args, device, min(samples.count for samples in sets))
     results = []
     for samples in sets:
         cost = cost_of(Path(samples.name))

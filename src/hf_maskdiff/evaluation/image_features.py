@@ -106,9 +106,11 @@ class ClassifierNetwork:
         return features, logits
 
 
-def read_features(network: FeatureNetwork, samples: ImageSamples, batch_size: int) -> tuple[Tensor, Tensor]:
+def read_features(
+    network: FeatureNetwork, samples: ImageSamples, batch_size: int, image_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Features `(count, num_features)` and logits `(count, num_classes)` of a set, float32 on the CPU."""
-    batches: Iterable[Tensor] = samples.batches(network.mode, batch_size)
+    batches: Iterable[Tensor] = samples.batches(network.mode, batch_size, image_size)
     read = []
     with tqdm(total=samples.count, desc=samples.name, unit="image", leave=False) as bar:
         for batch in batches:

@@ -45,8 +45,8 @@ def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]
 
 
 def _score(log_p: Tensor) -> float:
-    log_mean = log_p.exp().mean(0).log()
-    return (log_p.exp() * (log_p - log_mean)).sum(-1).mean().exp().item()
+    p, log_mean = log_p.exp(), log_p.exp().mean(0).log()
+    return torch.where(p > 0, p * (log_p - log_mean), 0.0).sum(-1).mean().exp().item()
 
 
 def frechet_with_error(features: ArrayLike, reference: Statistics, num_groups: int = NUM_GROUPS) -> tuple[float, float]:
@@ -64,11 +64,7 @@ def frechet_with_error(features: ArrayLike, reference: Statistics, num_groups: i
     """
     features = np.asarray(features, dtype=np.float64)
     count, width = features.shape
-    if count <= width:
-        raise ValueError(
-            f"the Frechet distance in {width} features needs more samples than that, got {count}. Pass more samples, "
-            "or a network with fewer features."
-        )
+    require_enough(count, width)
     distance = frechet_distance(*feature_statistics(features), *reference)
     group = np.random.default_rng(0).permutation(count) % num_groups
     without = [
@@ -76,6 +72,15 @@ def frechet_with_error(features: ArrayLike, reference: Statistics, num_groups: i
     ]
     spread = (num_groups - 1) / num_groups * np.square(np.subtract(without, np.mean(without))).sum()
     return distance, sqrt(spread)
+
+
+def require_enough(count: int, width: int) -> None:
+    """Raise `ValueError` where a set is too small for a Frechet distance in that many features."""
+    if count <= width:
+        raise ValueError(
+            f"the Frechet distance in {width} features needs more samples than that, got {count}. Pass more samples, "
+            "or a network with fewer features."
+        )
 
 
 def load_statistics(path: str | Path) -> Statistics:

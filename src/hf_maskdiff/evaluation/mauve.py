@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 SEED = 25
 NUM_WEIGHTS = 25
 SCALE = 5.0
+MINIMUM = 20
 
 
 def mauve(features: ArrayLike, reference: ArrayLike, num_buckets: int | None = None, seed: int = SEED) -> float:
@@ -38,11 +39,11 @@ def mauve(features: ArrayLike, reference: ArrayLike, num_buckets: int | None = N
     except ImportError as error:
         raise ImportError('MAUVE needs faiss. Run `pip install "hf-maskdiff[mauve]"`.') from error
     p, q = np.asarray(features, dtype=np.float32), np.asarray(reference, dtype=np.float32)
-    if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1] or min(len(p), len(q)) < 20:
+    if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
         raise ValueError(
-            "MAUVE needs features (num_samples, num_features) of at least 20 samples on each side, of one network, got "
-            f"{p.shape} and {q.shape}. Pass more texts."
+            f"MAUVE needs features (num_samples, num_features) of one network, got {p.shape} and {q.shape}."
         )
+    require_enough(len(p), len(q))
     buckets = num_buckets or max(2, round(min(len(p), len(q)) / 10))
     points = _principal_components(_unit(np.concatenate([q, p])))
     settings = {"niter": 500, "nredo": 5, "update_index": True, "seed": seed + 2, "min_points_per_centroid": 1}
@@ -51,6 +52,14 @@ def mauve(features: ArrayLike, reference: ArrayLike, num_buckets: int | None = N
     bucket = kmeans.index.search(points, 1)[1][:, 0]
     q_share, p_share = (np.bincount(part, minlength=buckets) / len(part) for part in np.split(bucket, [len(q)]))
     return _area(p_share, q_share)
+
+
+def require_enough(num_samples: int, num_reference: int) -> None:
+    """Raise `ValueError` where there is nothing to put into buckets."""
+    if min(num_samples, num_reference) < MINIMUM:
+        raise ValueError(
+            f"MAUVE needs at least {MINIMUM} samples on each side, got {num_samples} and {num_reference}. Pass more."
+        )
 
 
 def _unit(points: NDArray[Any]) -> NDArray[Any]:

@@ -90,7 +90,10 @@ def _label(sets: Sequence[SetResult]) -> str:
     configuration = sets[0].configuration
     if "scheduler" not in configuration:
         return sets[0].name
-    parts = [configuration["scheduler"]["_class_name"].removesuffix("Scheduler")]
+    scheduler = configuration["scheduler"]
+    parts = [scheduler["_class_name"].removesuffix("Scheduler")]
+    if scheduler.get("choice_temperature") is not None:
+        parts[0] += f" {scheduler['choice_temperature']}".removesuffix(".0")
     if configuration.get("num_inference_steps") is not None:
         parts.append(f"{configuration['num_inference_steps']} steps")
     if configuration.get("num_substeps", 1) > 1:

@@ -34,11 +34,12 @@ class ImageSamples:
     read: Callable[[int], Image.Image]
     configuration: dict[str, Any] = field(default_factory=dict)
 
-    def batches(self, mode: str, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, mode: str, batch_size: int, image_size: int | None = None) -> Iterator[Tensor]:
         """The images as uint8 `(batch_size, channels, height, width)`, in order.
 
         Args:
             mode: of PIL: "L" for one channel, "RGB" for three.
+            image_size: side of the square in the middle, after the shorter side was resized to it; None keeps images.
 
         Raises:
             ValueError: an image that cannot be read, or of another size than the first.
@@ -48,11 +49,12 @@ class ImageSamples:
             batch = []
             for index in range(start, min(start + batch_size, self.count)):
                 image = self._readable(index, mode)
+                image = image if image_size is None else centre_square(image, image_size)
                 size = size or image.size
                 if image.size != size:
                     raise ValueError(
                         f"all images must have one size, got {size[0]} x {size[1]} and, at number {index} of "
-                        f"{self.name}, {image.size[0]} x {image.size[1]}. Resize them first: it changes the score."
+                        f"{self.name}, {image.size[0]} x {image.size[1]}. Pass --image_size: it is part of the score."
                     )
                 batch.append(torch.tensor(np.asarray(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1))
             yield torch.stack(batch)
@@ -65,6 +67,15 @@ class ImageSamples:
                 f"every sample must be an image that can be read, got {error} at number {index} of {self.name}. "
                 "Remove it, or make it again."
             ) from error
+
+
+def centre_square(image: Image.Image, side: int) -> Image.Image:
+    """The middle of an image whose shorter side is resized to `side`, as references are usually prepared."""
+    scale = side / min(image.size)
+    width, height = (int(scale * length) if length != min(image.size) else side for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR) if image.size != (width, height) else image
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 @dataclass(frozen=True)
