@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import hf_maskdiff
-from hf_maskdiff import HaltonScheduler, MaskGITScheduler
+from hf_maskdiff import (
+    HaltonMaskGITTransformer2DModel,
+    HaltonScheduler,
+    MaskGITPipeline,
+    MaskGITScheduler,
+    MaskGITTransformer2DModel,
+    MaskGITVQModel,
+)
+from hf_maskdiff.conversion import halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1
 from hf_maskdiff.conversion.amused import amused
 from hf_maskdiff.conversion.halton_maskgit import confidence_counts, valeoai_confidence, valeoai_halton
-from hf_maskdiff.conversion.mage import mage
 from hf_maskdiff.conversion.maskgit_jax import google_maskgit
 from hf_maskdiff.conversion.maskgit_pytorch_v1 import cumulative_counts, valeoai_v1
 from hf_maskdiff.conversion.mdlm import mdlm
@@ -26,7 +34,7 @@ from hf_maskdiff.sampling import Marginals
 FOLDER = Path(__file__).parents[1] / "schedulers"
 PRESETS: dict[str, Callable[[], Preset]] = {
     "google-maskgit": google_maskgit,
-    "mage": mage,
+    "mage": mage.mage,
     "amused": amused,
     "valeoai-v1": valeoai_v1,
     "valeoai-halton": valeoai_halton,
@@ -137,6 +145,46 @@ def test_guidance_and_temperatures() -> None:
     scheduler.set_timesteps(8)
     noise = [scheduler._choice_temperatures[n] for n in (0, 7)]
     assert noise == [4.5, 0.0]
+
+
+SMALL = {"codebook_size": 16, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+GOOGLE = {"num_classes": 3, "mask_token_id": 19, "class_token_offset": 16, "vocab_size": 20}
+MAGE = {"num_classes": 0, "mask_token_id": 21, "class_token_offset": 20, "vocab_size": 22, "num_decoder_layers": 1}
+MAGE |= {"decoder_hidden_size": 16, "num_decoder_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("upstream", "model_class", "pixels", "config", "steps", "scale"),
+    [
+        (halton_maskgit, HaltonMaskGITTransformer2DModel, 256, {"num_classes": 3}, 32, 3.0),
+        (halton_maskgit, HaltonMaskGITTransformer2DModel, 384, {"num_classes": 3}, 32, 3.0),
+        (maskgit_pytorch_v1, MaskGITTransformer2DModel, 256, {"num_classes": 3}, 8, (1.0, 4.0)),
+        (maskgit_pytorch_v1, MaskGITTransformer2DModel, 512, {"num_classes": 3}, 15, (1.0, 3.8)),
+        (maskgit_jax, MaskGITTransformer2DModel, 256, GOOGLE, 16, 1.0),
+        (maskgit_jax, MaskGITTransformer2DModel, 512, GOOGLE, 16, 1.0),
+        (mage, MaskGITTransformer2DModel, 256, MAGE, 20, 1.0),
+    ],
+)
+def test_every_published_size_goes_through_the_pipeline(
+    upstream: ModuleType, model_class: type, pixels: int, config: dict, steps: int, scale: object
+) -> None:
+    """With classes and without, at as many tokens as published, by narrow models: a call takes the preset by itself."""
+    model = model_class(**SMALL, **config, sample_size=pixels // 16).eval()
+    preset = upstream.UPSTREAM.preset(model)
+    vqvae = MaskGITVQModel(block_out_channels=(4,) * 5, latent_channels=4, num_vq_embeddings=16, norm_num_groups=2)
+    defaults = {"num_inference_steps": preset.num_inference_steps, "guidance_scale": preset.guidance_scale}
+    pipe = MaskGITPipeline(vqvae.eval(), model, preset.scheduler, upstream.UPSTREAM.do_normalize, defaults)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    classes = [2] if config["num_classes"] else None
+    assert pipe(classes, output_type="pt").images.shape == (1, 3, pixels, pixels)
+    assert (pipe.scheduler.num_inference_steps, pipe.guidance_scale) == (steps, scale)
+    guided = {1.0: 0, 3.0: steps}.get(scale, steps - 1)  # a ramp begins without guidance
+    assert sum(seen) == steps + guided
+    if upstream is maskgit_pytorch_v1:
+        assert preset.scheduler.config.choice_temperature == [7.0 if pixels == 512 else 4.5, 0.0]
+        assert preset.scheduler.config.masking_schedule[-1] == (pixels // 16) ** 2
 
 
 @pytest.mark.parametrize("value", [1.3, [1.0, 1.2]])

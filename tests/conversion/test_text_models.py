@@ -25,7 +25,7 @@ from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.text_models import dream_counts
 
 GOLDEN = Path(os.environ.get("HF_MASKDIFF_GOLDEN", Path(__file__).parents[1] / "golden"))
-FOLDERS = ["llada/gqa_tied", "dream"]
+FOLDERS = [name for name in ("llada/base", "llada/gqa_tied", "dream") if (GOLDEN / name).is_dir()]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_a_fresh_process_gives_the_golden_outputs(name: str, tokenizer: Path, tm
     assert not [file for file in files if file.endswith((".bin", ".pt")) or (file.endswith(".py") and "/" in file)]
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, "## Sampling" in card.text) == ("mit" if "llada" in name else "apache-2.0", True)
+    assert "num_inference_steps=" in card.text.split("## Sampling")[1]
 
     given = load_file(GOLDEN / name / "input.safetensors")
     prompts = {"input_ids": given["input_ids"], "prompt": torch.tensor([[7, 8, 9, 11]])}
@@ -112,9 +113,12 @@ def test_a_fresh_process_gives_the_golden_outputs(name: str, tokenizer: Path, tm
         assert not (sequences == mask).any()
 
 
+GREEDY = [("llada/base", "trace_greedy"), ("llada/base", "trace_cfg_pad"), ("llada/gqa_tied", "trace_greedy")]
+GREEDY += [("dream", f"trace_{name}") for name in ("entropy_pad", "maskgit_plus", "topk_margin")]
+
+
 @pytest.mark.parametrize(
-    ("name", "trace"),
-    [("llada/gqa_tied", "trace_greedy"), ("dream", "trace_entropy_pad"), ("dream", "trace_maskgit_plus")],
+    ("name", "trace"), [pair for pair in GREEDY if (GOLDEN / pair[0] / f"{pair[1]}.safetensors").is_file()]
 )
 def test_converted_folders_replay_greedy_runs(name: str, trace: str, tokenizer: Path, tmp_path: Path) -> None:
     """LLaDA with its preset as it is written; Dream's with temperature 0 and its own counts as a table."""
@@ -128,13 +132,12 @@ def test_converted_folders_replay_greedy_runs(name: str, trace: str, tokenizer: 
     steps = int(settings["steps"])
     call: dict[str, Any] = {"num_inference_steps": steps}
     if name == "dream":
-        if settings["temperature"] != "0.0":
-            pytest.skip("this trace draws at random")
-        length, measure = int(settings["max_new_tokens"]), {"maskgit_plus": "confidence"}.get(settings["alg"])
+        length = int(settings["max_new_tokens"])
+        measures = {"entropy": "entropy", "maskgit_plus": "confidence", "topk_margin": "margin"}
         changes = {
             "masking_schedule": dream_counts(length, steps, float(settings["eps"])),
             "rounding": "floor_masked",
-            "measure": measure or settings["alg"],
+            "measure": measures[settings["alg"]],
             "temperature": 1.0,
             "top_p": None,
             "token_temperature": 0,
@@ -171,7 +174,10 @@ def test_one_clear_error_and_nothing_written(
         assert not [path for path in tmp_path.iterdir() if path.name.lstrip(".").startswith("out")]
         return capsys.readouterr().err
 
-    assert "There must be a tokenizer beside the model" in refused(copy_of("dream", tmp_path / "a"))
+    source = copy_of("dream", tmp_path / "a")
+    assert "There must be a tokenizer beside the model" in refused(source)
+    assert main(["convert", str(source), str(tmp_path / "out"), "--tokenizer", "/no/where"]) == 1
+    assert "`tokenizer` must be a folder or the name of a tokenizer" in capsys.readouterr().err
 
     source = copy_of("dream", tmp_path / "b", tokenizer)
     weights = load_file(source / "model.safetensors")
