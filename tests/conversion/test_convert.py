@@ -495,6 +495,8 @@ def test_files_that_are_cut_short_or_something_else(
     (source / "maskgit").unlink()
     expect_error(capsys, tmp_path, "must hold a checkpoint .* holds none", source, tmp_path / "out")
     expect_error(capsys, tmp_path, "`source` must be a file, a folder, a repo", "no where!", tmp_path / "out")
+    message = r"`revision` must be left out for a path on this machine, got 'main' for '.*source'"
+    expect_error(capsys, tmp_path, message, source, tmp_path / "out", "--revision", "main")
     (source / "a.safetensors").write_bytes(b"")
     expect_error(capsys, tmp_path, r"must be the folder of 'a\.safeten", source / "a.safetensors", tmp_path / "out")
 

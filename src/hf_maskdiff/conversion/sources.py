@@ -49,6 +49,11 @@ def locate(source: str | Path, revision: str | None = None, argument: str = "sou
     """
     path = Path(source)
     if path.exists():
+        if revision is not None:
+            raise ValueError(
+                f"`revision` must be left out for a path on this machine, got {revision!r} for {str(source)!r}. Pass "
+                "it with a repository of the Hub."
+            )
         return Source(path, path.name)
     match = _HUB_ID.fullmatch(str(source))
     if match is None:
