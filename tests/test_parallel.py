@@ -12,6 +12,7 @@ import re
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,14 +103,21 @@ def make(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> Pat
 
 
 TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-TWO = (*TWO, "--dynamo_backend", "no", "--main_process_port", "0")
+TWO = (*TWO, "--dynamo_backend", "no")
+
+
+def free_port() -> str:
+    """Older accelerate takes the port 0 for a port."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return str(opened.getsockname()[1])
 
 
 def launch(
     pipeline: Path, folder: Path, num_samples: int, *more: str, how: Sequence[str] = TWO, **options: Any
 ) -> subprocess.Popen:
     """Two real processes on this CPU; see the header of the example."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", free_port()]
     command += [str(EXAMPLE), *arguments(pipeline, folder, num_samples, *more)]
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **options)
@@ -332,7 +340,6 @@ downcast_bf16: 'no'
 dynamo_config: {{dynamo_backend: INDUCTOR}}
 gpu_ids: all
 machine_rank: 0
-main_process_port: 0
 main_training_function: main
 mixed_precision: bf16
 num_machines: 1
