@@ -480,6 +480,18 @@ def test_malicious_files(suffix: str, source: Path, tmp_path: Path, capsys: pyte
     torch.save({"model": {}}, tmp_path / "harmless.pth")
 
 
+@pytest.mark.parametrize("key", ["model_state_dict", "model", "state_dict", "params", "ema"])
+def test_what_stands_in_the_place_of_weights(
+    key: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload, evil = Payload(f"touch {tmp_path / 'pwned'}"), tmp_path / "evil.pth"
+    for value in (payload, torch.ones(3), [payload], 5, "cls_emb.weight", None, {payload: 1}, {3: payload}):
+        torch.save({key: value}, evil)
+        expect_error(capsys, tmp_path, "must be a checkpoint of valeoai", evil, tmp_path / "out")
+    torch.load(evil, weights_only=False)  # proof that the file is a weapon
+    assert (tmp_path / "pwned").exists()
+
+
 def test_files_that_are_cut_short_or_something_else(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -546,6 +558,8 @@ def test_missing_extra_and_misshapen_weights(source: Path, tmp_path: Path, capsy
     expect_error(capsys, tmp_path, r"no others, got 1 unknown: 'Extra/kernel'", source, tmp_path / "out")
     spoil(lambda params: params["MlmLayer_0"]["mlm_ln"].update(scale=torch.ones(3)))
     expect_error(capsys, tmp_path, r"(?s)they are not\. .*size mismatch for head\.2", source, tmp_path / "out")
+    spoil(lambda params: params["Embed_0"]["position_embeddings"].update(embedding=torch.tensor(1.0)))
+    expect_error(capsys, tmp_path, "must hold weights shaped as published, .* does not", source, tmp_path / "out")
     spoil(lambda params: params.update(Extra=[1]))
     expect_error(capsys, tmp_path, "must hold tensors, 'Extra' is not one", source, tmp_path / "out")
     spoil(lambda params: params["Embed_0"]["position_embeddings"].update(embedding=torch.ones(6, 8)))

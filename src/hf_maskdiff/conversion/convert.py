@@ -76,6 +76,10 @@ def convert(
         raise ValueError(
             f"`source` must hold readable .json files, {str(source)!r} does not: {error}. Fetch it again."
         ) from error
+    except (ArithmeticError, LookupError, RuntimeError) as error:  # sizes are read off the weights
+        raise ValueError(
+            f"`source` must hold weights shaped as published, {str(source)!r} does not: {error}. Fetch it again."
+        ) from error
     write_whole(output, write)
     return output
 

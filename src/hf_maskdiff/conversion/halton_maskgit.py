@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hf_maskdiff.conversion.checkpoints import require_tensors
-from hf_maskdiff.conversion.upstream import Component, Preset, Tree, Upstream, one_head_count, require_key, square_side
+from hf_maskdiff.conversion.upstream import (
+    Component,
+    Preset,
+    Tree,
+    Upstream,
+    names_in,
+    one_head_count,
+    require_key,
+    square_side,
+)
 from hf_maskdiff.conversion.vqgan import llamagen_vq
 from hf_maskdiff.models import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.schedulers import HaltonScheduler, MaskGITScheduler
@@ -180,9 +189,9 @@ def valeoai_confidence(codebook_size: int = 16384, num_tokens: int = 256, num_in
 
 
 def _contents(tree: Tree) -> set[str]:
-    if "cls_emb.weight" in {_WRAPPERS.sub("", str(key)) for key in tree.get("model_state_dict") or ()}:
+    if "cls_emb.weight" in {_WRAPPERS.sub("", name) for name in names_in(tree, "model_state_dict")}:
         return {"transformer"}
-    return {"vqvae"} if "quantize.codebook_used" in (tree.get("model") or ()) else set()
+    return {"vqvae"} if "quantize.codebook_used" in names_in(tree, "model") else set()
 
 
 UPSTREAM = Upstream(

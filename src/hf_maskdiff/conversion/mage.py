@@ -15,6 +15,7 @@ from hf_maskdiff.conversion.upstream import (
     Tree,
     Upstream,
     count_blocks,
+    names_in,
     one_head_count,
     renamed,
     require_key,
@@ -142,9 +143,9 @@ def mage(codebook_size: int = 1024, mask_token_id: int = 2024) -> Preset:
 
 
 def _contents(tree: Tree) -> set[str]:
-    model = tree.get("model") or ()
-    found = {"transformer"} if "decoder_pos_embed_learned" in model else set()
-    return found | ({"vqvae"} if "vqgan.quantize.embedding.weight" in model else set())
+    names = names_in(tree, "model")
+    found = {"transformer"} if "decoder_pos_embed_learned" in names else set()
+    return found | ({"vqvae"} if "vqgan.quantize.embedding.weight" in names else set())
 
 
 def _vqgan_of(tree: Tree) -> dict[str, Tensor]:

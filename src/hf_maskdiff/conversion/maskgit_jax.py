@@ -12,6 +12,7 @@ from hf_maskdiff.conversion.upstream import (
     Tree,
     Upstream,
     count_blocks,
+    names_in,
     renamed,
     require_key,
     square_side,
@@ -124,6 +125,7 @@ def convert_vqvae(params: dict[str, Tensor]) -> Component:
         ValueError: unknown weights.
     """
     what = "MaskGIT's tokenizer"
+    require_key(params, "decoder/Conv_0/kernel", what)
     num_levels = count_blocks(params, r"decoder/Conv_(\d+)/") - 1
     rules = {"quantizer/codebook": "quantize.embedding.weight"}
     for half, levels_of in (("encoder", "down_blocks"), ("decoder", "up_blocks")):
@@ -160,10 +162,8 @@ def google_maskgit(codebook_size: int = 1024, mask_token_id: int = 2024) -> Pres
 
 
 def _contents(tree: Tree) -> set[str]:
-    params = tree.get("params")
-    if not isinstance(params, dict):
-        return set()
-    return ({"transformer"} if "Embed_0" in params else set()) | ({"vqvae"} if "quantizer" in params else set())
+    names = names_in(tree, "params")
+    return ({"transformer"} if "Embed_0" in names else set()) | ({"vqvae"} if "quantizer" in names else set())
 
 
 UPSTREAM = Upstream(

@@ -17,6 +17,7 @@ from hf_maskdiff.conversion.upstream import (
     Tree,
     Upstream,
     count_blocks,
+    names_in,
     one_head_count,
     renamed,
     require_key,
@@ -125,9 +126,9 @@ def _preset(transformer: ModelMixin) -> Preset:
 
 
 def _contents(tree: Tree) -> set[str]:
-    if "first_layer.0.weight" in {_WRAPPERS.sub("", str(key)) for key in tree.get("model_state_dict") or ()}:
+    if "first_layer.0.weight" in {_WRAPPERS.sub("", name) for name in names_in(tree, "model_state_dict")}:
         return {"transformer"}
-    return {"vqvae"} if "encoder.down.0.block.0.conv1.weight" in (tree.get("state_dict") or ()) else set()
+    return {"vqvae"} if "encoder.down.0.block.0.conv1.weight" in names_in(tree, "state_dict") else set()
 
 
 UPSTREAM = Upstream(

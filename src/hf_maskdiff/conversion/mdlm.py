@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_tensors
-from hf_maskdiff.conversion.upstream import Preset
+from hf_maskdiff.conversion.upstream import Preset, names_in
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.schedulers import AncestralScheduler
 
@@ -143,4 +143,4 @@ def mdlm(vocab_size: int = 50258) -> Preset:
 
 def is_mdlm(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is one of MDLM's training code."""
-    return f"{_PREFIX}vocab_embed.embedding" in (checkpoint.get("state_dict") or ())
+    return f"{_PREFIX}vocab_embed.embedding" in names_in(checkpoint, "state_dict")

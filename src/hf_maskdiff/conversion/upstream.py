@@ -122,6 +122,12 @@ def split_qkv(state_dict: dict[str, Tensor], fused: str) -> dict[str, Tensor]:
     return result
 
 
+def names_in(tree: Tree, key: str) -> set[str]:
+    """The names under a key of a checkpoint of unknown origin; none where there is something else."""
+    weights = tree.get(key)
+    return set(map(str, weights)) if isinstance(weights, Mapping) else set()
+
+
 def require_key(state_dict: Mapping[str, Tensor], key: str, what: str) -> Tensor:
     """A weight that the configuration is read off."""
     if key not in state_dict:
