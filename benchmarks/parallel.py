@@ -6,7 +6,7 @@
 `scaling` runs one and two single-threaded processes of `accelerate launch` in turn, on a CPU, and counts from the first
 batch of each on: loading is left out. `overhead` is the share of wall time outside transformer and tokenizer on the
 shipped image model; `released` is the same with random weights of a released size. Ratios are medians over repeats
-taken in one run: on a busy machine they are what can be compared, and the load before it is printed.
+taken in one run; on a busy machine samples per second of CPU time are what can be compared.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from diffusers import VQModel
 
@@ -51,7 +52,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 # --- scaling ----------------------------------------------------------------------------------------------------------
 
 
-def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
+class Speed(NamedTuple):
+    per_second: float
+    per_cpu_second: float  # what does not depend on who else uses the cores
+
+
+def speed_of(args: argparse.Namespace, num_processes: int) -> Speed:
     """From every process's first batch to the last batch, over the samples made in between."""
     launcher = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     several = ["--multi_gpu", "--num_processes", "2"] if num_processes == 2 else ["--cpu", "--num_processes", "1"]
@@ -63,25 +69,33 @@ def samples_per_second(args: argparse.Namespace, num_processes: int) -> float:
         command = [sys.executable, "-m", "accelerate.commands.launch", *several, *launcher]
         command += [str(ROOT / "examples" / "generate_dataset.py"), *wanted, "--shard_size", str(args.num_samples)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        at: list[tuple[float, int]] = []  # when how many samples were there
+        at: list[tuple[int, float, float]] = []  # how many samples were there when, and after which CPU time
         while process.poll() is None:
             done = len(list(output.glob(".generation/part-*.parquet"))) * args.batch_size
-            if done >= num_processes * args.batch_size and (not at or done > at[-1][1]):
-                at.append((time.perf_counter(), done))
+            if done >= num_processes * args.batch_size and (not at or done > at[-1][0]):
+                at.append((done, time.perf_counter(), cpu_seconds(process.pid)))
             time.sleep(0.01)
         if process.returncode or len(at) < 2:
             raise RuntimeError(f"a run of {num_processes} process(es) failed, or was too short to be timed")
-    return (at[-1][1] - at[0][1]) / (at[-1][0] - at[0][0])
+    samples, seconds, used = (last - first for first, last in zip(at[0], at[-1], strict=True))
+    return Speed(samples / seconds, samples / used)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and those it started."""
+    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in tree))
 
 
 def scaling(args: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
-    pairs = [(samples_per_second(args, 1), samples_per_second(args, 2)) for _ in range(args.repeats)]
-    one, two = (median(speeds) for speeds in zip(*pairs, strict=True))
-    ratios = sorted(after / before for before, after in pairs)
+    pairs = [(speed_of(args, 1), speed_of(args, 2)) for _ in range(args.repeats)]
+    one, two = (Speed(*map(median, zip(*speeds, strict=True))) for speeds in zip(*pairs, strict=True))
+    ratios = sorted(after.per_second / before.per_second for before, after in pairs)
     print(
-        f"scaling: {one:.1f} samples/s on one process, {two:.1f} on two, ratio {median(ratios):.2f} "
-        f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}), load before {load:.1f}"
+        f"scaling: {one.per_second:.1f} samples/s on one process, {two.per_second:.1f} on two, ratio "
+        f"{median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)}); per second of CPU time "
+        f"{one.per_cpu_second:.1f} and {two.per_cpu_second:.1f}; load before {load:.1f}"
     )
 
 
