@@ -138,17 +138,20 @@ def measure(build: Callable[[], nn.Module], call: Callable[[Any], Any]) -> tuple
 
 
 def cost(run: Run, num_substeps: int) -> dict[str, Any]:
-    """Of each number of steps: the operations of all samples; and the bytes of weights and samples."""
+    """Of each number of steps, plain and in groups: the operations of all samples; and the bytes on the disk."""
     size, a_pass = measure(run.denoiser, run.call)
     decoder_size, decoding = measure(run.decoder, run.decode) if run.decoder and run.decode else (0, 0)
-    passes = {steps: run.passes_a_step * (steps + num_substeps - 1) for steps in run.steps}
+
+    def operations(steps: int, groups: int) -> int:
+        return run.num_samples * (run.passes_a_step * (steps + groups - 1) * a_pass + decoding)
+
     return {
         "name": run.name,
         "parameters": size,
         "decoder": decoder_size,
         "pass": a_pass,
         "decoding": decoding,
-        "operations": {steps: run.num_samples * (count * a_pass + decoding) for steps, count in passes.items()},
+        "operations": {steps: (operations(steps, 1), operations(steps, num_substeps)) for steps in run.steps},
         "bytes": FLOAT32_BYTES * (size + decoder_size) + run.num_samples * run.sample_bytes,
     }
 
@@ -159,19 +162,18 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--num_substeps", type=int, default=2, help="R, of the runs with partial caching")
     args = parser.parse_args(argv)
     per_hour = args.teraflops * 1e12 * 3600
-    results = [cost(run, 1) for run in RUNS]
-    cached = [cost(run, args.num_substeps) for run in RUNS]
+    results = [cost(run, args.num_substeps) for run in RUNS]
     hours = f"GPU hours by steps; R = {args.num_substeps}"
     print(f"| run | parameters, decoder | GFLOP a pass, decoding | {hours} | disk |")
     print("| --- | ---: | ---: | --- | ---: |")
-    for plain, groups in zip(results, cached, strict=True):
+    for row in results:
         hours = ", ".join(
-            f"{steps}: {operations / per_hour:.2f}; {groups['operations'][steps] / per_hour:.2f}"
-            for steps, operations in plain["operations"].items()
+            f"{steps}: {plain / per_hour:.2f}; {groups / per_hour:.2f}"
+            for steps, (plain, groups) in row["operations"].items()
         )
-        sizes = f"{plain['parameters'] / 1e6:.1f} M, {plain['decoder'] / 1e6:.1f} M"
-        work = f"{plain['pass'] / 1e9:.0f}, {plain['decoding'] / 1e9:.0f}"
-        print(f"| {plain['name']} | {sizes} | {work} | {hours} | {plain['bytes'] / 1e9:.1f} GB |")
+        sizes = f"{row['parameters'] / 1e6:.1f} M, {row['decoder'] / 1e6:.1f} M"
+        work = f"{row['pass'] / 1e9:.0f}, {row['decoding'] / 1e9:.0f}"
+        print(f"| {row['name']} | {sizes} | {work} | {hours} | {row['bytes'] / 1e9:.1f} GB |")
     _, reading = measure(gpt2_large, lambda model: model(TEXT))
     print(f"\ngpt2-large reads 1024 texts of 1024 tokens in {1024 * reading / per_hour:.3f} GPU hours")
     return results

@@ -2,8 +2,11 @@ r"""Samplers judged without any model's error: on a Markov chain whose condition
 
     python benchmarks/markov_chain.py --output_dir out/chain
     python benchmarks/markov_chain.py --output_dir out/chain --resume   # after a stop, or with more cells
+    python benchmarks/markov_chain.py --length 256 --num_samples 500 --num_substeps 1 --steps 4 8 16 32 --samplers \
+        "moment 16" "halton 16" "hybrid 16, halton 0.25" "hybrid 16, halton 0.5" "hybrid 16, halton 0.75" \
+        "hybrid 16, halton 1>0" "hybrid 16, uniform 0.5" --output_dir out/chain256
 
-64 positions, 8 tokens. For every sampler, number of steps and number of groups R:
+64 positions, 8 tokens unless told otherwise. For every sampler, number of steps and number of groups R:
 
 nats: minus the log-probability a token that the chain gives to what was drawn; below the chain's own entropy rate the
     samples are too likely.
@@ -61,6 +64,18 @@ SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
     "hybrid 4": lambda shared: HybridScheduler(**shared, exploration_ratio=0.75, choice_temperature=4.0),
     "hybrid 16": lambda shared: HybridScheduler(**shared, exploration_ratio=0.75, choice_temperature=16.0),
 }
+# Beside those of the table: what lies between the bit-reversed and the moment order, and other explorations.
+MIXTURES: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
+    "halton 16": lambda shared: HaltonScheduler(**shared, choice_temperature=16.0),
+    "uniform 16": lambda shared: UniformScheduler(**shared, choice_temperature=16.0),
+    **{
+        f"hybrid 16, {order} {name}": lambda shared, order=order, ratio=ratio: HybridScheduler(
+            **shared, exploration=order, exploration_ratio=ratio, choice_temperature=16.0
+        )
+        for order in ("halton", "uniform")
+        for name, ratio in {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "1>0": (1.0, 0.0)}.items()
+    },
+}
 MEASURES = {"nats": 4, "entropy": 3, "pairs": 4, "tempering": 4, "dependence": 4}
 
 
@@ -69,7 +84,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--num_states", type=int, default=8)
     parser.add_argument("--sharpness", type=float, default=2.0)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--samplers", nargs="+", choices=[*SAMPLERS, *MIXTURES], default=list(SAMPLERS))
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1, 2, 4], help="R")
     parser.add_argument("--num_samples", type=int, default=2000, help="a cell and seed")
@@ -89,7 +104,9 @@ class Bench:
         if not steps:
             return self.judge(self.chain.draw(self.args.num_samples, seed))
         name, num_substeps = parts(sampler)
-        scheduler = SAMPLERS[name]({"mask_token_id": self.chain.mask_token_id, "masking_schedule": "linear"})
+        scheduler = (SAMPLERS | MIXTURES)[name](
+            {"mask_token_id": self.chain.mask_token_id, "masking_schedule": "linear"}
+        )
         scheduler.set_timesteps(steps)
         denoiser = ChainDenoiser(self.chain)
         samples = denoise(

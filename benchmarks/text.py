@@ -2,6 +2,7 @@
 
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume   # after a stop
+    python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume --mixtures
 
 The judge is a Witten-Bell 6-gram of characters, fitted on the training split only. "nats" is minus its log-probability
 of what was written, per character; the row "held-out text" says what real text of the same number and length scores.
@@ -51,6 +52,14 @@ TEMPERED: dict[str, Callable[..., MaskedDiffusionScheduler]] = {
     "moment": MomentScheduler,
     "hybrid": lambda **config: HybridScheduler(**config, exploration_ratio=0.75),
 }
+# Beside those of the table: what lies between the bit-reversed and the moment order, and another exploration.
+MIXTURES: dict[str, Callable[..., MaskedDiffusionScheduler]] = {
+    "halton": HaltonScheduler,
+    "hybrid-0.25": lambda **config: HybridScheduler(**config, exploration_ratio=0.25),
+    "hybrid-0.5": lambda **config: HybridScheduler(**config, exploration_ratio=0.5),
+    "hybrid-1>0": lambda **config: HybridScheduler(**config, exploration_ratio=(1.0, 0.0)),
+    "hybrid-uniform": lambda **config: HybridScheduler(**config, exploration="uniform", exploration_ratio=0.75),
+}
 SHARED_KEYS = ("mask_token_id", "codebook_size", "masking_schedule", "rounding")
 REFERENCE = "held-out text"
 SETTINGS = ("pipeline", "dataset", "data_dir", "order", "num_sequences")
@@ -65,6 +74,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--order", type=int, default=6, help="of the judge's n-grams")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[4, 16])
+    parser.add_argument("--mixtures", action="store_true", help="also other ratios and explorations of the hybrid")
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups of partial caching, 1: none")
     parser.add_argument("--num_sequences", type=int, default=64, help="a cell and seed, of the model's length")
     parser.add_argument("--num_seeds", type=int, default=4)
@@ -108,7 +118,7 @@ class Bench:
         name, num_substeps = parts(sampler)
         name, _, alpha = name.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
-        self.pipeline.scheduler = (TEMPERED if alpha else PLAIN)[name](**self.shared, **tempered)
+        self.pipeline.scheduler = (TEMPERED | MIXTURES if alpha else PLAIN)[name](**self.shared, **tempered)
         first, number = seed * self.args.num_sequences, self.args.num_sequences
         generators = [torch.Generator().manual_seed(first + i) for i in range(number)]
         self.counter.reset()
@@ -162,7 +172,8 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    plain = [*PLAIN, *(f"{name} {alpha:g}" for name in TEMPERED for alpha in args.choice_temperatures)]
+    tempered = TEMPERED | MIXTURES if args.mixtures else TEMPERED
+    plain = [*PLAIN, *(f"{name} {alpha:g}" for name in tempered for alpha in args.choice_temperatures)]
     samplers = [
         in_groups(sampler, num)
         for num in args.num_substeps

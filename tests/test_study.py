@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_samplers_on_the_chain(
     assert capsys.readouterr().out == printed
 
 
+def test_between_two_orders_on_a_longer_chain(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exploring with most of the positions lowers the dependence, with all of them most."""
+    markov_chain = program("markov_chain")
+    names = ["moment 16", "hybrid 16, halton 0.75", "halton 16"]
+    arguments = f"--length 96 --steps 4 --num_substeps 1 --num_samples 200 --num_seeds 3 --output_dir {tmp_path}"
+    means = markov_chain.summarise(markov_chain.main([*arguments.split(), "--samplers", *names])["cells"])
+    dependence = [means[name, 4]["dependence"] for name in names]
+    for (first, first_error), (second, second_error) in pairwise(dependence):
+        assert second + 2 * (first_error**2 + second_error**2) ** 0.5 < first
+    assert "| hybrid 16, halton 0.75 | 4 | " in capsys.readouterr().out
+
+
 def test_orders_on_a_grid(
     program: Callable[[str], Any],
     digits: Path,
@@ -92,3 +107,16 @@ def test_orders_on_a_grid(
         "uniform 1>0",
     }
     assert "| halton 0.5 | 2 | " in capsys.readouterr().out
+
+
+def test_steps_are_faster_than_amused_s(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Far from the ratios that are claimed, which need a quiet machine; but on this side of one."""
+    names = ["MomentScheduler", "UniformScheduler"]
+    arguments = f"--shapes 4x256x1024 --seconds 2 --output_dir {tmp_path} --schedulers".split()
+    rows = program("scheduler_step").main([*arguments, *names])
+    ratios = {row["scheduler"]: row["times faster"] for row in rows}
+    assert all(ratios[name] > 2 for name in names)
+    assert "4 x 256 x 1024" in capsys.readouterr().out
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}

@@ -31,6 +31,9 @@ def test_the_benchmark_of_text(
     arguments += ["--steps", "2", "--choice_temperatures", "4", "--num_sequences", "3", "--num_seeds", "2"]
     arguments += ["--num_substeps", "1", "3"]
     results = text.main([*arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "3"])
+    mixed = text.main(
+        [*arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "3", "--resume", "--mixtures"]
+    )
     again = text.main([*arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
 
     cells = {(cell["sampler"], cell["seed"]): cell for cell in results["cells"]}
@@ -45,7 +48,10 @@ def test_the_benchmark_of_text(
     for seed in range(2):
         real = cells[text.REFERENCE, seed]["nats"]
         assert all(real + 1 < cells[name, seed]["nats"] for name in samplers)  # two steps, and of another play
-    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 12)
+    new = {cell["sampler"] for cell in mixed["cells"]} - {name for name, _ in cells}
+    assert {name for name in new if "groups" not in name} == {f"{name} 4" for name in text.MIXTURES}
+    assert mixed["cells"][: len(results["cells"])] == results["cells"]
+    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 12) + 2 + 22
     assert (tmp_path / "one" / "text.png").stat().st_size > 5_000
 
 

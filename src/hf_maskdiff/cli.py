@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -68,4 +69,5 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     output = convert(options.source, options.output, options.tokenizer, options.revision, options.num_attention_heads)
-    print(f"{output}: open it with `from_pretrained({str(output)!r})`, read {output / 'README.md'}")
+    name = json.loads((output / "model_index.json").read_text())["_class_name"]
+    print(f"{output}: open it with `{name}.from_pretrained({str(output)!r})`, read {output / 'README.md'}")

@@ -26,7 +26,7 @@ from .parallel import HIDDEN, Source, generate, on_main_process, start_processes
 from .pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from .pipelines.transformers_tasks import Repository, _load_scheduler
 
-CPU_BLOCK_SIZE = 8
+CPU_BLOCK_SIZE = 16
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _PROGRAM = ("command", "run", "prompt_file", "scheduler_config")  # what they say stands in `prompts`, `scheduler`
@@ -68,7 +68,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance_scale", type=float)
     add("--num_substeps", type=int, default=1, help="groups of a step, by partial caching; 1 is without")
     add("--class_labels", type=int, nargs="+", metavar="ID", help="images: the classes in turn; default: all")
-    add("--decode_chunk_size", type=int, default=CPU_BLOCK_SIZE, help="images: how many are decoded at a time")
+    add("--decode_chunk_size", type=int, default=8, help="images: how many are decoded at a time")
     add("--prompt_file", type=Path, help="texts: a prompt a line, in turn; default: none")
     add("--max_new_tokens", type=int, help="texts: tokens after the prompt")
     placement = parser.add_argument_group("placement")

@@ -411,7 +411,7 @@ def run(*arguments: object) -> int:
 
 def test_the_program_writes_a_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(source, tmp_path / "out" / "deep") == 0
-    assert "open it with `from_pretrained(" in capsys.readouterr().out
+    assert "open it with `MaskGITPipeline.from_pretrained(" in capsys.readouterr().out
     pipe = MaskGITPipeline.from_pretrained(tmp_path / "out" / "deep")
     assert (type(pipe.transformer), type(pipe.vqvae)) == (MaskGITTransformer2DModel, MaskGITVQModel)
     assert (pipe.transformer.config.num_classes, pipe.transformer.config.num_attention_heads) == (2, 2)

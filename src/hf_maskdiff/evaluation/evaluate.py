@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("samples", nargs="*", help="folders of images, of .txt files or of `hf-maskdiff generate`, or Hub data sets")
     add("--reference", help="real samples, in any of these forms; for images also an .npz with mu and sigma")
+    add("--max_reference", type=int, help="how many of them, from the first; default: all")
     add("--output_dir", type=Path, help="for report.md, .json and .png, and the sets of --pipeline")
     add("--eval_batch_size", type=int, default=32, help="samples that a network or judge reads at a time")
     add("--device", help="of networks and judges; default: the GPU where there is one")
@@ -75,7 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--pipeline needs --num_samples and --output_dir, where the samples are kept, got {args.num_samples} and "
             f"{args.output_dir}. Pass both."
         )
-    for name in ("num_seeds", "eval_batch_size", "image_size"):
+    for name in ("num_seeds", "eval_batch_size", "image_size", "max_reference"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a positive number.")
@@ -121,7 +122,7 @@ class ImageJudge:
         self.legend = {}
         if args.reference is not None:
             require_enough(smallest, self.network.num_features)  # before hours are spent
-            self.reference = self._statistics(args.reference)
+            self.reference = self._statistics(args.reference, args.max_reference)
             self.legend["Frechet distance"] = (
                 f"in the {self.network.num_features} features, from {args.reference}; error: jackknife over tenths of "
                 "the samples. Biased by the number of samples: compare equal ones"
@@ -131,7 +132,7 @@ class ImageJudge:
     def _read(self, samples: ImageSamples) -> tuple[Tensor, Tensor]:
         return read_features(self.network, samples, self.batch_size, self.image_size)
 
-    def _statistics(self, reference: str) -> Statistics:
+    def _statistics(self, reference: str, limit: int | None) -> Statistics:
         if reference.endswith(".npz"):
             statistics = load_statistics(reference)
             if len(statistics[0]) != self.network.num_features:
@@ -140,7 +141,7 @@ class ImageJudge:
                     f"and {self.network.num_features} of {self.network.name}. Make it with --save_statistics."
                 )
             return statistics
-        samples = load_samples(reference)
+        samples = load_samples(reference, limit)
         if not isinstance(samples, ImageSamples):
             raise ValueError(f"the reference of images must be images, got texts in {reference!r}.")
         require_enough(samples.count, self.network.num_features)
@@ -179,7 +180,7 @@ class TextJudge:
         if args.reference is not None:
             if self.model is None:
                 raise ValueError("a reference of texts serves MAUVE, which needs --judge. Pass one, gpt2-large say.")
-            texts = _texts(args.reference).texts
+            texts = _texts(args.reference, args.max_reference).texts
             require_enough_texts(smallest, len(texts))
             self.reference = self._features(texts)
             self.legend["MAUVE"] = f"nearness to {len(texts)} texts of {args.reference} in {args.judge}'s features"
@@ -240,8 +241,8 @@ def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]
         ) from error
 
 
-def _texts(source: str) -> TextSamples:
-    samples = load_samples(source)
+def _texts(source: str, limit: int | None = None) -> TextSamples:
+    samples = load_samples(source, limit)
     if not isinstance(samples, TextSamples):
         raise ValueError(f"texts are compared with texts, got images in {source!r}.")
     return samples

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -86,7 +87,7 @@ class InceptionNetwork:
 
 
 class ClassifierNetwork:
-    """A [`DigitClassifier`] as a network for the measures: small, and no download.
+    """A [`DigitClassifier`] as a network for the measures: small, and no download. Images are resized to its size.
 
     Args:
         folder: of the classifier, or its Hub id.
@@ -102,6 +103,9 @@ class ClassifierNetwork:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         scaled = images.to(self.classifier.device, self.classifier.dtype) / 255
+        side = self.classifier.config.sample_size
+        if scaled.shape[-2:] != (side, side):
+            scaled = F.interpolate(scaled, (side, side), mode="bilinear", antialias=True)
         logits, features = self.classifier(scaled, return_dict=False)
         return features, logits
 

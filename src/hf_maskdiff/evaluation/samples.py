@@ -102,7 +102,7 @@ class TextSamples:
 Samples = ImageSamples | TextSamples
 
 
-def load_samples(source: str | Path) -> Samples:
+def load_samples(source: str | Path, limit: int | None = None) -> Samples:
     """Opens a set: images where it holds any, else texts.
 
     Example:
@@ -114,21 +114,22 @@ def load_samples(source: str | Path) -> Samples:
     Args:
         source: a folder of parquet files, of images, or of .txt files, whichever it holds, in this order; or what
             `datasets.load_dataset` finds by name.
+        limit: how many to take, from the first; None takes all.
 
     Raises:
         ValueError: nothing to read there, or a set of `hf-maskdiff generate` that is not finished.
     """
     folder = Path(source)
     if not folder.exists():
-        return _of_hub(str(source))
+        return _of_hub(str(source), limit)
     if not folder.is_dir():
         raise ValueError(f"samples must lie in a folder, got the file {str(source)!r}. Pass the folder.")
     if any(folder.glob("*.parquet")) or (folder / HIDDEN).is_dir():
-        return _of_parquet(folder)
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+        return _of_parquet(folder, limit)
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)[:limit]
     if images:
         return ImageSamples(str(source), len(images), lambda index: Image.open(images[index]))
-    files = sorted(folder.glob("*.txt"))
+    files = sorted(folder.glob("*.txt"))[:limit]
     if files:
         return TextSamples(str(source), [_text_of(path) for path in files])
     raise ValueError(
@@ -146,7 +147,7 @@ def _text_of(path: Path) -> str:
         ) from error
 
 
-def _of_parquet(folder: Path) -> Samples:
+def _of_parquet(folder: Path, limit: int | None) -> Samples:
     import datasets
 
     settings = folder / HIDDEN / "configuration.json"
@@ -164,10 +165,10 @@ def _of_parquet(folder: Path) -> Samples:
             f"a set must be finished before it is judged, got {len(rows)} of {configuration.get('num_samples', 1)} "
             f"samples in {str(folder)!r}. Run the same `generate` again: it makes what is missing."
         )
-    return _of_rows(rows, str(folder), configuration)
+    return _of_rows(rows, str(folder), configuration, limit)
 
 
-def _of_hub(name: str) -> Samples:
+def _of_hub(name: str, limit: int | None) -> Samples:
     import datasets
 
     repo, _, split = name.partition(":")
@@ -178,12 +179,13 @@ def _of_hub(name: str) -> Samples:
             f"samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got {name!r}: "
             f"{error}"
         ) from error
-    return _of_rows(rows, name, {})
+    return _of_rows(rows, name, {}, limit)
 
 
-def _of_rows(rows: Any, name: str, configuration: dict[str, Any]) -> Samples:
+def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | None) -> Samples:
     import datasets
 
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     if images:
