@@ -94,7 +94,7 @@ def pipelines(make_pipeline: Callable[..., MaskGITPipeline], tmp_path_factory: p
 def arguments(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> list[str]:
     required = ["--pipeline", str(pipeline), "--num_samples", str(num_samples), "--output_dir", str(folder)]
     required += ["--max_new_tokens", "8"] if pipeline.name == "answers" else []
-    return [*required, "--num_inference_steps", "3", "--shard_size", "16", *more]
+    return [*required, "--num_inference_steps", "3", "--shard_size", "16", "--block_size", "8", *more]
 
 
 def make(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> Path:
