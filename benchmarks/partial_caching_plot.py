@@ -87,11 +87,13 @@ def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> N
     import matplotlib.pyplot as plt
 
     width = max(len(kind[4]) for kind in kinds)
-    figure, axes = plt.subplots(len(kinds), width, figsize=(8, 5.4), layout="constrained", squeeze=False, sharey="row")
+    size = (1.7 * width, 2.7 * len(kinds))
+    figure, axes = plt.subplots(len(kinds), width, figsize=size, layout="constrained", squeeze=False, sharey="row")
     for row, kind in zip(axes, kinds, strict=True):
         for axis, name in zip(row, kind[4], strict=False):
             curves(axis, kind, name, "pass equivalents", num_substeps)
             axis.set_title(name)
+            axis.set_xlabel("passes")
             if axis is not row[0]:
                 axis.set_ylabel("")
         for axis in row[len(kind[4]) :]:

@@ -2,7 +2,8 @@
 
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume   # after a stop
-    python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume --mixtures
+    python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume \\
+        --tempered halton hybrid-0.25 hybrid-0.5 "hybrid-1>0" hybrid-uniform --steps 8 16
 
 The judge is a Witten-Bell 6-gram of characters, fitted on the training split only. "nats" is minus its log-probability
 of what was written, per character; the row "held-out text" says what real text of the same number and length scores.
@@ -74,7 +75,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--order", type=int, default=6, help="of the judge's n-grams")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[4, 16])
-    parser.add_argument("--mixtures", action="store_true", help="also other ratios and explorations of the hybrid")
+    parser.add_argument("--plain", nargs="*", choices=PLAIN, default=list(PLAIN), help="at the model's temperature")
+    parser.add_argument(
+        "--tempered", nargs="*", choices=TEMPERED | MIXTURES, default=list(TEMPERED), help="at the others"
+    )
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups of partial caching, 1: none")
     parser.add_argument("--num_sequences", type=int, default=64, help="a cell and seed, of the model's length")
     parser.add_argument("--num_seeds", type=int, default=4)
@@ -172,8 +176,7 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    tempered = TEMPERED | MIXTURES if args.mixtures else TEMPERED
-    plain = [*PLAIN, *(f"{name} {alpha:g}" for name in tempered for alpha in args.choice_temperatures)]
+    plain = [*args.plain, *(f"{name} {alpha:g}" for name in args.tempered for alpha in args.choice_temperatures)]
     samplers = [
         in_groups(sampler, num)
         for num in args.num_substeps

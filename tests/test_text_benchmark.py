@@ -32,7 +32,16 @@ def test_the_benchmark_of_text(
     arguments += ["--num_substeps", "1", "3"]
     results = text.main([*arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "3"])
     mixed = text.main(
-        [*arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "3", "--resume", "--mixtures"]
+        [
+            *arguments,
+            "--output_dir",
+            str(tmp_path / "one"),
+            "--batch_size",
+            "3",
+            "--resume",
+            "--tempered",
+            *text.MIXTURES,
+        ]
     )
     again = text.main([*arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
 
