@@ -233,10 +233,22 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "must be a folder, or a data set of the Hub" in refused(capsys, tmp_path / "missing")
     for name in ("--eval_batch_size", "--image_size", "--num_seeds"):
         assert "at least 1, got 0" in refused(capsys, images, name, "0")
+    assert "must not lie among the samples" in refused(capsys, images, "--output_dir", images / "report")
     assert "keeps those of one set" in refused(capsys, images, images, "--save_statistics", tmp_path / "x.npz")
     with pytest.raises(SystemExit):
         main(["evaluate", str(images), "--nonsense", "3"])
     assert "unrecognized arguments: --nonsense 3" in capsys.readouterr().err
+
+
+def test_without_torch_fidelity_or_faiss(
+    judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("torch_fidelity", "faiss"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert 'pip install "hf-maskdiff[fid]"' in refused(capsys, images_in(tmp_path / "images", 20))
+    texts = texts_in(tmp_path / "texts", 20)
+    error = refused(capsys, texts, "--judge", judge, "--reference", texts)
+    assert 'pip install "hf-maskdiff[mauve]"' in error
 
 
 def test_a_broken_image(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +277,7 @@ def test_broken_and_unfinished_sets(
 ) -> None:
     make_pipeline().save_pretrained(tmp_path / "pipe")
     command = ["generate", "--pipeline", tmp_path / "pipe", "--num_samples", 12, "--output_dir", tmp_path / "set"]
-    assert main([*map(str, command), "--num_inference_steps", "2", "--shard_size", "8"]) == 0
+    assert main([*map(str, command), "--num_inference_steps", "2", "--shard_size", "8", "--block_size", "4"]) == 0
     evaluate(tmp_path / "set", "--network", classifier)
     last = sorted((tmp_path / "set").glob("*.parquet"))[-1]
     content = last.read_bytes()

@@ -80,6 +80,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a positive number.")
+    inside = [
+        one for one in args.samples if args.output_dir and args.output_dir.resolve().is_relative_to(Path(one).resolve())
+    ]
+    if inside:
+        raise ValueError(
+            f"--output_dir must not lie among the samples, where report.png would be one, got {str(args.output_dir)!r} "
+            f"in {inside[0]!r}. Pass another folder."
+        )
     if args.save_statistics is not None and len(args.samples) != 1:
         raise ValueError(f"--save_statistics keeps those of one set, got {len(args.samples)} sets. Pass one folder.")
 
