@@ -219,6 +219,8 @@ def drawn_states(pipe: MaskedDiffusionTextPipeline, ids: Tensor, table: list[int
     The nucleus is taken before the `top_k` most probable tokens, in our schedulers after them.
     """
     mask, temperature = pipe.mask_token_id, float(settings["temperature"])
+    if torch.__version__ < (2, 13):
+        pytest.skip("torch.multinomial draws other codes from a seed before torch 2.13")
     torch.manual_seed(int(settings["seed"]))
     states = [ids]
     for count in torch.tensor([0, *table]).diff().tolist():

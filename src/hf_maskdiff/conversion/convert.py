@@ -159,7 +159,7 @@ def _mdlm_writer(
     preset, name = mdlm.mdlm(transformer.config.vocab_size), _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
     try:
         opened = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last of what another format of tokenizers would need
         raise ValueError(
             f"`tokenizer` must be a folder or the name of a tokenizer of transformers, {str(name)!r} cannot be opened. "
             f"Pass the folder of one. ({error})"
