@@ -155,7 +155,9 @@ def test_a_pipeline_s_seeds_are_one_row(
     folders = sorted((tmp_path / "out").glob("seed-*"))
     evaluate(*folders, "--network", classifier, "--reference", real, "--output_dir", tmp_path / "again")
     assert report_of(tmp_path / "again")["rows"] == report["rows"]
-    assert "Moment 6, 3 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"| Moment 6, 3 steps ({tmp_path / 'out'}) | 2 x 16 | 0, 1 |" in printed
+    assert '"masking_schedule": "linear"' in printed
 
 
 def test_partial_passes_count_as_the_part_they_are(
@@ -240,12 +242,16 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "unrecognized arguments: --nonsense 3" in capsys.readouterr().err
 
 
-def test_without_torch_fidelity_or_faiss(
+def test_without_torch_fidelity_faiss_or_matplotlib(
     judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    images = images_in(tmp_path / "images", 20)
+    with monkeypatch.context() as context:
+        context.setattr("hf_maskdiff.evaluation.evaluate.find_spec", lambda _: None)
+        assert 'pip install "hf-maskdiff[evaluation]"' in refused(capsys, images, "--output_dir", tmp_path / "out")
     for name in ("torch_fidelity", "faiss"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert 'pip install "hf-maskdiff[fid]"' in refused(capsys, images_in(tmp_path / "images", 20))
+    assert 'pip install "hf-maskdiff[fid]"' in refused(capsys, images)
     texts = texts_in(tmp_path / "texts", 20)
     error = refused(capsys, texts, "--judge", judge, "--reference", texts)
     assert 'pip install "hf-maskdiff[mauve]"' in error

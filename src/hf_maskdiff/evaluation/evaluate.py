@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -80,6 +81,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}. Pass a positive number.")
+    if args.output_dir is not None and find_spec("matplotlib") is None:
+        raise ValueError('a report has a picture, which needs matplotlib. Run `pip install "hf-maskdiff[evaluation]"`.')
     inside = [
         one for one in args.samples if args.output_dir and args.output_dir.resolve().is_relative_to(Path(one).resolve())
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,7 +99,8 @@ def _label(sets: Sequence[SetResult]) -> str:
         parts.append(f"{configuration['num_inference_steps']} steps")
     if configuration.get("num_substeps", 1) > 1:
         parts.append(f"R = {configuration['num_substeps']}")
-    return f"{', '.join(parts)} ({sets[0].name})"
+    place = os.path.commonpath([one.name for one in sets]) or sets[0].name
+    return f"{', '.join(parts)} ({place})"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Report:
     settings: dict[str, Any]
 
     def table(self) -> str:
-        """In Markdown, with the legend and the settings."""
+        """In Markdown, with the legend, the settings and how the sets were made."""
         names = list(self.legend)
         lines = [_line("samples", "sets x samples", "seeds", *names, "passes", "seconds")]
         lines.append(_line("---", "---:", "---", *["---:"] * (len(names) + 2)))
@@ -129,7 +131,8 @@ class Report:
         notes.append("- passes: of the model, a sample; seconds: to make a set, of all processes; empty: not recorded")
         notes.append("- errors: over sets where a row has several, else within the set, as said above")
         settings = [f"- {name}: {value}" for name, value in self.settings.items()]
-        return "\n".join([*lines, "", *notes, "", *settings])
+        made = [f"- {row.name} was made with `{row.sets[0].group}`" for row in self.rows if row.sets[0].configuration]
+        return "\n".join([*lines, "", *notes, "", *settings, *made])
 
     def save(self, folder: Path) -> None:
         """`report.md`, `report.json` and `report.png`."""
