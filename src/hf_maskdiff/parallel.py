@@ -199,6 +199,9 @@ class SampleSet:
         if settings.is_file():
             if self.ranges():  # else nothing was made with what may have been a wrong argument
                 self._require_same(json.loads(settings.read_text()))
+            else:
+                for log in self.hidden.glob("cost-*.jsonl"):
+                    log.unlink()
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.glob("[!.]*"))):
             raise ValueError(
                 f"`output_dir` must be new, empty, or hold a set that shall be completed, got {str(self.folder)!r}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from hf_maskdiff.cli import main
 from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
 from hf_maskdiff.evaluation.frechet import feature_statistics, frechet_distance
+from hf_maskdiff.evaluation.image_metrics import inception_score
 from hf_maskdiff.evaluation.report import Report, Row, SetResult, rows_of
 from hf_maskdiff.evaluation.samples import ImageSamples, TextSamples, load_samples
 
@@ -111,7 +113,9 @@ def test_images_of_a_folder(classifier: Path, tmp_path: Path, capsys: pytest.Cap
     (row,) = report_of(tmp_path / "out")["rows"]
     assert row["measures"]["Frechet distance"]["value"] == pytest.approx(expected, rel=1e-5)
     assert 0 < row["measures"]["Frechet distance"]["error"] < expected
-    assert 1 <= row["measures"]["Inception score"]["value"] <= 10
+    pixels = torch.tensor(np.stack([np.asarray(Image.open(path)) for path in sorted(made.glob("*.png"))]))[:, None]
+    logits = DigitClassifier.from_pretrained(classifier).eval()(pixels / 255, return_dict=False)[0]
+    assert row["measures"]["Inception score"]["value"] == pytest.approx(inception_score(logits)[0], rel=1e-5)
     assert row["sets"][0]["num_samples"] == 30
     assert f"| {tmp_path / 'made'} | 1 x 30 |" in capsys.readouterr().out
 
@@ -152,7 +156,11 @@ def test_a_pipeline_s_seeds_are_one_row(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
     evaluate(*command)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == before
+    assert "which holds seed-0, seed-1" in refused(capsys, tmp_path / "out", "--network", classifier)
     folders = sorted((tmp_path / "out").glob("seed-*"))
+    shutil.copytree(folders[0], tmp_path / "copy")
+    error = refused(capsys, *folders, tmp_path / "copy", "--network", classifier)
+    assert "must have different seeds, got the seeds [0, 1, 0]" in error
     evaluate(*folders, "--network", classifier, "--reference", real, "--output_dir", tmp_path / "again")
     assert report_of(tmp_path / "again")["rows"] == report["rows"]
     printed = capsys.readouterr().out
@@ -199,6 +207,26 @@ def test_texts_of_a_folder(judge: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "tokens of entropy: the judge's" in capsys.readouterr().out
 
 
+def test_a_judge_that_is_not_there_is_known_before_samples_are_made(
+    make_pipeline: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pipeline().save_pretrained(tmp_path / "pipe")
+    command = ["--pipeline", tmp_path / "pipe", "--num_samples", "8", "--output_dir", tmp_path / "out"]
+    assert "Error no file named config.json" in refused(capsys, *command, "--network", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_too_short_for_an_n_gram_are_left_out_of_it(tmp_path: Path) -> None:
+    made = texts_in(tmp_path / "made", 3)
+    (made / "short.txt").write_text("ab")
+    evaluate(made, "--output_dir", tmp_path / "out")
+    (row,) = report_of(tmp_path / "out")["rows"]
+    texts = [path.read_text() for path in sorted(made.glob("*.txt"))]
+    grams = [text[i : i + 4] for text in texts for i in range(len(text) - 3)]
+    assert row["measures"]["distinct-4"]["value"] == pytest.approx(len(set(grams)) / len(grams))
+    assert row["sets"][0]["num_samples"] == 4
+
+
 def test_likelihood_comes_with_entropy_and_without_a_judge_there_is_no_likelihood(tmp_path: Path) -> None:
     made = texts_in(tmp_path / "made", 4)
     evaluate(made, "--output_dir", tmp_path / "out")
@@ -235,6 +263,12 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "must be a folder, or a data set of the Hub" in refused(capsys, tmp_path / "missing")
     for name in ("--eval_batch_size", "--image_size", "--num_seeds"):
         assert "at least 1, got 0" in refused(capsys, images, name, "0")
+    assert "--judge is not for images, got 'x'" in refused(capsys, images, "--network", classifier, "--judge", "x")
+    assert "--image_size is not for texts, got 8" in refused(capsys, texts, "--image_size", "8")
+    assert "--num_samples is for --pipeline" in refused(capsys, images, "--num_samples", "8")
+    assert "must be one of torch's, such as cpu or cuda:0, got 'gpu'" in refused(capsys, images, "--device", "gpu")
+    assert "a set counts once" in refused(capsys, texts, texts)
+    assert "must name a file that ends in .npz" in refused(capsys, images, "--save_statistics", tmp_path / "x")
     assert "must not lie among the samples" in refused(capsys, images, "--output_dir", images / "report")
     assert "keeps those of one set" in refused(capsys, images, images, "--save_statistics", tmp_path / "x.npz")
     with pytest.raises(SystemExit):
@@ -368,6 +402,10 @@ def test_samples_are_found_out(tmp_path: Path) -> None:
     batches = list(images.batches("RGB", 2))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]
     assert batches[0].dtype == torch.uint8
+    some = load_samples(tmp_path / "images", limit=3)
+    assert some.count == 3
+    whole = [batch.tolist() for batch in images.batches("L", 1)]
+    assert all(batch.tolist() in whole for batch in some.batches("L", 1))
     texts = load_samples(texts_in(tmp_path / "texts", 5))
     assert isinstance(texts, TextSamples)
     assert texts.count == 5

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hf_maskdiff.generation import add_arguments as add_generate_arguments
@@ -93,6 +94,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.save_statistics is not None and len(args.samples) != 1:
         raise ValueError(f"--save_statistics keeps those of one set, got {len(args.samples)} sets. Pass one folder.")
+    if args.save_statistics is not None and args.save_statistics.suffix != ".npz":
+        raise ValueError(f"--save_statistics must name a file that ends in .npz, got {str(args.save_statistics)!r}.")
+    twice = [one for one in args.samples if args.samples.count(one) > 1]
+    if twice:
+        raise ValueError(f"a set counts once, got {twice[0]!r} {len(twice)} times. Pass each folder once.")
+    if args.samples and args.num_samples is not None:
+        raise ValueError(f"--num_samples is for --pipeline, got {args.num_samples} with folders. Leave it out.")
+    try:
+        torch.device(args.device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"--device must be one of torch's, such as cpu or cuda:0, got {args.device!r}.") from error
 
 
 def make_sets(args: argparse.Namespace) -> list[Path]:
@@ -103,10 +115,13 @@ def make_sets(args: argparse.Namespace) -> list[Path]:
     making = {name: getattr(args, name, None) for name in names}
     seeds = range(args.seed, args.seed + args.num_seeds)
     folders = {seed: args.output_dir / f"seed-{seed}" for seed in seeds}
-    return [
+    threads = torch.get_num_threads()
+    made = [
         generate(argparse.Namespace(**making | {"seed": seed, "output_dir": str(folder)}))
         for seed, folder in folders.items()
     ]
+    torch.set_num_threads(threads)  # which `generate` lowers on a CPU
+    return made
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -120,6 +135,8 @@ class ImageJudge:
     Args:
         smallest: samples of the smallest set that it will judge.
     """
+
+    what, not_its_own = "images", ("judge", "judge_tokenizer", "ngram", "max_length")
 
     def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
         self.batch_size, self.image_size, self.save_to = args.eval_batch_size, args.image_size, args.save_statistics
@@ -151,6 +168,10 @@ class ImageJudge:
                     f"the reference must be of the same network, got {len(statistics[0])} features in {reference!r} "
                     f"and {self.network.num_features} of {self.network.name}. Make it with --save_statistics."
                 )
+            if limit is not None:
+                raise ValueError(
+                    f"--max_reference is not for statistics, got {limit} with {reference!r}. Leave it out."
+                )
             return statistics
         samples = load_samples(reference, limit)
         if not isinstance(samples, ImageSamples):
@@ -174,6 +195,8 @@ class TextJudge:
     Args:
         smallest: samples of the smallest set that it will judge.
     """
+
+    what, not_its_own = "texts", ("image_size", "inception_weights", "save_statistics")
 
     def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
         self.batch_size, self.max_length = args.eval_batch_size, args.max_length
@@ -209,7 +232,8 @@ class TextJudge:
             measures["nats a character"] = _mean_and_error([-fmean(self.ngram.log_probs(text)) for text in texts])
         tokens = self._tokens(samples)
         measures["entropy"] = _mean_and_error(sentence_entropy(tokens).tolist())
-        measures |= {f"distinct-{n}": (distinct_n(tokens, n), math.nan) for n in DISTINCT}
+        for n in DISTINCT:
+            measures[f"distinct-{n}"] = (distinct_n([ids for ids in tokens if len(ids) >= n], n), math.nan)
         if self.reference is not None:
             measures["MAUVE"] = (mauve(self._features(texts), self.reference), math.nan)
         return measures
@@ -220,7 +244,7 @@ class TextJudge:
             kind, tokens = "the set's", samples.tokens
         elif self.tokenizer is not None:
             ids = [self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in samples.texts]
-            kind, tokens = "the judge's", [torch.tensor(row) for row in ids]
+            kind, tokens = "the judge's", [torch.tensor(row[: self.max_length]) for row in ids]
         else:
             kind, tokens = (
                 "characters",
@@ -266,14 +290,28 @@ def _mean_and_error(values: Sequence[float]) -> Measure:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(sets: Sequence[Samples], args: argparse.Namespace) -> Report:
-    """Judge sets of one kind with what the arguments ask for."""
-    kinds = {type(samples) for samples in sets}
-    if len(kinds) != 1:
-        raise ValueError(f"sets in one table must be all images or all texts, got {[one.name for one in sets]}.")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    judges: dict[type, type[ImageJudge] | type[TextJudge]] = {ImageSamples: ImageJudge, TextSamples: TextJudge}
-    judge = judges[kinds.pop()](args, device, min(samples.count for samples in sets))
+JUDGES: dict[type, type[ImageJudge] | type[TextJudge]] = {ImageSamples: ImageJudge, TextSamples: TextJudge}
+
+
+def kind_of(pipeline: str) -> type[Samples]:
+    """What a pipeline makes: texts where it has a tokenizer, or is a model without a pipeline's index."""
+    try:
+        return TextSamples if "tokenizer" in DiffusionPipeline.load_config(pipeline) else ImageSamples
+    except OSError:
+        return TextSamples
+
+
+def judge_of(kind: type[Samples], args: argparse.Namespace, smallest: int) -> ImageJudge | TextJudge:
+    """The judge that the arguments ask for; `ValueError` where some of them are for the other kind of samples."""
+    judge = JUDGES[kind]
+    for name in judge.not_its_own:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is not for {judge.what}, got {getattr(args, name)!r}. Leave it out.")
+    return judge(args, args.device or ("cuda" if torch.cuda.is_available() else "cpu"), smallest)
+
+
+def judged(judge: ImageJudge | TextJudge, sets: Sequence[Samples]) -> Report:
+    """What a judge finds of sets of its kind."""
     results = []
     for samples in sets:
         cost = cost_of(Path(samples.name))
@@ -294,13 +332,21 @@ def _versions() -> str:
 def run(args: argparse.Namespace) -> Report | None:
     """The program; on several processes the samples are made by all and judged by the first, the others return None."""
     check_arguments(args)
-    sources = args.samples
     if args.pipeline:
-        state = start_processes()
-        sources = make_sets(args)
-        if not state.is_main_process:
+        # The judge first: what it lacks should be known before the samples are made.
+        is_first = start_processes().is_main_process
+        judge = judge_of(kind_of(args.pipeline), args, args.num_samples) if is_first else None
+        folders = make_sets(args)
+        if judge is None:
             return None
-    report = evaluate([load_samples(source) for source in sources], args)
+        sets = [load_samples(folder) for folder in folders]
+    else:
+        sets = [load_samples(folder) for folder in args.samples]
+        kinds = {type(samples) for samples in sets}
+        if len(kinds) != 1:
+            raise ValueError(f"sets in one table must be all images or all texts, got {args.samples}.")
+        judge = judge_of(kinds.pop(), args, min(samples.count for samples in sets))
+    report = judged(judge, sets)
     print(report.table())
     if args.output_dir is not None:
         report.save(args.output_dir)

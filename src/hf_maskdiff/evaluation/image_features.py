@@ -71,7 +71,7 @@ class InceptionNetwork:
                 "inception-v3-compat",
                 [str(layer), "logits_unbiased"],
                 feature_extractor_weights_path=None if weights is None else str(weights),
-            ).to(self.device)
+            )
         except RuntimeError as error:  # of torch, which lists the keys
             raise ValueError(
                 f"the Inception weights must be torch-fidelity's, got others in {str(weights)!r}: {str(error)[:200]}"
@@ -80,6 +80,7 @@ class InceptionNetwork:
             raise ValueError(
                 f"the Inception weights could not be downloaded: {error}. Pass the file with --inception_weights."
             ) from error
+        self.network.to(self.device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

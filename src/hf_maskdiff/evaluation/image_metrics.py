@@ -106,4 +106,5 @@ def save_statistics(path: str | Path, features: ArrayLike) -> None:
     """Write mean and covariance as `mu` and `sigma`, and how many samples they are of as `count`."""
     mean, covariance = feature_statistics(features)
     count: NDArray[np.int64] = np.array(len(np.asarray(features)))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, mu=mean, sigma=covariance, count=count)

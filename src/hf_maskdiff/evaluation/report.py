@@ -74,6 +74,12 @@ def rows_of(results: Sequence[SetResult]) -> list[Row]:
     groups: dict[str, list[SetResult]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
+    for sets in groups.values():
+        if len({one.seed for one in sets}) < len(sets):
+            raise ValueError(
+                f"sets of one row must have different seeds, got the seeds {[one.seed for one in sets]} in "
+                f"{[one.name for one in sets]}. Leave the copies out."
+            )
     return [Row(_label(sets), sets, _combine(sets)) for sets in groups.values()]
 
 
@@ -170,7 +176,7 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _named(measures: dict[str, Measure]) -> dict[str, Any]:
-    return {name: {"value": value, "error": _number(error)} for name, (value, error) in measures.items()}
+    return {name: {"value": _number(value), "error": _number(error)} for name, (value, error) in measures.items()}
 
 
 def _number(value: float) -> float | None:

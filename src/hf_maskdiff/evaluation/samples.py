@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_maskdiff.parallel import HIDDEN
 
+STRINGS = ("string", "large_string")
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -114,10 +115,11 @@ def load_samples(source: str | Path, limit: int | None = None) -> Samples:
     Args:
         source: a folder of parquet files, of images, or of .txt files, whichever it holds, in this order; or what
             `datasets.load_dataset` finds by name.
-        limit: how many to take, from the first; None takes all.
+        limit: how many to take, spread over all by a fixed seed; None takes all.
 
     Raises:
-        ValueError: nothing to read there, or a set of `hf-maskdiff generate` that is not finished.
+        ValueError: nothing to read there, a folder of several sets, or a set of `hf-maskdiff generate` that is not
+            finished.
     """
     folder = Path(source)
     if not folder.exists():
@@ -126,16 +128,30 @@ def load_samples(source: str | Path, limit: int | None = None) -> Samples:
         raise ValueError(f"samples must lie in a folder, got the file {str(source)!r}. Pass the folder.")
     if any(folder.glob("*.parquet")) or (folder / HIDDEN).is_dir():
         return _of_parquet(folder, limit)
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)[:limit]
+    sets = sorted(path.parent.name for path in folder.glob(f"*/{HIDDEN}"))
+    if sets:
+        raise ValueError(
+            f"one set is one folder, got {str(source)!r}, which holds {', '.join(sets)}. Pass {folder / sets[0]} and "
+            "so on."
+        )
+    images = _some(sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS), limit)
     if images:
         return ImageSamples(str(source), len(images), lambda index: Image.open(images[index]))
-    files = sorted(folder.glob("*.txt"))[:limit]
+    files = _some(sorted(folder.glob("*.txt")), limit)
     if files:
         return TextSamples(str(source), [_text_of(path) for path in files])
     raise ValueError(
         f"a folder of samples must hold images, .txt files or parquet files, got {str(source)!r}, which holds none. "
         "Check the path."
     )
+
+
+def _some(things: Sequence[Any], limit: int | None) -> list[Any]:
+    """As many as the limit allows, in their order: the first ones alone might be of one class."""
+    if limit is None or limit >= len(things):
+        return list(things)
+    chosen = np.random.default_rng(0).permutation(len(things))[:limit]
+    return [things[i] for i in sorted(chosen.tolist())]
 
 
 def _text_of(path: Path) -> str:
@@ -185,16 +201,17 @@ def _of_hub(name: str, limit: int | None) -> Samples:
 def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | None) -> Samples:
     import datasets
 
-    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    rows = rows if limit is None else rows.select(_some(range(len(rows)), limit))
     kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     if images:
         # Bytes, so that a broken image is found by Pillow under this package's message.
         raw = rows.select_columns(images[:1]).cast_column(images[0], datasets.Image(decode=False))
         return ImageSamples(name, len(rows), lambda index: _decoded(raw[index][images[0]]), configuration)
-    strings = [column for column, kind in rows.features.items() if kind == datasets.Value("string")]
+    strings = [column for column, kind in rows.features.items() if getattr(kind, "dtype", "") in STRINGS]
     if "text" in strings or len(strings) == 1:
-        tokens = [torch.tensor(ids) for ids in rows["tokens"]] if "tokens" in kinds else None
+        ids = getattr(getattr(rows.features.get("tokens"), "feature", None), "dtype", "").startswith("int")
+        tokens = [torch.tensor(row) for row in rows["tokens"]] if ids else None
         return TextSamples(name, list(rows["text" if "text" in strings else strings[0]]), tokens, configuration)
     raise ValueError(
         f'a data set of samples must have a column of images, a column "text", or one column of strings, got '
