@@ -91,6 +91,24 @@ def gpt2_large() -> nn.Module:
 
 TEXT = torch.zeros(1, 1024, dtype=torch.long, device="meta")
 LABEL = torch.zeros(1, dtype=torch.long, device="meta")
+
+
+def halton_run(name: str, pixels: int, *sizes: int) -> Run:
+    """Class-conditional, with guidance: two passes a step."""
+    side = pixels // 16
+    return Run(
+        name,
+        lambda: halton(side, *sizes),
+        lambda model: model(image_tokens(side), LABEL),
+        50_000,
+        (8, 16, 32),
+        2,
+        llamagen_vq,
+        lambda vq: vq.decode(image_tokens(side), force_not_quantize=True, shape=(1, side, side, 8)),
+        PNG_BYTES[pixels],
+    )
+
+
 RUNS = [
     Run(
         "MAGE ViT-B",
@@ -103,28 +121,8 @@ RUNS = [
         sample_bytes=PNG_BYTES[256],
     ),
     Run("mdlm-owt", mdlm, lambda model: model(TEXT), 1024, (8, 16, 32, 64, 128), sample_bytes=10e3),
-    Run(
-        "Halton-MaskGIT base, 256",
-        lambda: halton(16, 768, 12, 12, 2048),
-        lambda model: model(image_tokens(16), LABEL),
-        50_000,
-        (8, 16, 32),
-        2,
-        llamagen_vq,
-        lambda vq: vq.decode(image_tokens(16), force_not_quantize=True, shape=(1, 16, 16, 8)),
-        PNG_BYTES[256],
-    ),
-    Run(
-        "Halton-MaskGIT large, 384",
-        lambda: halton(24, 1024, 24, 16, 2816),
-        lambda model: model(image_tokens(24), LABEL),
-        50_000,
-        (8, 16, 32),
-        2,
-        llamagen_vq,
-        lambda vq: vq.decode(image_tokens(24), force_not_quantize=True, shape=(1, 24, 24, 8)),
-        PNG_BYTES[384],
-    ),
+    halton_run("Halton-MaskGIT base, 256", 256, 768, 12, 12, 2048),
+    halton_run("Halton-MaskGIT large, 384", 384, 1024, 24, 16, 2816),
 ]
 
 

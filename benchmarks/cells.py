@@ -8,10 +8,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from hf_maskdiff.evaluation.report import mean_and_error
 
 Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
 KEY = ("sampler", "steps", "seed")
@@ -78,11 +79,6 @@ def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tu
         names = [name for name in rows[0] if name not in KEY]
         summary[key] = {name: mean_and_error([row[name] for row in rows]) for name in names}
     return summary
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; the error of one value is NaN."""
-    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
 def differences(cells: list[dict[str, Any]], base: dict[str, str]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import mean_and_error, with_error
+from cells import with_error
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -32,6 +32,7 @@ from hf_maskdiff import MaskGITPipeline, MDLMPipeline, MomentScheduler
 from hf_maskdiff.evaluation import laws
 from hf_maskdiff.evaluation.equivalence import Rounds, leading_constant, symmetric_distance
 from hf_maskdiff.evaluation.markov_chain import MarkovChain
+from hf_maskdiff.evaluation.report import mean_and_error
 from hf_maskdiff.masking import planned_counts
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import mean_and_error, with_error
+from cells import with_error
 from images import SAMPLERS, SHARED_KEYS
 from passes import partial_caching
 from text import TEMPERED
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_maskdiff import MaskGITPipeline, MDLMPipeline
+from hf_maskdiff.evaluation.report import mean_and_error
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

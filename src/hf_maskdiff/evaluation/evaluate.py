@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .image_metrics import frechet_with_error, inception_score, load_statistics,
 from .mauve import mauve
 from .mauve import require_enough as require_enough_texts
 from .ngram import CharacterNGram
-from .report import Measure, Report, SetResult, rows_of
+from .report import Measure, Report, SetResult, mean_and_error, rows_of
 from .samples import ImageSamples, Samples, TextSamples, load_samples
 from .text_metrics import distinct_n, generative_perplexity, sentence_entropy, text_features
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("samples", nargs="*", help="folders of images, of .txt files or of `hf-maskdiff generate`, or Hub data sets")
     add("--reference", help="real samples, in any of these forms; for images also an .npz with mu and sigma")
-    add("--max_reference", type=int, help="how many of them, from the first; default: all")
+    add("--max_reference", type=int, help="how many of them, at random; default: all")
     add("--output_dir", type=Path, help="for report.md, .json and .png, and the sets of --pipeline")
     add("--eval_batch_size", type=int, default=32, help="samples that a network or judge reads at a time")
     add("--device", help="of networks and judges; default: the GPU where there is one")
@@ -111,8 +111,8 @@ def make_sets(args: argparse.Namespace) -> list[Path]:
     """A pipeline's sets, one a seed, in `output_dir`; what is there is not made again."""
     parser = argparse.ArgumentParser()
     add_generate_arguments(parser)
-    names = {action.dest for action in parser._actions} - {"help"}
-    making = {name: getattr(args, name, None) for name in names}
+    making = vars(parser.parse_args(["--pipeline", args.pipeline, "--num_samples", "1", "--output_dir", ""]))
+    making = {name: getattr(args, name, default) for name, default in making.items()}
     seeds = range(args.seed, args.seed + args.num_seeds)
     folders = {seed: args.output_dir / f"seed-{seed}" for seed in seeds}
     threads = torch.get_num_threads()
@@ -125,8 +125,6 @@ def make_sets(args: argparse.Namespace) -> list[Path]:
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
-
-Judge = Callable[[Any], dict[str, Measure]]
 
 
 class ImageJudge:
@@ -229,9 +227,9 @@ class TextJudge:
             found = generative_perplexity(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
             measures["perplexity"] = (found.perplexity, found.perplexity * found.standard_error)
         if self.ngram is not None:
-            measures["nats a character"] = _mean_and_error([-fmean(self.ngram.log_probs(text)) for text in texts])
+            measures["nats a character"] = mean_and_error([-fmean(self.ngram.log_probs(text)) for text in texts])
         tokens = self._tokens(samples)
-        measures["entropy"] = _mean_and_error(sentence_entropy(tokens).tolist())
+        measures["entropy"] = mean_and_error(sentence_entropy(tokens).tolist())
         for n in DISTINCT:
             measures[f"distinct-{n}"] = (distinct_n([ids for ids in tokens if len(ids) >= n], n), math.nan)
         if self.reference is not None:
@@ -281,10 +279,6 @@ def _texts(source: str, limit: int | None = None) -> TextSamples:
     if not isinstance(samples, TextSamples):
         raise ValueError(f"texts are compared with texts, got images in {source!r}.")
     return samples
-
-
-def _mean_and_error(values: Sequence[float]) -> Measure:
-    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -69,6 +68,11 @@ class Row:
         return None if None in values else fmean(values)
 
 
+def mean_and_error(values: Sequence[float]) -> Measure:
+    """Mean and standard error; the error of one value is NaN."""
+    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
 def rows_of(results: Sequence[SetResult]) -> list[Row]:
     """Sets that differ in their seed alone become one row, in the order of the first of each."""
     groups: dict[str, list[SetResult]] = {}
@@ -86,11 +90,7 @@ def rows_of(results: Sequence[SetResult]) -> list[Row]:
 def _combine(sets: Sequence[SetResult]) -> dict[str, Measure]:
     if len(sets) == 1:
         return sets[0].measures
-    combined = {}
-    for name in sets[0].measures:
-        values = [one.measures[name][0] for one in sets]
-        combined[name] = (fmean(values), stdev(values) / len(values) ** 0.5)
-    return combined
+    return {name: mean_and_error([one.measures[name][0] for one in sets]) for name in sets[0].measures}
 
 
 def _label(sets: Sequence[SetResult]) -> str:
@@ -105,7 +105,7 @@ def _label(sets: Sequence[SetResult]) -> str:
         parts.append(f"{configuration['num_inference_steps']} steps")
     if configuration.get("num_substeps", 1) > 1:
         parts.append(f"R = {configuration['num_substeps']}")
-    place = os.path.commonpath([one.name for one in sets]) or sets[0].name
+    place = sets[0].name if len(sets) == 1 else str(Path(sets[0].name).parent)
     return f"{', '.join(parts)} ({place})"
 
 
