@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hf_maskdiff.evaluation.text_metrics import distinct_n, generative_perplexity, sentence_entropy
+from hf_maskdiff.evaluation.text_metrics import distinct_n, generative_perplexity, read_texts, sentence_entropy
 
 
 def test_sentence_entropy() -> None:
@@ -64,6 +64,21 @@ def test_generative_perplexity(judge: tuple[GPT2LMHeadModel, PreTrainedTokenizer
     each = [math.exp(total / count) for total, count in zip(totals, counts, strict=True)]
     assert result.mean_per_text == pytest.approx(sum(each) / 4, rel=1e-5)
     assert 0 < result.standard_error < 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_features_are_the_last_hidden_state_at_the_last_token(
+    judge: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast], batch_size: int
+) -> None:
+    model, tokenizer = judge
+    reading = read_texts(TEXTS, model, tokenizer, batch_size=batch_size)
+    for text, tokens, features in zip(TEXTS, reading.tokens, reading.features, strict=True):
+        ids = torch.tensor([tokenizer(text).input_ids])
+        assert tokens.tolist() == ids[0].tolist()
+        with torch.no_grad():
+            expected = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert not model.lm_head._forward_pre_hooks
 
 
 def test_perplexity_of_a_part(judge: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]) -> None:

@@ -31,7 +31,7 @@ from .mauve import require_enough as require_enough_texts
 from .ngram import CharacterNGram
 from .report import Measure, Report, SetResult, mean_and_error, rows_of
 from .samples import ImageSamples, Samples, TextSamples, load_samples
-from .text_metrics import distinct_n, generative_perplexity, sentence_entropy, text_features
+from .text_metrics import Reading, distinct_n, read_texts, sentence_entropy
 
 DISTINCT = (1, 2, 4)
 
@@ -214,40 +214,37 @@ class TextJudge:
                 raise ValueError("a reference of texts serves MAUVE, which needs --judge. Pass one, gpt2-large say.")
             texts = _texts(args.reference, args.max_reference).texts
             require_enough_texts(smallest, len(texts))
-            self.reference = self._features(texts)
+            self.reference = self._read(texts).features
             self.legend["MAUVE"] = f"nearness to {len(texts)} texts of {args.reference} in {args.judge}'s features"
 
-    def _features(self, texts: Sequence[str]) -> Tensor:
-        return text_features(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
+    def _read(self, texts: Sequence[str]) -> Reading:
+        return read_texts(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
 
     def __call__(self, samples: Any) -> dict[str, Measure]:
         measures: dict[str, Measure] = {}
-        texts = samples.texts
-        if self.model is not None:
-            found = generative_perplexity(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
+        reading = None if self.model is None else self._read(samples.texts)
+        if reading is not None:
+            found = reading.perplexity
             measures["perplexity"] = (found.perplexity, found.perplexity * found.standard_error)
         if self.ngram is not None:
-            measures["nats a character"] = mean_and_error([-fmean(self.ngram.log_probs(text)) for text in texts])
-        tokens = self._tokens(samples)
+            nats = [-fmean(self.ngram.log_probs(text)) for text in samples.texts]
+            measures["nats a character"] = mean_and_error(nats)
+        tokens = self._tokens(samples, reading)
         measures["entropy"] = mean_and_error(sentence_entropy(tokens).tolist())
         for n in DISTINCT:
             measures[f"distinct-{n}"] = (distinct_n([ids for ids in tokens if len(ids) >= n], n), math.nan)
-        if self.reference is not None:
-            measures["MAUVE"] = (mauve(self._features(texts), self.reference), math.nan)
+        if reading is not None and self.reference is not None:
+            measures["MAUVE"] = (mauve(reading.features, self.reference), math.nan)
         return measures
 
-    def _tokens(self, samples: TextSamples) -> Sequence[Tensor]:
+    def _tokens(self, samples: TextSamples, reading: Reading | None) -> Sequence[Tensor]:
         """The set's own; else the judge's; else characters. The settings say which."""
         if samples.tokens is not None:
             kind, tokens = "the set's", samples.tokens
-        elif self.tokenizer is not None:
-            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in samples.texts]
-            kind, tokens = "the judge's", [torch.tensor(row[: self.max_length]) for row in ids]
+        elif reading is not None:
+            kind, tokens = "the judge's", reading.tokens
         else:
-            kind, tokens = (
-                "characters",
-                [torch.tensor([ord(character) for character in text]) for text in samples.texts],
-            )
+            kind, tokens = "characters", [torch.tensor([*map(ord, text)]) for text in samples.texts]
         before = self.settings.setdefault("tokens of entropy", kind)
         if before != kind:
             raise ValueError(

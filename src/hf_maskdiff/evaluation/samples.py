@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -190,7 +191,7 @@ def _of_hub(name: str, limit: int | None) -> Samples:
     repo, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(repo, split=split or "train")
-    except Exception as error:
+    except Exception as error:  # the Hub's client raises those of the library that it connects with, too
         raise ValueError(
             f"samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got {name!r}: "
             f"{error}"
@@ -220,6 +221,4 @@ def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | N
 
 
 def _decoded(cell: dict[str, Any]) -> Image.Image:
-    import io
-
     return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])

@@ -76,7 +76,39 @@ class GenerativePerplexity:
     num_tokens: int
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Reading:
+    """What a causal model makes of texts in one pass over each.
+
+    Args:
+        tokens: the texts in the model's tokens, int64 `(length,)` each.
+        losses: minus the log-probability of every token but the first, in nats, float64 `(length - 1,)` each.
+        features: what the model has read at a text's last token, the features of MAUVE: float32
+            `(len(texts), hidden_size)`.
+    """
+
+    tokens: list[Tensor]
+    losses: list[Tensor]
+    features: Tensor
+
+    @property
+    def perplexity(self) -> GenerativePerplexity:
+        totals = torch.stack([loss.sum() for loss in self.losses])
+        counts = torch.tensor([len(loss) for loss in self.losses], dtype=torch.float64)
+        rate = totals.sum() / counts.sum()
+        # Of a ratio of sums, by the spread of what each text adds to it.
+        spread = math.nan
+        if self.losses[1:]:
+            spread = (totals - rate * counts).std().item() / counts.mean().item() / len(totals) ** 0.5
+        return GenerativePerplexity(
+            perplexity=rate.exp().item(),
+            mean_per_text=(totals / counts).exp().mean().item(),
+            nats_per_token=rate.item(),
+            standard_error=spread,
+            num_tokens=int(counts.sum()),
+        )
+
+
 def generative_perplexity(
     texts: Sequence[str],
     model: PreTrainedModel,
@@ -86,57 +118,47 @@ def generative_perplexity(
 ) -> GenerativePerplexity:
     """Perplexity of texts under a causal language model; state `sentence_entropy` beside it.
 
-    Repetition lowers it, and so does a low temperature: alone it says nothing about a sampler.
+    Repetition lowers it, and so does a low temperature: alone it says nothing about a sampler. Arguments and errors are
+    those of `read_texts`.
+    """
+    return read_texts(texts, model, tokenizer, batch_size, max_length).perplexity
+
+
+@torch.no_grad()
+def read_texts(
+    texts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> Reading:
+    """Tokens, losses and features of texts under a causal language model, each text read once.
 
     Args:
         texts: what a sampler wrote. They are tokenized with the judge's own tokenizer, without special tokens.
         model: any causal language model of transformers, in evaluation mode. Its logits are read as float32.
         tokenizer: the tokenizer of `model`.
         batch_size: texts a forward pass; it changes no result beyond rounding, since padding is hidden.
-        max_length: tokens of a text that are scored at most; None scores all.
+        max_length: tokens of a text that are read at most; None reads all.
 
     Raises:
         ValueError: a text of fewer than two tokens, since the first of a text is not scored, or of more than `model`
             has positions; a model that is not causal, or with another model's tokenizer.
     """
-    losses = []
-    for rows, ids, real in _batches(_encode(texts, model, tokenizer, max_length), model, batch_size):
-        logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
-        loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        losses += [loss[row, : len(text) - 1].double().cpu() for row, text in enumerate(rows)]
-    totals = torch.stack([loss.sum() for loss in losses])
-    counts = torch.tensor([len(loss) for loss in losses], dtype=torch.float64)
-    rate = totals.sum() / counts.sum()
-    # Of a ratio of sums, by the spread of what each text adds to it.
-    spread = math.nan
-    if texts[1:]:
-        spread = (totals - rate * counts).std().item() / counts.mean().item() / len(texts) ** 0.5
-    return GenerativePerplexity(
-        perplexity=rate.exp().item(),
-        mean_per_text=(totals / counts).exp().mean().item(),
-        nats_per_token=rate.item(),
-        standard_error=spread,
-        num_tokens=int(counts.sum()),
-    )
-
-
-@torch.no_grad()
-def text_features(
-    texts: Sequence[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int = 8,
-    max_length: int | None = None,
-) -> Tensor:
-    """What a causal model has read at a text's last token: the features of MAUVE, float32 `(len(texts), hidden_size)`.
-
-    Arguments and errors are those of `generative_perplexity`.
-    """
-    features = []
-    for rows, ids, real in _batches(_encode(texts, model, tokenizer, max_length), model, batch_size):
-        last = model(input_ids=ids, attention_mask=real, output_hidden_states=True).hidden_states[-1]
-        features += [last[row, len(text) - 1].float().cpu() for row, text in enumerate(rows)]
-    return torch.stack(features)
+    tokens = _encode(texts, model, tokenizer, max_length)
+    losses, features, states = [], [], []
+    # Of the hidden states only what the head reads is kept, one batch at a time: all layers' would not fit.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    try:
+        for rows, ids, real in _batches(tokens, model, batch_size):
+            states.clear()
+            logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
+            loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            losses += [loss[row, : len(text) - 1].double().cpu() for row, text in enumerate(rows)]
+            features += [states[0][row, len(text) - 1].float().cpu() for row, text in enumerate(rows)]
+    finally:
+        hook.remove()
+    return Reading(tokens, losses, torch.stack(features))
 
 
 def _encode(
