@@ -127,7 +127,7 @@ def test_wrong_arrows_are_seen(file: str, line: str) -> None:
         ("schedulers/scheduling_new.py", "from .scheduling_masked_diffusion import require"),
         ("schedulers/scheduling_new.py", "from . import position_orders"),
         ("schedulers/__init__.py", "from .scheduling_moment import MomentScheduler"),
-        ("models/transformer_new.py", "from hf_maskdiff.models.partial_cache import KeyValueSlot"),
+        ("models/transformer_new.py", "from hf_maskdiff.caching import KeyValueSlot"),
         ("evaluation/new.py", "import scipy\nfrom hf_maskdiff import MomentScheduler\nfrom ..parallel import generate"),
     ],
 )

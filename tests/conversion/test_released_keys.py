@@ -11,7 +11,7 @@ from diffusers import UVit2DModel, VQModel
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-from hf_maskdiff.models.published_text import qwen2_config
+from hf_maskdiff.published.text_models import qwen2_config
 
 # What their `config.json` say, as far as it has a bearing on the weights.
 AMUSED = {

@@ -61,8 +61,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run
         labels = torch.arange(ROWS)
 
         @torch.no_grad()
-        def run(tokens: Tensor, positions: Tensor | None = None, context: str = "cond") -> Tensor:
-            extra = {} if positions is None else {"positions": positions}
+        def run(tokens: Tensor, positions: Tensor | None = None, context: str = "cond", **extra: object) -> Tensor:
+            extra |= {} if positions is None else {"positions": positions}
             with model.cache_context(context):
                 if request.param is mdlm:
                     return model(tokens, return_dict=False, **extra)[0]
@@ -182,12 +182,32 @@ def test_a_position_that_is_not_valid_writes_nothing(make: Callable) -> None:
     torch.testing.assert_close(logits[0, :2], few[0], **CLOSE)
     run(before)  # the row whose positions are all invalid has nothing fresh: what it kept is the full pass
     run(at(after, positions), ~positions)
-    slots = [module for module in model.modules() if isinstance(module, KeyValueSlot)]
-    kept = [slot._diffusers_hook.hooks["hf_maskdiff_partial_cache"].state_manager for slot in slots]
-    partial = [manager._state_cache["cond"].key.clone() for manager in kept]
+    partial = kept_keys(model)
     run(before)
-    for now, manager in zip(partial, kept, strict=True):
-        torch.testing.assert_close(now[:, :LENGTH], manager._state_cache["cond"].key[:, :LENGTH], rtol=0, atol=0)
+    for now, full in zip(partial, kept_keys(model), strict=True):
+        torch.testing.assert_close(now, full, rtol=0, atol=0)
+
+
+def kept_keys(model: nn.Module) -> list[Tensor]:
+    """What each layer keeps in the context "cond", registers and class tokens aside."""
+    with model.cache_context("cond"):
+        return [layer.key[:, :LENGTH].clone() for layer in model._contexts.current.layers]
+
+
+def test_a_cache_of_one_s_own_is_used_in_place_of_the_model_s(make: Callable) -> None:
+    """Two callers with a cache each do not meet, and nothing is left on the model."""
+    model, run = make(1)
+    positions, befores, expected = random_positions(4), (random_tokens(1), random_tokens(4)), []
+    for before in befores:
+        expected.append(at(run(changed_at(before, positions)), positions))
+    caches = [model.new_cache() for _ in befores]
+    for before, cache in zip(befores, caches, strict=True):
+        run(before, cache=cache)
+    for before, cache, logits in zip(befores, caches, expected, strict=True):
+        after = at(changed_at(before, positions), positions)
+        torch.testing.assert_close(run(after, positions, cache=cache), logits, **CLOSE)
+    assert model._contexts is None
+    assert not model.is_cache_enabled
 
 
 def test_contexts_do_not_mix_and_switching_off_restores_the_model(make: Callable) -> None:

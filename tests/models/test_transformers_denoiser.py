@@ -22,8 +22,9 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_maskdiff import PartialCacheConfig
+from hf_maskdiff.denoisers.shifted_logits import with_predecessors
+from hf_maskdiff.denoisers.transformers_pass import accepted_arguments
 from hf_maskdiff.models import TransformersDenoiser
-from hf_maskdiff.models.transformers_denoiser import with_predecessors
 
 VOCAB, LENGTH, MASK = 40, 14, 4
 SIZES = {
@@ -139,10 +140,10 @@ def full_pass_with_stale(
 
     AttentionInterface.register("stale", attention)
     AttentionMaskInterface.register("stale", AttentionMaskInterface()[own])
-    abilities = denoiser._probed(old.device, LENGTH)
+    abilities = denoiser._probed(old.device, LENGTH, needs_store=True)
     places = torch.arange(LENGTH).expand_as(old)
     model.set_attn_implementation("stale")
-    inputs = {"position_ids": places + abilities.first_position} if "position_ids" in denoiser._accepted else {}
+    inputs = {"position_ids": places + abilities.first_position} if "position_ids" in accepted_arguments(model) else {}
     try:
         for ids in (old, new):
             # The arguments that the probe found, made for the implementation that is really run.
@@ -225,7 +226,7 @@ def test_without_partial_passes_it_is_the_model_itself() -> None:
     once = TransformersDenoiser(model)
     once.enable_cache(PartialCacheConfig(num_substeps=1))
     assert torch.equal(once(ids), model(ids, position_ids=torch.arange(LENGTH).expand_as(ids)).logits)
-    assert not once._contexts
+    assert not list(once._contexts)
 
 
 @torch.no_grad()
@@ -346,7 +347,7 @@ def test_contexts_do_not_mix_and_nothing_is_kept(name: str) -> None:
         with denoiser.cache_context(context):
             partial = denoiser(changed.gather(1, at), positions=at)
         torch.testing.assert_close(partial, plain(changed)[rows, at], atol=2e-4, rtol=2e-4)
-    stores = [weakref.ref(context.store) for context in denoiser._contexts.values()]
+    stores = [weakref.ref(context.store) for context in denoiser._contexts]
     denoiser._reset_stateful_cache()
     gc.collect()
     assert len(stores) == 2

@@ -29,7 +29,7 @@ from hf_maskdiff import (
     PartialCacheConfig,
     UniformScheduler,
 )
-from hf_maskdiff.pipelines.denoising import group_of_ranks, groups_of
+from hf_maskdiff.pipelines.substeps import group_of_ranks, groups_of
 
 LETTERS, LENGTH = "abcdefghijk", 18
 MASK = len(LETTERS)
@@ -232,38 +232,35 @@ def test_kept_codes_stay(image: MaskGITPipeline) -> None:
 # --- what stays behind -----------------------------------------------------------------------------------------------
 
 
-def cached_tensors(pipe: Any) -> list[torch.Tensor]:
-    managers = [
-        hook.state_manager
-        for module in pipe.transformer.modules()
-        if hasattr(module, "_diffusers_hook")
-        for hook in module._diffusers_hook.hooks.values()
-    ]
-    return [state.key for manager in managers for state in manager._state_cache.values() if state.key is not None]
-
-
-def test_nothing_is_kept_after_a_call_or_an_error(text: MDLMPipeline, image: MaskGITPipeline) -> None:
+def test_nothing_is_kept_after_a_call_or_an_error(
+    text: MDLMPipeline, image: MaskGITPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopped(Exception):
         pass
 
+    def stop(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        raise Stopped
+
     for pipe, call in ((text, {"prompt": "ab"}), (image, {"class_labels": [0], "guidance_scale": 2.0})):
         pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+        caller = pipe.transformer if pipe is image else pipe.denoiser
         seen: list[weakref.ref] = []
+        new_cache = caller.new_cache
+
+        def noted(seen: list = seen, new_cache: Any = new_cache) -> Any:
+            seen.append(weakref.ref(cache := new_cache()))
+            return cache
 
         def look(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict, seen: list = seen) -> dict:
-            seen += [weakref.ref(tensor) for tensor in cached_tensors(pipe)]
+            seen += [weakref.ref(layer.key) for layer in seen[0]().layers]
             return tensors
 
-        def stop(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict, look: Any = look) -> dict:
-            look(pipe, step, timestep, tensors)
-            raise Stopped
-
+        monkeypatch.setattr(caller, "new_cache", noted)
         pipe(**call, num_inference_steps=3, callback_on_step_end=look)
         with pytest.raises(Stopped):
             pipe(**call, num_inference_steps=3, callback_on_step_end=stop)
         gc.collect()
-        assert seen
-        assert not cached_tensors(pipe)
+        assert len(seen) > 3
         assert not [reference for reference in seen if reference() is not None]
 
 

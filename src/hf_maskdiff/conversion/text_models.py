@@ -1,6 +1,6 @@
 """LLaDA (ML-GSAI/LLaDA), Dream (DreamLM/Dream) and what dLLM made of Qwen and Llama, as pipeline folders.
 
-Their safetensors are read under Llama's and Qwen2's names (`models.published_text`), so the folder holds a model of
+Their safetensors are read under Llama's and Qwen2's names (`published.text_models`), so the folder holds a model of
 transformers and no code. Each comes with its authors' sampler as a preset.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from hf_maskdiff.conversion.upstream import Preset
-from hf_maskdiff.models.published_text import PUBLISHED_TYPES, load_published_text
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
+from hf_maskdiff.published import PUBLISHED_TYPES, load_published_text
 from hf_maskdiff.schedulers import ConfidenceScheduler
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")

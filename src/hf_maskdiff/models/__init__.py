@@ -1,18 +1,28 @@
-"""Denoisers: models that map partly masked tokens to logits."""
+"""Denoisers of this package, models that map partly masked tokens to logits, and tokenizers of images."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from hf_maskdiff.caching import KeyValueSlot, PartialCacheConfig, PartialCacheMixin, PositionalCache
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
-from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheConfig, PartialCacheMixin
-from hf_maskdiff.models.published_text import PUBLISHED_TYPES, PublishedText, load_published_text
-from hf_maskdiff.models.text_denoiser import TextDenoiser, text_denoiser
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
-from hf_maskdiff.models.transformers_cache import PositionalCache
-from hf_maskdiff.models.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
 
+# Names that could once be imported from here, and where they live now.
+_MOVED = {
+    "PUBLISHED_TYPES": "hf_maskdiff.published",
+    "PublishedText": "hf_maskdiff.published",
+    "TextDenoiser": "hf_maskdiff.denoisers",
+    "TransformersDenoiser": "hf_maskdiff.denoisers",
+    "load_published_text": "hf_maskdiff.published",
+    "text_denoiser": "hf_maskdiff.denoisers",
+}
+
 __all__ = [
-    "PUBLISHED_TYPES",
     "HaltonMaskGITTransformer2DModel",
     "KeyValueSlot",
     "MDLMConfig",
@@ -23,10 +33,11 @@ __all__ = [
     "PartialCacheConfig",
     "PartialCacheMixin",
     "PositionalCache",
-    "PublishedText",
-    "TextDenoiser",
-    "TransformersDenoiser",
     "VQGANModel",
-    "load_published_text",
-    "text_denoiser",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return getattr(import_module(_MOVED[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

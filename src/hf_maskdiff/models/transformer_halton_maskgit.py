@@ -13,9 +13,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from hf_maskdiff.caching import KeyValueCache, KeyValueSlot, LayerCache, PartialCacheMixin, places_of
 from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.image_tokens import check_image_tokens
-from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheMixin, places_of
 
 
 class TiedTokenEmbedding(nn.Module):
@@ -65,7 +65,7 @@ class HaltonMaskGITAttnProcessor:
     _parallel_config = None
 
     def __call__(
-        self, attn: HaltonMaskGITAttention, hidden_states: torch.Tensor, positions: torch.Tensor | None
+        self, attn: HaltonMaskGITAttention, hidden_states: torch.Tensor, kept: LayerCache | None
     ) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -75,7 +75,7 @@ class HaltonMaskGITAttnProcessor:
         # The norm runs over all heads together, so it comes before they are split.
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
-        key, value = attn.key_value_slot(key, value, positions)
+        key, value = attn.key_value_slot(key, value, kept)
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
@@ -107,8 +107,8 @@ class HaltonMaskGITAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim, bias=False), nn.Dropout(dropout)])
         self.processor = self._default_processor_cls()
 
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        return self.processor(self, hidden_states, positions)
+    def forward(self, hidden_states: torch.Tensor, kept: LayerCache | None = None) -> torch.Tensor:
+        return self.processor(self, hidden_states, kept)
 
 
 class HaltonMaskGITFeedForward(nn.Module):
@@ -137,13 +137,11 @@ class HaltonMaskGITTransformerBlock(nn.Module):
         self.norm2 = AdaRMSNorm(dim, eps)
         self.ff = HaltonMaskGITFeedForward(dim, intermediate_size, dropout)
 
-    def forward(
-        self, hidden_states: torch.Tensor, temb: torch.Tensor, positions: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor, kept: LayerCache | None = None) -> torch.Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (
             self.modulation(temb).unsqueeze(1).chunk(6, dim=-1)
         )
-        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), positions)
+        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), kept)
         hidden_states = hidden_states + gate_attn * attended
         return hidden_states + gate_ff * self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
 
@@ -269,6 +267,7 @@ class HaltonMaskGITTransformer2DModel(
         class_labels: torch.Tensor,
         return_dict: bool = True,
         positions: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -277,9 +276,11 @@ class HaltonMaskGITTransformer2DModel(
                 row-major order, int64; masked positions hold `codebook_size`.
             class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label.
             return_dict: Whether to return a `Transformer2DModelOutput` rather than a tuple.
-            positions: For a partial pass (see `PartialCacheConfig`), after a full one in the same `cache_context`:
-                where in row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like
-                it, distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
+            positions: For a partial pass (see `PartialCacheConfig`), after a full one with the same cache: where in
+                row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like it,
+                distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
+            cache: What keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
+                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
@@ -304,11 +305,12 @@ class HaltonMaskGITTransformer2DModel(
             hidden_states = torch.cat([hidden_states, registers], dim=1)
         temb = F.silu(self.class_embedding(class_labels))
 
-        for block in self.transformer_blocks:
+        layers = self.layers_of_pass(cache, positions, len(self.transformer_blocks), len(sample))
+        for block, kept in zip(self.transformer_blocks, layers, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, positions)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, kept)
             else:
-                hidden_states = block(hidden_states, temb, positions)
+                hidden_states = block(hidden_states, temb, kept)
 
         shift, scale = self.modulation_out(temb).unsqueeze(1).chunk(2, dim=-1)
         hidden_states = self.norm_out(hidden_states[:, :num_tokens], shift, scale)

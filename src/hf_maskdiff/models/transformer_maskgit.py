@@ -2,160 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
 from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.image_tokens import check_image_tokens
-from hf_maskdiff.models.partial_cache import KeyValueSlot, PartialCacheMixin, places_of
-
-# Names of torch's and of diffusers' for the two forms of the GELU.
-ACTIVATIONS = {"gelu": ("none", "gelu"), "gelu_tanh": ("tanh", "gelu-approximate")}
-
-
-class TokenTable(nn.Module):
-    """One table that reads tokens and scores the first `num_scored` of them: integers are looked up, vectors scored.
-
-    The bias belongs to the token, or with `num_places` to token and place, `(num_places, num_tokens)`.
-    """
-
-    def __init__(self, num_tokens: int, dim: int, num_scored: int, num_places: int | None = None) -> None:
-        super().__init__()
-        self.num_scored = num_scored
-        self.weight = nn.Parameter(torch.empty(num_tokens, dim))
-        self.bias = nn.Parameter(torch.zeros(num_tokens if num_places is None else (num_places, num_tokens)))
-
-    def forward(self, tokens_or_states: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        if not tokens_or_states.is_floating_point():
-            return F.embedding(tokens_or_states, self.weight)
-        if places is None or self.bias.ndim == 1:
-            return F.linear(tokens_or_states, self.weight[: self.num_scored], self.bias[: self.num_scored])
-        scores = F.linear(tokens_or_states, self.weight[: self.num_scored])
-        return scores + F.embedding(places, self.bias)[..., : self.num_scored]
-
-
-class MaskGITAttnProcessor:
-    """Plain softmax attention over all tokens, through whichever attention backend is selected."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self, attn: MaskGITAttention, hidden_states: torch.Tensor, positions: torch.Tensor | None
-    ) -> torch.Tensor:
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
-        key, value = attn.key_value_slot(key, value, positions)
-        hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)
-        for module in attn.to_out:
-            hidden_states = module(hidden_states)
-        return hidden_states
-
-
-class MaskGITAttention(nn.Module, AttentionModuleMixin):
-    """Self-attention with biases."""
-
-    _default_processor_cls = MaskGITAttnProcessor
-    _available_processors = [MaskGITAttnProcessor]  # noqa: RUF012 (diffusers' convention)
-    to_qkv: nn.Linear  # there while the projections are fused
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.use_bias = True
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        self.key_value_slot = KeyValueSlot()
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(dropout)])
-        self.processor = self._default_processor_cls()
-
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        return self.processor(self, hidden_states, positions)
-
-
-class MaskGITTransformerBlock(nn.Module):
-    """Attention and feed-forward with LayerNorm before each (`norm_first`) or after each, as in BERT."""
-
-    def __init__(
-        self, dim: int, heads: int, inner_dim: int, norm_first: bool, activation: str, dropout: float, eps: float
-    ) -> None:
-        super().__init__()
-        self.norm_first = norm_first
-        self.attn = MaskGITAttention(dim, heads, dropout)
-        self.norm1 = nn.LayerNorm(dim, eps)
-        self.ff = FeedForward(dim, activation_fn=ACTIVATIONS[activation][1], inner_dim=inner_dim, dropout=dropout)
-        self.norm2 = nn.LayerNorm(dim, eps)
-
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        if self.norm_first:
-            hidden_states = hidden_states + self.attn(self.norm1(hidden_states), positions)
-            return hidden_states + self.ff(self.norm2(hidden_states))
-        hidden_states = self.norm1(hidden_states + self.attn(hidden_states, positions))
-        return self.norm2(hidden_states + self.ff(hidden_states))
-
-
-# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
-TransformerBlockRegistry.register(MaskGITTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
-
-
-class TransformerBlocks(nn.ModuleList):
-    """Blocks one after the other."""
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # diffusers sets it
-
-    def run(self, hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        for block in self:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, positions)
-            else:
-                hidden_states = block(hidden_states, positions)
-        return hidden_states
-
-
-class MAGEDecoder(nn.Module):
-    """MAGE's second half: what the encoder saw of masked tokens is dropped, the class slot's features take the place.
-
-    Every token still attends to all others, so a partial pass means here what it means in the encoder: the queries are
-    the chosen positions and the class slot, and the keys and values of the others are those of the last full pass,
-    including those that came from the class slot's features then.
-    """
-
-    def __init__(self, encoder_dim: int, dim: int, num_places: int, blocks: TransformerBlocks, eps: float) -> None:
-        super().__init__()
-        self.proj_in = nn.Linear(encoder_dim, dim)
-        self.position_embedding = nn.Embedding(num_places, dim)
-        self.transformer_blocks = blocks
-        self.norm_out = nn.LayerNorm(dim, eps)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        masked: torch.Tensor,
-        places: torch.Tensor,
-        positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        hidden_states = self.proj_in(hidden_states)
-        hidden_states = torch.where(masked[..., None], hidden_states[:, -1:], hidden_states)
-        hidden_states = hidden_states + self.position_embedding(places)
-        return self.norm_out(self.transformer_blocks.run(hidden_states, positions))
+from hf_maskdiff.models.maskgit_layers import (
+    ACTIVATIONS,
+    MAGEDecoder,
+    MaskGITTransformerBlock,
+    TokenTable,
+    TransformerBlocks,
+)
 
 
 class MaskGITTransformer2DModel(
@@ -258,32 +123,59 @@ class MaskGITTransformer2DModel(
         super().__init__()
         decoder_hidden_size = decoder_hidden_size or hidden_size
         num_decoder_attention_heads = num_decoder_attention_heads or num_attention_heads
-        for name, value, minimum in (
-            ("sample_size", sample_size, 1),
-            ("codebook_size", codebook_size, 1),
-            ("num_classes", num_classes, 0),
-            ("hidden_size", hidden_size, 1),
-            ("num_layers", num_layers, 1),
-            ("num_attention_heads", num_attention_heads, 1),
-            ("intermediate_size", intermediate_size, 1),
-            ("num_decoder_layers", num_decoder_layers, 0),
-        ):
-            if value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}. Pass a larger one.")
-        for name, heads, width in (
-            ("num_attention_heads", num_attention_heads, hidden_size),
-            ("num_decoder_attention_heads", num_decoder_attention_heads, decoder_hidden_size),
-        ):
-            if width % heads:
-                raise ValueError(f"`{name}` must divide the width {width}, got {heads}. Pass a divisor of it.")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {sorted(ACTIVATIONS)}, got {activation!r}. Pick one.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {dropout}. Pass 0 to train without it.")
+        self._check_sizes(decoder_hidden_size, num_decoder_attention_heads)
         self.mask_token_id = codebook_size if mask_token_id is None else mask_token_id
         self.class_token_offset = codebook_size + 1 if class_token_offset is None else class_token_offset
         end = self.class_token_offset + num_classes
         vocab_size = end + 1 if vocab_size is None else vocab_size
+        self._check_ids(vocab_size)
+        self.has_null_class = end < vocab_size and end != self.mask_token_id
+
+        def blocks(count: int, dim: int, heads: int, inner_dim: int) -> TransformerBlocks:
+            arguments = (dim, heads, inner_dim, norm_first, activation, dropout, block_norm_eps)
+            return TransformerBlocks(MaskGITTransformerBlock(*arguments) for _ in range(count))
+
+        num_places, gelu = sample_size**2 + 1, nn.GELU(ACTIVATIONS[activation][0])
+        num_scored = codebook_size + (self.mask_token_id == codebook_size)
+        self.token_embedding = TokenTable(vocab_size, hidden_size, num_scored, num_places if position_bias else None)
+        self.position_embedding = nn.Embedding(num_places, hidden_size)
+        self.norm_in = nn.LayerNorm(hidden_size, norm_eps)
+        self.proj_in = None
+        if project_embeddings:
+            first, last = (nn.Linear(hidden_size, hidden_size) for _ in range(2))
+            self.proj_in = nn.Sequential(first, gelu, nn.LayerNorm(hidden_size, norm_eps), last)
+        self.transformer_blocks = blocks(num_layers, hidden_size, num_attention_heads, intermediate_size)
+        self.norm_out = nn.LayerNorm(hidden_size, norm_eps) if norm_first else None
+        self.decoder = None
+        if num_decoder_layers:
+            inner_dim = decoder_intermediate_size or intermediate_size
+            decoder_blocks = blocks(num_decoder_layers, decoder_hidden_size, num_decoder_attention_heads, inner_dim)
+            self.decoder = MAGEDecoder(hidden_size, decoder_hidden_size, num_places, decoder_blocks, norm_eps)
+        last_width = decoder_hidden_size if num_decoder_layers else hidden_size
+        self.head = nn.Sequential(nn.Linear(last_width, hidden_size), gelu, nn.LayerNorm(hidden_size, head_norm_eps))
+        self._initialise_weights()
+
+    def _check_sizes(self, decoder_hidden_size: int, num_decoder_attention_heads: int) -> None:
+        config = self.config
+        sizes = ("sample_size", "codebook_size", "hidden_size", "num_layers", "num_attention_heads")
+        at_least_one = (*sizes, "intermediate_size")
+        for name in (*at_least_one, "num_classes", "num_decoder_layers"):
+            minimum = int(name in at_least_one)
+            if config[name] < minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {config[name]}. Pass a larger one.")
+        for name, heads, width in (
+            ("num_attention_heads", config.num_attention_heads, config.hidden_size),
+            ("num_decoder_attention_heads", num_decoder_attention_heads, decoder_hidden_size),
+        ):
+            if width % heads:
+                raise ValueError(f"`{name}` must divide the width {width}, got {heads}. Pass a divisor of it.")
+        if config.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {sorted(ACTIVATIONS)}, got {config.activation!r}. Pick one.")
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout}. Pass 0 to train without it.")
+
+    def _check_ids(self, vocab_size: int) -> None:
+        codebook_size, end = self.config.codebook_size, self.class_token_offset + self.config.num_classes
         classes = range(self.class_token_offset, end)
         if self.mask_token_id < codebook_size or self.mask_token_id in classes or self.class_token_offset < 0:
             raise ValueError(
@@ -295,52 +187,6 @@ class MaskGITTransformer2DModel(
                 f"`vocab_size` must cover codes, classes and mask, {max(end, self.mask_token_id + 1)} rows, got "
                 f"{vocab_size}. Leave it out for a table without spare rows."
             )
-        self.has_null_class = end < vocab_size and end != self.mask_token_id
-
-        num_places, gelu = sample_size**2 + 1, nn.GELU(ACTIVATIONS[activation][0])
-        num_scored = codebook_size + (self.mask_token_id == codebook_size)
-        self.token_embedding = TokenTable(vocab_size, hidden_size, num_scored, num_places if position_bias else None)
-        self.position_embedding = nn.Embedding(num_places, hidden_size)
-        self.norm_in = nn.LayerNorm(hidden_size, norm_eps)
-        self.proj_in = (
-            nn.Sequential(
-                nn.Linear(hidden_size, hidden_size),
-                gelu,
-                nn.LayerNorm(hidden_size, norm_eps),
-                nn.Linear(hidden_size, hidden_size),
-            )
-            if project_embeddings
-            else None
-        )
-
-        def blocks(count: int, dim: int, heads: int, inner_dim: int) -> TransformerBlocks:
-            arguments = (dim, heads, inner_dim, norm_first, activation, dropout, block_norm_eps)
-            return TransformerBlocks(MaskGITTransformerBlock(*arguments) for _ in range(count))
-
-        self.transformer_blocks = blocks(num_layers, hidden_size, num_attention_heads, intermediate_size)
-        self.norm_out = nn.LayerNorm(hidden_size, norm_eps) if norm_first else None
-        self.decoder = (
-            MAGEDecoder(
-                hidden_size,
-                decoder_hidden_size,
-                num_places,
-                blocks(
-                    num_decoder_layers,
-                    decoder_hidden_size,
-                    num_decoder_attention_heads,
-                    decoder_intermediate_size or intermediate_size,
-                ),
-                norm_eps,
-            )
-            if num_decoder_layers
-            else None
-        )
-        self.head = nn.Sequential(
-            nn.Linear(decoder_hidden_size if num_decoder_layers else hidden_size, hidden_size),
-            gelu,
-            nn.LayerNorm(hidden_size, head_norm_eps),
-        )
-        self._initialise_weights()
 
     def _initialise_weights(self) -> None:
         for module in self.modules():
@@ -355,6 +201,7 @@ class MaskGITTransformer2DModel(
         class_labels: torch.Tensor,
         return_dict: bool = True,
         positions: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -363,9 +210,11 @@ class MaskGITTransformer2DModel(
                 row-major order, int64; masked positions hold `mask_token_id`.
             class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label.
             return_dict: Whether to return a `Transformer2DModelOutput` rather than a tuple.
-            positions: For a partial pass (see `PartialCacheConfig`), after a full one in the same `cache_context`:
-                where in row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like
-                it, distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
+            positions: For a partial pass (see `PartialCacheConfig`), after a full one with the same cache: where in
+                row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like it,
+                distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
+            cache: What keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
+                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
@@ -388,11 +237,13 @@ class MaskGITTransformer2DModel(
         hidden_states = self.norm_in(self.token_embedding(tokens) + self.position_embedding(places))
         if self.proj_in is not None:
             hidden_states = self.proj_in(hidden_states)
-        hidden_states = self.transformer_blocks.run(hidden_states, positions)
+        num_layers, num_decoder_layers = self.config.num_layers, self.config.num_decoder_layers
+        layers = self.layers_of_pass(cache, positions, num_layers + num_decoder_layers, len(sample))
+        hidden_states = self.transformer_blocks.run(hidden_states, layers[:num_layers])
         if self.norm_out is not None:
             hidden_states = self.norm_out(hidden_states)
         if self.decoder is not None:
-            hidden_states = self.decoder(hidden_states, tokens == self.mask_token_id, places, positions)
+            hidden_states = self.decoder(hidden_states, tokens == self.mask_token_id, places, layers[num_layers:])
         logits = self.token_embedding(self.head(hidden_states[:, :-1]), places[..., :-1])
         if not return_dict:
             return (logits,)

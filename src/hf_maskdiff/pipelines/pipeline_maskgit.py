@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Real
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +17,12 @@ from ..hub import PipelineRepositoryMixin
 from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
+from .calls import CallStateMixin, GuidanceScale, PassCaches, PipelineCall
+from .checks import check_callback_inputs, check_count, check_output_type, check_scheduler
 from .denoising import denoise
+from .image_codes import nearest_codes, upcast, with_grey
+from .image_inputs import check_counts, check_editing, check_guidance_scale, check_latents, label_ids, read_images
+from .substeps import Denoiser
 
 if is_torch_xla_available():
     import torch_xla.core.xla_model as xm
@@ -46,10 +47,9 @@ EXAMPLE_DOC_STRING = """
 """
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-GuidanceScale = float | Sequence[float]
 
 
-class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
+class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
@@ -108,38 +108,6 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         steps = "" if self.config.call_defaults else "num_inference_steps=8"
         return f'pipe({", ".join(filter(None, (labels, steps)))}).images[0].save("image.png")'
 
-    @property
-    def guidance_scale(self) -> GuidanceScale:
-        """What the call was given; a callback may set `pipe._guidance_scale` for the steps to come."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether some step of the run has a scale above 1."""
-        scale = self._guidance_scale
-        return max(scale if isinstance(scale, Sequence) else (scale,)) > 1
-
-    def guidance_scale_at(self, timestep: float | Tensor) -> float:
-        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
-        scale, num_steps = self._guidance_scale, self.scheduler.num_inference_steps
-        start, end = scale if isinstance(scale, Sequence) else (scale, scale)
-        step_index = round((1 - float(timestep)) * num_steps)
-        return start + (end - start) * step_index / max(num_steps - 1, 1)
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps run by the last call; each costs one model pass, two where it is guided."""
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self) -> Tensor | None:
-        return self._current_timestep
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; positions still masked are then shown grey."""
-        return self._interrupt
-
     # --- input --------------------------------------------------------------------------------------------------------
 
     def get_label_ids(self, labels: int | str | Sequence[int | str] | Tensor | None) -> list[int]:
@@ -151,37 +119,8 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         Raises:
             ValueError: an id out of range, or a name that is not there.
         """
-        num_classes = self.transformer.config.num_classes
-        if labels is None:
-            if not self.transformer.has_null_class:
-                raise ValueError(
-                    "`class_labels` must be given, got None: this model was never shown an image without its class. "
-                    f"Pass ids in 0 .. {num_classes - 1}."
-                )
-            return [num_classes]
-        if isinstance(labels, Tensor):
-            labels = labels.flatten().tolist()
-        elif isinstance(labels, int | str):
-            labels = [labels]
-        ids_of_names: dict[str, int] = {}
-        for label_id, names in (self.transformer.config.get("id2label") or {}).items():
-            for name in (names, *str(names).split(",")):
-                ids_of_names.setdefault(name.strip(), int(label_id))
-        return [self._label_id(label, ids_of_names, num_classes) for label in labels]
-
-    @staticmethod
-    def _label_id(label: int | str, ids_of_names: dict[str, int], num_classes: int) -> int:
-        if isinstance(label, str):
-            if label in ids_of_names:
-                return ids_of_names[label]
-            close = difflib.get_close_matches(label, ids_of_names, n=3) or list(ids_of_names)[:3]
-            remedy = f"Did you mean one of {close}?" if close else "This model has no names: pass an id."
-            raise ValueError(f"`class_labels` must be names in the model's `id2label` or ids, got {label!r}. {remedy}")
-        if not isinstance(label, int) or not 0 <= label < num_classes:
-            raise ValueError(
-                f"`class_labels` must be in 0 .. {num_classes - 1}, got {label!r}. Pass None for an image of no class."
-            )
-        return label
+        config = self.transformer.config
+        return label_ids(labels, config.num_classes, self.transformer.has_null_class, config.get("id2label") or {})
 
     def preprocess_image(self, image: PipelineImageInput) -> Tensor:
         """Images to edit as the tokenizer reads them, float32 `(num_images, channels, height, width)` in [0, 1].
@@ -190,7 +129,7 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             ValueError: not images, or values outside [0, 1], such as NaN.
         """
         side = self.transformer.config.sample_size * self.vae_scale_factor
-        return torch.cat(_preprocess("image", image, self.image_processor, self.vqvae.config.in_channels, side))
+        return torch.cat(read_images("image", image, self.image_processor, self.vqvae.config.in_channels, side))
 
     def preprocess_mask(self, mask_image: PipelineImageInput) -> Tensor:
         """Which codes a mask of any size lets change, bool `(num_masks, height, width)`: those with a white pixel.
@@ -201,7 +140,7 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             ValueError: not grey images, or values outside [0, 1], such as NaN.
         """
         side = self.transformer.config.sample_size
-        masks = _preprocess("mask_image", mask_image, self.mask_processor, 1)
+        masks = read_images("mask_image", mask_image, self.mask_processor, 1)
         return torch.cat([adaptive_max_pool2d(mask, side)[:, 0] >= 0.5 for mask in masks])
 
     def check_inputs(
@@ -217,74 +156,17 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
-        if not isinstance(self.scheduler, MaskedDiffusionScheduler):
-            name = type(self.scheduler).__name__
-            raise ValueError(
-                f"`scheduler` must be a MaskedDiffusionScheduler, got {name}. Set for example "
-                "`pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)`."
-            )
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(
-                f"`num_images_per_prompt` must be an integer of at least 1, got {num_images_per_prompt!r}. Pass how "
-                "many images you want of each class."
-            )
-        if counts["class_labels"] == 0:
-            raise ValueError("`class_labels` must hold at least one label, got none. Pass None for no class.")
-        if any(count not in (1, max(counts.values())) for count in counts.values()):
-            raise ValueError(
-                f"{', '.join(f'`{name}`' for name in counts)} must hold one each, or as many as the others, got "
-                f"{counts}. Pass one for all images or one for each."
-            )
-        scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
-        if len(scales) != 2 or not all(isinstance(scale, Real) and math.isfinite(scale) for scale in scales):
-            raise ValueError(
-                "`guidance_scale` must be a finite number or a pair (start, end) of such, got "
-                f"{guidance_scale!r}. Pass 1.0 for no guidance."
-            )
-        if max(scales) > 1 and not self.transformer.has_null_class:
-            raise ValueError(
-                f"`guidance_scale` must not exceed 1, got {guidance_scale!r}: this model was never shown an image "
-                "without its class. Leave it out."
-            )
-        if not isinstance(strength, Real) or not 0 < strength <= 1:
-            raise ValueError(
-                f"`strength` must be in (0, 1], got {strength!r}. Pass the share of the steps to run; 1 draws anew."
-            )
-        if "image" not in counts and ("mask_image" in counts or strength != 1):
-            given = "mask_image" if "mask_image" in counts else "strength"
-            raise ValueError(f"`{given}` must come with an `image`, got none. Pass the image to edit as `image=`.")
-        if "image" in counts and latents is not None:
-            raise ValueError(
-                "`latents` must be None where an `image` is given, got both. Pass `image` with `mask_image`, or codes "
-                "that are masked already."
-            )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}. Pick one of these.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}. "
-                "Leave it out to get the latents."
-            )
+        check_scheduler(self.scheduler)
+        check_count("num_images_per_prompt", num_images_per_prompt, "Pass how many images you want of each class.")
+        check_counts(counts)
+        check_guidance_scale(guidance_scale, self.transformer.has_null_class)
+        check_editing(counts, strength, latents)
+        check_output_type(output_type, OUTPUT_TYPES)
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_generators(generator, batch_size)
         if latents is not None:
-            self._check_latents(latents, batch_size)
-
-    def _check_latents(self, latents: Tensor, batch_size: int) -> None:
-        side, mask_token_id = self.transformer.config.sample_size, self.scheduler.config.mask_token_id
-        shape = (batch_size, side, side)
-        if tuple(latents.shape) != shape or latents.dtype != torch.int64:
-            raise ValueError(
-                f"`latents` must be int64 codes of shape {shape}, got {latents.dtype} {tuple(latents.shape)}. Pass "
-                f"codes of the tokenizer, {mask_token_id} where the image shall be filled in."
-            )
-        codebook_size = self.transformer.config.codebook_size
-        known = (latents >= 0) & (latents < codebook_size)
-        if not bool((known | (latents == mask_token_id)).all()):
-            raise ValueError(
-                f"`latents` must hold codes in 0 .. {codebook_size - 1} or the mask {mask_token_id}, got values from "
-                f"{int(latents.min())} to {int(latents.max())}. Replace the others by the mask."
-            )
+            side, mask_token_id = self.transformer.config.sample_size, self.scheduler.config.mask_token_id
+            check_latents(latents, (batch_size, side, side), self.transformer.config.codebook_size, mask_token_id)
 
     def prepare_latents(self, batch_size: int, latents: Tensor | None, device: torch.device) -> Tensor:
         """Codes to start from, int64 `(batch_size, height, width)`: all masked unless given."""
@@ -294,36 +176,33 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         return torch.full((batch_size, side, side), self.scheduler.config.mask_token_id, device=device)
 
     def prepare_image_latents(
-        self, codes: Tensor, editable: Tensor | None, first_step: int, generator: Generators
+        self,
+        codes: Tensor,
+        editable: Tensor | None,
+        first_step: int,
+        generator: Generators,
+        scheduler: MaskedDiffusionScheduler | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Codes of images with what shall be drawn anew masked, as far as it is at the time of `first_step`.
 
         Args:
             codes: int64 `(batch_size, height, width)`.
             editable: bool, the shape of `codes`; None is all.
+            first_step: the step that the run starts with.
+            generator: one for the batch, or one per image.
+            scheduler: with its timesteps set; None is the pipeline's own.
 
         Returns:
             The masked codes, and the size of each row's editable region, int64 `(batch_size,)`.
         """
-        noisy = torch.full_like(codes, self.scheduler.config.mask_token_id)
+        scheduler = scheduler or self.scheduler
+        noisy = torch.full_like(codes, scheduler.config.mask_token_id)
         if first_step > 0:  # else all is masked and no noise is drawn, just as without an image
-            noisy = self.scheduler.add_noise(codes, self.scheduler.timesteps[first_step], generator)
+            noisy = scheduler.add_noise(codes, scheduler.timesteps[first_step], generator)
         editable = torch.ones_like(codes, dtype=torch.bool) if editable is None else editable
         return torch.where(editable, noisy, codes), editable.flatten(1).sum(-1)
 
     # --- the tokenizer ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _upcast_vqvae(self) -> Iterator[None]:
-        """float32 for a float16 tokenizer that asks for it, while it works."""
-        needs_upcasting = self.vqvae.dtype == torch.float16 and self.vqvae.config.force_upcast
-        if needs_upcasting:
-            self.vqvae.float()
-        try:
-            yield
-        finally:
-            if needs_upcasting:
-                self.vqvae.half()
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
@@ -333,14 +212,10 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             image: `(batch_size, channels, height, width)` in [0, 1], see `preprocess_image`.
         """
         image = image * 2 - 1 if self.config.do_normalize else image
-        with self._upcast_vqvae():
+        with upcast(self.vqvae):
             latents = self.vqvae.encode(image.to(self._execution_device, self.vqvae.dtype)).latents
-        # At once: an offloaded tokenizer is on the device from here until another component runs. And the codebook from
-        # its module's call: `vqvae.quantize` reads the weight itself, which a hook may keep elsewhere.
-        code_ids = torch.arange(self.vqvae.config.num_vq_embeddings, device=latents.device)
-        codebook = self.vqvae.quantize.embedding(code_ids).float()
-        vectors = latents.float().permute(0, 2, 3, 1)
-        return torch.cdist(vectors.flatten(1, 2), codebook).argmin(-1).view(vectors.shape[:-1])
+        # At once: an offloaded tokenizer is on the device from here until another component runs.
+        return nearest_codes(self.vqvae, latents)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -352,12 +227,10 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         masked = latents == self.scheduler.config.mask_token_id
         shape = (*latents.shape, self.vqvae.quantize.vq_embed_dim)
         codes = latents.masked_fill(masked, 0)
-        with self._upcast_vqvae():
+        with upcast(self.vqvae):
             image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
         image = (image / 2 + 0.5 if self.config.do_normalize else image).clip(0, 1)
-        grey = masked.repeat_interleave(image.shape[-2] // masked.shape[-2], 1)
-        grey = grey.repeat_interleave(image.shape[-1] // masked.shape[-1], 2)
-        return image.masked_fill(grey[:, None], 0.5)
+        return with_grey(image, masked)
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -451,16 +324,13 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        self.scheduler.set_timesteps(num_inference_steps, temperature)
+        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale)
         first_step = num_inference_steps - round(strength * num_inference_steps)
         if first_step == num_inference_steps:
             raise ValueError(
                 f"`strength` must leave a step to run, got {strength} of {num_inference_steps} steps. Pass at least "
                 f"{1 / num_inference_steps:.2g}, or more steps."
             )
-        self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, 0
-        self._current_timestep: Tensor | None = None
-
         self.maybe_free_model_hooks()  # a call that raised has not
         device = self._execution_device
 
@@ -468,30 +338,15 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             values = values.to(device).expand(num_prompts, *values.shape[1:])
             return values.repeat_interleave(num_images_per_prompt, 0)
 
-        classes = rows(torch.tensor(labels))
-        no_class = torch.full_like(classes, self.transformer.config.num_classes)
-        initial = None
+        classes, initial = rows(torch.tensor(labels)), None
         if image is None:
             latents = self.prepare_latents(batch_size, latents, device)
         else:
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
-            latents, initial = self.prepare_image_latents(codes, editable, first_step, generator)
-
-        def denoiser(sample: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-            self._current_timestep = t  # diffusers' caches ask for it
-            partial = {} if positions is None else {"positions": positions}
-            of_rows = "" if isinstance(rows, slice) else " of some rows"  # what is cached of all rows stays
-            with self.transformer.cache_context(f"cond{of_rows}"):
-                cond = self.transformer(sample, classes[rows], return_dict=False, **partial)[0]
-            scale = self.guidance_scale_at(t)
-            if scale <= 1 or class_labels is None:
-                return cond
-            with self.transformer.cache_context(f"uncond{of_rows}"):
-                uncond = self.transformer(sample, no_class[rows], return_dict=False, **partial)[0]
-            return uncond.lerp_(cond, scale)
+            latents, initial = self.prepare_image_latents(codes, editable, first_step, generator, call.scheduler)
 
         def on_step_end(i: int, t: Tensor, latents: Tensor) -> Tensor:
-            self._num_timesteps = i + 1
+            call.end_step()
             if callback_on_step_end is not None:
                 given = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                 latents = callback_on_step_end(self, i, t, given).pop("latents", latents)
@@ -500,21 +355,21 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
             return latents
 
         try:
-            latents = denoise(
-                denoiser,
-                self.scheduler,
-                latents,
-                generator,
-                first_step=first_step,
-                initial=initial,
-                partial_cache=self.transformer.partial_cache,
-                progress_bar=self.progress_bar,
-                on_step_end=on_step_end,
-                interrupted=lambda: self.interrupt,
-            )
-        finally:  # what caches hold is freed, also after an error
+            with self._running(call):
+                latents = denoise(
+                    self._denoiser(call, classes, class_labels is not None),
+                    call.scheduler,
+                    latents,
+                    generator,
+                    first_step=first_step,
+                    initial=initial,
+                    partial_cache=self.transformer.partial_cache,
+                    progress_bar=self.progress_bar,
+                    on_step_end=on_step_end,
+                    interrupted=lambda: call.interrupt,
+                )
+        finally:  # what diffusers' caches hold is freed, also after an error
             self.transformer._reset_stateful_cache()
-        self._current_timestep = None
 
         images: Any = latents
         if output_type != "latent":
@@ -522,29 +377,21 @@ class MaskGITPipeline(PipelineRepositoryMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _denoiser(self, call: PipelineCall, classes: Tensor, is_conditional: bool) -> Denoiser:
+        """The transformer as the loop calls it, guided where the call says so; its caches end with the run."""
+        no_class, caches = torch.full_like(classes, self.transformer.config.num_classes), PassCaches(self.transformer)
 
-def _preprocess(
-    name: str, images: PipelineImageInput, processor: VaeImageProcessor, channels: int, side: int | None = None
-) -> list[Tensor]:
-    """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`, batches together."""
-    images = images if isinstance(images, list | tuple) else [images]
-    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in images]
-    try:
-        tensors = [processor.preprocess(image, side, side).float() for image in images]
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
-            f"for example `Image.open(path)`. ({error})"
-        ) from error
-    if not tensors or any(t.ndim != 4 or t.shape[1] != channels or not t.numel() for t in tensors):
-        raise ValueError(
-            f"`{name}` must hold images of {channels} channel(s), got {got}. Pass PIL images, which are "
-            "converted, arrays (height, width, channels) or tensors (channels, height, width)."
-        )
-    for tensor in tensors:
-        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
-            raise ValueError(
-                f"`{name}` must hold values in [0, 1], got values from {float(tensor.min()):.3g} to "
-                f"{float(tensor.max()):.3g}. Divide bytes by 255, or pass PIL images."
-            )
-    return tensors
+        def run(context: str, labels: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
+            arguments = caches.arguments(context, rows, positions)
+            with self.transformer.cache_context(context):  # diffusers' own caches read it
+                return self.transformer(tokens, labels[rows], return_dict=False, **arguments)[0]
+
+        def denoiser(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
+            call.current_timestep = t  # diffusers' caches ask for it
+            cond = run("cond", classes, tokens, rows, positions)
+            scale = call.guidance_scale_at(t)
+            if scale <= 1 or not is_conditional:
+                return cond
+            return run("uncond", no_class, tokens, rows, positions).lerp_(cond, scale)
+
+        return denoiser

@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
-from ..models import PUBLISHED_TYPES, MDLMConfig, MDLMForMaskedLM, MDLMTransformer
+from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
+from ..published import PUBLISHED_TYPES
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
-from .pipeline_masked_diffusion_text import MASK_SPAN, MaskedDiffusionTextPipeline
+from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
+from .text_prompts import MASK_SPAN
 
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
 _LOCATION = ("revision", "token", "local_files_only", "cache_dir")

@@ -7,10 +7,11 @@ from .scheduling_entropy_bounded import EntropyBoundedScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput, StepContext
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
 from .scheduling_uniform import UniformScheduler
+from .step_context import StepContext
 
 __all__ = [
     "AncestralScheduler",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks
 from ..sampling import Marginals, Purpose, position_noise
-from .scheduling_masked_diffusion import StepContext
+from .step_context import StepContext
 
 
 def uniform(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:

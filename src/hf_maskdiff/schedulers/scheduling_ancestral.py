@@ -9,7 +9,7 @@ from torch import Tensor
 from ..masking import MaskingSchedule, mask_ratio
 from ..sampling import Marginals, Purpose
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import StepContext
+from .step_context import StepContext
 
 
 class AncestralScheduler(ChooseThenSampleScheduler):

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from ..orders import ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows
-from .scheduling_masked_diffusion import (
-    MaskedDiffusionScheduler,
-    MaskedDiffusionSchedulerOutput,
-    StepContext,
-    require_drawn,
-)
+from .checks import require_drawn
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .step_context import StepContext
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
+from .checks import ChoiceTemperature, require
 from .position_orders import CERTAINTIES
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
+from .step_context import StepContext
 
 # Below any temperature at which the difference of two float32 logits matters.
 _GREEDY = 1e-30

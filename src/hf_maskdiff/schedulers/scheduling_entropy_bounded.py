@@ -10,8 +10,9 @@ from ..masking import MaskingSchedule
 from ..orders import largest_prefix
 from ..sampling import Marginals, Purpose
 from . import position_orders
+from .checks import require
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import StepContext, require
+from .step_context import StepContext
 
 
 class EntropyBoundedScheduler(ChooseThenSampleScheduler):

@@ -10,7 +10,7 @@ from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
 from . import position_orders
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import StepContext
+from .step_context import StepContext
 
 
 class FirstHittingScheduler(ChooseThenSampleScheduler):

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
 from . import position_orders
+from .checks import ChoiceTemperature, require
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
+from .step_context import StepContext
 
 
 class HaltonScheduler(ChooseThenSampleScheduler):

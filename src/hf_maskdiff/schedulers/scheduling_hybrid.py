@@ -11,9 +11,10 @@ from torch import Tensor
 from ..masking import MaskingSchedule
 from ..orders import explore_first, ranking
 from ..sampling import Marginals, Purpose
+from .checks import ChoiceTemperature, require
 from .position_orders import POSITION_ORDERS
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
-from .scheduling_masked_diffusion import ChoiceTemperature, StepContext, require
+from .step_context import StepContext
 
 
 class HybridScheduler(ChooseThenSampleScheduler):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -18,21 +16,9 @@ from torch import Tensor
 
 from ..hub import ModelCardMixin
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
-from ..sampling import (
-    Generators,
-    Marginals,
-    Purpose,
-    draw_keys,
-    float64_device,
-    gumbel,
-    position_noise,
-    run_keys,
-)
-
-ChoiceTemperature = float | Sequence[float]
-
-# An alpha of 0 would make beta infinite.
-_SMALLEST_ALPHA = 1e-6
+from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
+from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, require, require_steps
+from .step_context import StepContext
 
 
 @dataclass
@@ -47,76 +33,6 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What one step knows before it reads a logit. All tensors are per row or per position.
-
-    Args:
-        step_index: n, from 0 to `num_inference_steps - 1`.
-        num_inference_steps: T.
-        tokens: int64 `(batch_size, L)`.
-        masked: bool `(batch_size, L)`.
-        remaining: masked positions of each row, int64 `(batch_size,)`.
-        count: positions this step reveals, int64 `(batch_size,)`; what the masking schedule plans, until a scheduler
-            that counts by other means has done so.
-        keys: this step's noise keys, int64 `(batch_size,)`.
-        choice_temperature: alpha_n, or None where the scheduler has none.
-        grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
-        generator: what the caller passed.
-    """
-
-    step_index: int
-    num_inference_steps: int
-    tokens: Tensor
-    masked: Tensor
-    remaining: Tensor
-    count: Tensor
-    keys: Tensor
-    choice_temperature: float | None
-    grid: tuple[int, ...]
-    generator: Generators
-
-    @property
-    def sharpness(self) -> float:
-        """`1 + 1 / alpha_n`; 1 where the scheduler has no choice temperature."""
-        return 1.0 if self.choice_temperature is None else 1 + 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
-
-    @cached_property
-    def beta(self) -> Tensor:
-        """Inverse temperature of a row's draws, float `(batch_size,)`: `sharpness`, 1 in the step that empties it."""
-        return torch.where(self.count < self.remaining, self.sharpness, 1.0)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this is the run's last step, which reveals all that is left."""
-        return self.step_index == self.num_inference_steps - 1
-
-    @property
-    def progress(self) -> float:
-        """0 in the first step, 1 in the last."""
-        return self.step_index / max(self.num_inference_steps - 1, 1)
-
-    def uniform(self, purpose: Purpose) -> Tensor:
-        """Uniform noise of every position, float64 `(batch_size, L)`."""
-        together = (Purpose.CHOICE, Purpose.TOKEN)  # most steps need both
-        if purpose not in together:
-            return position_noise(self.keys, self.tokens.shape[1], purpose)[0]
-        return self._choice_and_token_noise[together.index(purpose)]
-
-    @cached_property
-    def _choice_and_token_noise(self) -> tuple[Tensor, ...]:
-        return position_noise(self.keys, self.tokens.shape[1], Purpose.CHOICE, Purpose.TOKEN).unbind()
-
-    def gumbel(self, purpose: Purpose) -> Tensor:
-        """Standard Gumbel noise of every position, float64 `(batch_size, L)`."""
-        return gumbel(self.uniform(purpose))
-
-    @cached_property
-    def run_keys(self) -> Tensor:
-        """A key per row that is the same in all steps of a run, int64 `(batch_size,)`."""
-        return run_keys(self.generator, len(self.keys), self.keys.device)
 
 
 class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
@@ -252,6 +168,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         initial = None if initial is None else initial.cpu()
         return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
 
+    def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
+        """Show the run of another scheduler as this one's: a pipeline's call runs on a copy, and users look here."""
+        self.num_inference_steps, self.timesteps = other.num_inference_steps, other.timesteps
+        self._choice_temperatures = other._choice_temperatures
+
     def _require_run(self) -> int:
         if self.num_inference_steps is None:
             raise ValueError("`set_timesteps` must be called before `step`. Call `scheduler.set_timesteps(8)` first.")
@@ -373,58 +294,3 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
         masked = (noise < ratio[:, None]).to(tokens.device)
         return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
-
-
-# --- checks shared by the schedulers ----------------------------------------------------------------------------------
-
-
-def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> None:
-    """Raise `ValueError` with rule, value and remedy unless `valid`."""
-    if not valid:
-        raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
-
-
-def require_steps(num_inference_steps: int) -> None:
-    """Raise `ValueError` unless the number of steps is a positive integer."""
-    valid = isinstance(num_inference_steps, int) and num_inference_steps >= 1
-    remedy = "Pass the number of model passes you want."
-    require(valid, "num_inference_steps", "an integer of at least 1", num_inference_steps, remedy)
-
-
-def check_choice_temperature(value: ChoiceTemperature | None) -> None:
-    """Raise `ValueError` unless the choice temperature is None, a number, or a pair, none of them negative."""
-    if value is None:
-        return
-    values = list(value) if isinstance(value, Sequence) else [value]
-    valid = len(values) in ((2,) if isinstance(value, Sequence) else (1,)) and all(v >= 0 for v in values)
-    require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
-
-
-def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
-    """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
-    if tokens.numel() and int(tokens.max()) >= num_tokens:
-        raise ValueError(
-            "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
-            f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
-        )
-
-
-def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
-    """Logits as `(batch_size, L, V)`, a view, from any form `step` accepts; `ValueError` where they do not fit."""
-    if sample.ndim not in (2, 3) or sample.dtype != torch.int64:
-        raise ValueError(
-            f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "
-            f"{tuple(sample.shape)}. Pass token ids, e.g. `sample.long()`."
-        )
-    if model_output.ndim == 4:
-        logits, fits = model_output.flatten(2).transpose(1, 2), model_output.shape[2:] == sample.shape[1:]
-    else:
-        logits, fits = model_output, model_output.ndim == 3 and model_output.shape[1] == math.prod(sample.shape[1:])
-    if not fits or model_output.shape[0] != sample.shape[0]:
-        raise ValueError(
-            "`model_output` must hold logits (batch_size, L, V), or (batch_size, V, height, width), for the tokens in "
-            f"`sample`, got {tuple(model_output.shape)} for {tuple(sample.shape)}. Check the model's output."
-        )
-    if not model_output.is_floating_point():
-        raise ValueError(f"`model_output` must hold floating point logits, got {model_output.dtype}. Pass the logits.")
-    return logits

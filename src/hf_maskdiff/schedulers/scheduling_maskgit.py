@@ -9,12 +9,8 @@ from torch import Tensor
 from ..masking import MaskingSchedule
 from ..orders import ranking
 from ..sampling import Generators, Purpose
-from .scheduling_masked_diffusion import (
-    ChoiceTemperature,
-    MaskedDiffusionScheduler,
-    MaskedDiffusionSchedulerOutput,
-    require_drawn,
-)
+from .checks import ChoiceTemperature, require_drawn
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 
 
 class MaskGITScheduler(MaskedDiffusionScheduler):

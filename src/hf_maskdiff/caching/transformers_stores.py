@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_maskdiff.models.partial_cache import completed, places_of
+from hf_maskdiff.caching.key_values import completed, places_of
 
 
 class KeyValueStore(ABC):

@@ -10,9 +10,9 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.models.partial_cache import PartialCacheConfig
-from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
-from hf_maskdiff.models.transformers_denoiser import TransformersDenoiser
+from hf_maskdiff.caching import KeyValueCache, PartialCacheConfig
+from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
+from hf_maskdiff.models import MDLMTransformer
 
 
 class TextDenoiser(Protocol):
@@ -40,11 +40,14 @@ class TextDenoiser(Protocol):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor: ...
 
     def enable_cache(self, config: Any) -> None: ...
 
     def disable_cache(self) -> None: ...
+
+    def new_cache(self) -> Any: ...
 
     def cache_context(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -56,7 +59,7 @@ class MDLMDenoiser:
 
     def __init__(self, model: MDLMTransformer) -> None:
         self.model = model
-        self.enable_cache, self.disable_cache = model.enable_cache, model.disable_cache
+        self.enable_cache, self.disable_cache, self.new_cache = model.enable_cache, model.disable_cache, model.new_cache
         self.cache_context, self._reset_stateful_cache = model.cache_context, model._reset_stateful_cache
 
     @property
@@ -86,9 +89,11 @@ class MDLMDenoiser:
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        partial = {} if positions is None else {"positions": positions}
-        logits = self.model(input_ids, timestep, attention_mask=attention_mask, return_dict=False, **partial)[0]
+        logits = self.model(
+            input_ids, timestep, attention_mask=attention_mask, return_dict=False, positions=positions, cache=cache
+        )[0]
         return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
 
 

@@ -1,0 +1,20 @@
+"""What later passes may take from earlier ones: keys and values, who keeps them, and the switches for users."""
+
+from hf_maskdiff.caching.contexts import CacheContexts
+from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, completed, places_of
+from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
+from hf_maskdiff.caching.transformers_stores import AttentionStore, KeyValueStore, PositionalCache
+
+__all__ = [
+    "AttentionStore",
+    "CacheContexts",
+    "KeyValueCache",
+    "KeyValueSlot",
+    "KeyValueStore",
+    "LayerCache",
+    "PartialCacheConfig",
+    "PartialCacheMixin",
+    "PositionalCache",
+    "completed",
+    "places_of",
+]

@@ -1,0 +1,188 @@
+"""Any transformers model that predicts tokens, as a denoiser: made bidirectional, with partial caching, and probed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_maskdiff.caching import CacheContexts, KeyValueStore, PartialCacheConfig, places_of
+from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
+from hf_maskdiff.denoisers.shifted_logits import with_predecessors
+from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
+from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask
+from hf_maskdiff.exclusive import alone
+
+
+@dataclass
+class SequenceCache:
+    """What the passes of one call keep: keys and values, and of a full pass its padding and the tokens it saw."""
+
+    store: KeyValueStore | None = None
+    attention_mask: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+class TransformersDenoiser:
+    """Lets any transformers model with `.logits` denoise, encoder or decoder, with no code of its own.
+
+    What has to be known of a model is found out by a probe of a few short passes before its first use, and again before
+    its first sequence that is longer than its attention window: how every position comes to see every other one; how
+    positions are numbered; and, with partial caching, which of two ways gives all layers' keys and values. A model for
+    which no way gives the right numbers is refused by name.
+
+    ```python
+    denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
+    logits = denoiser(input_ids)
+
+    cache = denoiser.new_cache()
+    logits = denoiser(input_ids, cache=cache)
+    logits = denoiser(new_tokens, positions=positions, cache=cache)  # a partial pass
+    ```
+
+    Args:
+        model: in evaluation mode.
+        shift_logits: row i - 1 of the model's output predicts position i, as in a model that was made from a causal one
+            (Dream); position 0 is predicted by its own row.
+    """
+
+    time_conditioning = False
+
+    def __init__(self, model: PreTrainedModel, shift_logits: bool = False) -> None:
+        self.model, self.shift_logits = model, shift_logits
+        self.partial_cache: PartialCacheConfig | None = None
+        self._contexts: CacheContexts[SequenceCache] = CacheContexts(SequenceCache)
+        self._abilities: Abilities | None = None
+        self._reserved_positions = reserved_positions(model)
+
+    # --- what a pipeline asks -----------------------------------------------------------------------------------------
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self._config.vocab_size
+
+    @property
+    def model_length(self) -> int | None:
+        """The longest sequence, or None where the configuration names none."""
+        length = getattr(self._config, "max_position_embeddings", None)
+        return None if length is None else length - self._reserved_positions
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """The mask that the configuration names, if any."""
+        return named_mask(self._config)
+
+    # --- partial caching: as `PartialCacheMixin` ----------------------------------------------------------------------
+
+    def enable_cache(self, config: PartialCacheConfig) -> None:
+        """Switch partial caching on."""
+        if not isinstance(config, PartialCacheConfig):
+            raise ValueError(
+                f"a model of transformers takes a PartialCacheConfig, got {type(config).__name__}. diffusers' caches "
+                "are for its own models."
+            )
+        self.partial_cache = config
+
+    def disable_cache(self) -> None:
+        """Switch partial caching off."""
+        self.partial_cache = None
+        self._reset_stateful_cache()
+
+    def new_cache(self) -> SequenceCache:
+        """An empty cache, for the passes of one call."""
+        return SequenceCache()
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """Passes within it that are given no cache see the keys and values of their own context alone."""
+        with self._contexts.use(name):
+            yield
+
+    def _reset_stateful_cache(self) -> None:
+        self._contexts.clear()
+
+    # --- passes -------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        timestep: float | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        logits_at: Tensor | None = None,
+        cache: SequenceCache | None = None,
+    ) -> Tensor:
+        """Predict tokens.
+
+        Args:
+            input_ids: int64 `(batch_size, L)`; in a partial pass those at `positions`.
+            timestep: not read.
+            attention_mask: bool `(batch_size, L)`, False where padded; that of the full pass holds for partial ones.
+            positions: for a partial pass, after a full one with the same cache: int64 like `input_ids`, distinct in a
+                row; a p written as `-p - 1` is computed and leaves the cached keys and values of p.
+            logits_at: the places whose logits are wanted, int64 `(batch_size, n)`, in a full pass; None for all L.
+            cache: what keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
+                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
+
+        Returns:
+            Logits `(batch_size, n, vocab_size)`, of the places in `positions` in a partial pass.
+
+        Raises:
+            ValueError: a model that the probe refuses; a partial pass without a full one.
+        """
+        if cache is None and self.partial_cache is not None and self.partial_cache.num_substeps > 1:
+            cache = self._contexts.current
+        with alone(unwrap_module(self.model)):
+            if positions is None:
+                return self._full_pass(input_ids, attention_mask, logits_at, cache)
+            return self._partial_pass(input_ids, positions, cache)
+
+    def _full_pass(
+        self, input_ids: Tensor, attention_mask: Tensor | None, logits_at: Tensor | None, cache: SequenceCache | None
+    ) -> Tensor:
+        abilities = self._probed(input_ids.device, input_ids.shape[1], needs_store=cache is not None)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if self.shift_logits:
+            logits_at = (places if logits_at is None else logits_at).sub(1).clamp(min=0)
+        store = None
+        if cache is not None:
+            store = cache.store = abilities.make_store()
+            cache.attention_mask = attention_mask
+            cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
+        return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at)
+
+    def _partial_pass(self, tokens: Tensor, positions: Tensor, cache: SequenceCache | None) -> Tensor:
+        if cache is None or cache.tokens is None or len(cache.tokens) != len(tokens):
+            raise ValueError(
+                f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
+                "context. Enable the cache, and call the model without `positions` first."
+            )
+        abilities, logits_at = self._probed(tokens.device, 0, needs_store=True), None
+        if self.shift_logits:
+            cache.tokens, positions, logits_at = with_predecessors(cache.tokens, tokens, positions)
+            tokens = cache.tokens.gather(1, places_of(positions))
+        places = places_of(positions)
+        return run_pass(self.model, abilities, cache.store, tokens, places, positions, cache.attention_mask, logits_at)
+
+    def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
+        """How the model is used, found out where that is not known for this length yet."""
+        window = smallest_window(self._config)
+        size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
+        if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:
+            self._abilities = Probe(self.model, device).abilities()
+        found = self._abilities
+        if needs_store and size not in found.probed_lengths:
+            found.make_store = Probe(self.model, device).working_store(found, size)
+            found.probed_lengths.add(size)
+        return found

@@ -1,0 +1,101 @@
+"""One pass of a transformers model: which arguments it takes, which rows reach its head, who may use it meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_maskdiff.caching import KeyValueStore, PositionalCache
+
+
+@dataclass
+class Abilities:
+    """How a model is to be used, as the probe has found it.
+
+    Args:
+        implementation: of attention, for which the rest was found.
+        attention: makes the arguments that let every position see every real one.
+        first_position: the model's own number for place 0.
+        make_store: makes the store that keeps its keys and values.
+        probed_lengths: lengths at which the store was tried.
+    """
+
+    implementation: str
+    attention: Callable[..., dict[str, Any]]
+    first_position: int = 0
+    make_store: Callable[[], KeyValueStore] = PositionalCache
+    probed_lengths: set[int] = field(default_factory=set)
+
+
+def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
+    """Names of the arguments that a model's `forward` takes."""
+    return _arguments_of(type(unwrap_module(model)))  # type: ignore[arg-type]
+
+
+@cache
+def _arguments_of(model_class: Hashable) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+
+
+def run_pass(
+    model: PreTrainedModel,
+    abilities: Abilities,
+    store: KeyValueStore | None,
+    input_ids: Tensor,
+    places: Tensor,
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    logits_at: Tensor | None = None,
+) -> Tensor:
+    """Logits of one pass, `(batch_size, n, vocab_size)`.
+
+    Args:
+        model: the model.
+        abilities: how it is used.
+        store: keeps its keys and values; None keeps nothing.
+        input_ids: of the queries, int64 `(batch_size, num_queries)`.
+        places: where they stand in the sequence, the same shape.
+        positions: in a partial pass `places` with p as `-p - 1` where nothing is to be kept; None in a full pass.
+        attention_mask: bool `(batch_size, L)`, False where padded.
+        logits_at: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
+
+    The caller holds the model with `alone`.
+    """
+    if attention_mask is not None and positions is not None and store is not None and store.masks_are_kept:
+        attention_mask = attention_mask.gather(1, places)  # for what else a model does with it
+    accepted = accepted_arguments(model)
+    inputs = {"input_ids": input_ids, **abilities.attention(model, attention_mask)}
+    if "position_ids" in accepted:
+        inputs["position_ids"] = places + abilities.first_position
+    with _rows_before_head(model, logits_at):
+        if store is not None:
+            return store.run(model, positions, **inputs)
+        cacheless = {"use_cache": False} if "use_cache" in accepted else {}
+        return model(**inputs, **cacheless).logits
+
+
+@contextmanager
+def _rows_before_head(model: PreTrainedModel, rows: Tensor | None) -> Iterator[None]:
+    """Hands only these rows of the hidden states to the model's head, whose logits are large."""
+    if rows is None:
+        yield
+        return
+
+    def select(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_states, *others = inputs
+        index = rows.to(hidden_states.device)[..., None].expand(-1, -1, hidden_states.shape[-1])
+        return (hidden_states.gather(1, index), *others)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

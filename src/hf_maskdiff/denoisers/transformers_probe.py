@@ -1,0 +1,168 @@
+"""Finds out by a few short passes how a transformers model is used as a denoiser, and refuses what cannot be one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_maskdiff.caching import AttentionStore, KeyValueStore, PositionalCache
+from hf_maskdiff.denoisers.attention_arguments import (
+    explicit,
+    native,
+    not_causal,
+    reserved_positions,
+    smallest_window,
+)
+from hf_maskdiff.denoisers.transformers_pass import Abilities, accepted_arguments, run_pass
+
+# The tokens that a probe reads. For a model with an attention window it reads so many more than the window holds.
+PROBE_LENGTH = 12
+# Relative differences that rounding explains.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+class Probe:
+    """Tries a model on a few made-up tokens.
+
+    Args:
+        model: in evaluation mode.
+        device: where its tokens belong.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.config = model.config.get_text_config()
+        self.name = type(unwrap_module(model)).__name__
+
+    def abilities(self) -> Abilities:
+        """How every position comes to see every other one, and how positions are numbered.
+
+        Raises:
+            ValueError: there is no way, by the model's name.
+        """
+        implementation = self.model.config._attn_implementation
+        found = Abilities(implementation, self._bidirectional(implementation))
+        found.first_position = self._first_position(found)
+        return found
+
+    def working_store(self, found: Abilities, length: int) -> Callable[[], KeyValueStore]:
+        """The first store that holds every layer and reproduces a full pass.
+
+        Raises:
+            ValueError: there is none, with what is wrong with each.
+        """
+        reasons = []
+        # A cache does not know which keys a window shows to a query that stands anywhere.
+        by_cache = "past_key_values" in accepted_arguments(self.model) and smallest_window(self.config) is None
+        stores: list[type[KeyValueStore]] = [PositionalCache, AttentionStore] if by_cache else [AttentionStore]
+        for store_class in stores:
+            reason = self._fault(found, store_class(), length)
+            if reason is None:
+                return store_class
+            reasons.append(f"{store_class.__name__}: {reason}")
+        raise ValueError(
+            f"partial caching needs every layer's keys and values, {self.name} does not give them "
+            f"({'; '.join(reasons)}). Call `disable_cache()`."
+        )
+
+    def _example(self, length: int = PROBE_LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, some of them masked, `(2, length)`, their places, and a mask with padding."""
+        config = self.config
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "mask", "bos", "eos", "unk")}
+        ids = torch.tensor([i for i in range(min(config.vocab_size, 1000)) if i not in special])
+        picked = ids[torch.randint(len(ids), (2, length), generator=torch.Generator().manual_seed(0))]
+        mask_token_id = named_mask(config)
+        if mask_token_id is not None:
+            picked[:, 1::3] = mask_token_id
+        places = torch.arange(length, device=self.device).expand(2, -1)
+        return picked.to(self.device), places, places < torch.tensor([[length], [length - 2]], device=self.device)
+
+    def _bidirectional(self, implementation: str) -> Callable[..., dict[str, Any]]:
+        """The first way in which a token changes what stands before it, padded or not, and padding changes nothing."""
+        if self.model.training:
+            raise ValueError(
+                f"a denoiser must be in evaluation mode, got {self.name} in training. Call `model.eval()`."
+            )
+        ids, places, padded = self._example()
+
+        def changes(attention: Callable, place: int, attention_mask: Tensor | None) -> bool:
+            other = ids.clone()
+            other[:, place] = ids[:, 0].where(ids[:, 0] != ids[:, place], ids[:, 2])
+            run = partial(run_pass, self.model, Abilities(implementation, attention), None)
+            before, after = (
+                run(tokens, places, attention_mask=attention_mask)[1, : place - 1] for tokens in (ids, other)
+            )
+            return bool((before - after).abs().amax() > 1e-6 * before.std())
+
+        last, reason = ids.shape[1] - 1, ""
+        for attention in (native, not_causal, explicit):
+            try:
+                sees_all = changes(attention, last, None) and changes(attention, last - 2, padded)
+                if sees_all and not changes(attention, last, padded):
+                    return attention
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError) as error:  # arguments that the model does not take
+                reason = f" ({error})"
+        raise ValueError(
+            f"a denoiser must be bidirectional, got {self.name}, in which no token changes what stands before "
+            f"it{reason}. Use a masked language model, or one whose attention takes a mask `(batch_size, 1, 1, L)`."
+        )
+
+    def _first_position(self, found: Abilities) -> int:
+        """The number that gives, for explicit positions, the same logits as none: not 0 in the family of RoBERTa."""
+        ids, places, _ = self._example()
+        if "position_ids" not in accepted_arguments(self.model):
+            return 0
+        own = self.model(input_ids=ids, **found.attention(self.model, None)).logits
+        for first in {0: None, reserved_positions(self.model): None}:
+            found.first_position = first
+            if _agree(run_pass(self.model, found, None, ids, places), own):
+                return first
+        raise ValueError(
+            f"positions must be numbered from 0 or from the padding token, {self.name} does neither. It cannot be used."
+        )
+
+    def _fault(self, found: Abilities, store: KeyValueStore, length: int) -> str | None:
+        """What is wrong with a store, if anything."""
+        if "position_ids" not in accepted_arguments(self.model):
+            return "it takes no `position_ids`"
+        ids, places, padded = self._example(length)
+        rows, other = torch.arange(2, device=self.device)[:, None], ids.flip(1)
+        order = torch.stack([torch.randperm(length, generator=torch.Generator().manual_seed(row)) for row in range(2)])
+        order = order.to(self.device)
+        some = order[:, : length // 3 + 1]
+        run = partial(run_pass, self.model, found)
+
+        full = run(store, ids, places, None, padded)
+        if store.num_layers != self.config.num_hidden_layers:
+            return f"{store.num_layers} of {self.config.num_hidden_layers} layers were seen"
+        if not _agree(full[padded], run(None, ids, places, None, padded)[padded]):
+            return "a recorded pass gives other logits"
+        again = run(store, ids.gather(1, some), some, some, padded)
+        real = padded.gather(1, some)
+        if not _agree(again[real], full[rows, some][real]):
+            return "unchanged tokens do not repeat the full pass"
+        all_new = run(store, other.gather(1, order), order, order, padded)
+        real = padded.gather(1, order)
+        if not _agree(all_new[real], run(None, other, places, None, padded)[rows, order][real]):
+            return "with all positions new it is not a full pass"
+        return None
+
+
+def named_mask(config: Any) -> int | None:
+    """The mask that a configuration names, if any."""
+    mask = getattr(config, "mask_token_id", None)
+    return mask if mask is not None and mask < config.vocab_size else None  # some name one of another vocabulary
+
+
+def _agree(logits: Tensor, expected: Tensor) -> bool:
+    """Whether they differ by no more than rounding."""
+    difference = (logits.double() - expected.double()).norm()
+    return bool(difference <= _TOLERANCE[expected.dtype] * (expected.double() - expected.double().mean()).norm())

@@ -1,0 +1,167 @@
+"""What belongs to one call of a pipeline: two threads may call one pipeline at the same time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+
+from ..schedulers import MaskedDiffusionScheduler
+
+GuidanceScale = float | Sequence[float]
+
+
+class PipelineCall:
+    """The state of one call, which neither the next call nor one in another thread sees.
+
+    Args:
+        scheduler: the pipeline's. The call runs on a copy of it, with timesteps of its own; the pipeline's scheduler
+            shows those of the latest call.
+        num_inference_steps: see `MaskedDiffusionScheduler.set_timesteps`.
+        temperature: see there.
+        guidance_scale: one for all steps, or a pair (start, end).
+
+    Attributes:
+        scheduler: the copy.
+        guidance_scale: as given; a callback may change it for the steps to come.
+        num_timesteps: steps run so far.
+        current_timestep: the time of the step that runs, None between calls.
+        interrupt: set to True to stop before the next step.
+    """
+
+    def __init__(
+        self,
+        scheduler: MaskedDiffusionScheduler,
+        num_inference_steps: int,
+        temperature: float | Sequence[float] | None = None,
+        guidance_scale: GuidanceScale = 1.0,
+    ) -> None:
+        self._shared, self.scheduler = scheduler, copy.copy(scheduler)
+        self.scheduler.set_timesteps(num_inference_steps, temperature)
+        self._shared.adopt_run(self.scheduler)
+        self.guidance_scale = guidance_scale
+        self.num_timesteps = 0
+        self.current_timestep: Tensor | None = None
+        self.interrupt = False
+
+    def end_step(self) -> None:
+        """Count a step. Some schedulers fit their timesteps to the masks of the run, so these are shown anew."""
+        self.num_timesteps += 1
+        self._shared.adopt_run(self.scheduler)
+
+    def guidance_scale_at(self, timestep: float | Tensor) -> float:
+        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
+        scale, num_steps = self.guidance_scale, self.scheduler.num_inference_steps
+        start, end = scale if isinstance(scale, Sequence) else (scale, scale)
+        step_index = round((1 - float(timestep)) * (num_steps or 1))
+        return start + (end - start) * step_index / max((num_steps or 1) - 1, 1)
+
+
+# The calls that run in this thread with the pipelines they are of, the innermost last: a callback may call another one.
+_RUNNING: ContextVar[tuple[tuple[int, PipelineCall], ...]] = ContextVar("running calls", default=())
+
+
+def _of_the_call(name: str, doc: str) -> Any:
+    """A property of a pipeline that reads and sets what the call holds."""
+
+    def get(pipe: CallStateMixin) -> Any:
+        return getattr(pipe._call, name)
+
+    def put(pipe: CallStateMixin, value: Any) -> None:
+        setattr(pipe._call, name, value)
+
+    return property(get, put, doc=doc)
+
+
+class CallStateMixin:
+    """Gives a pipeline the properties that diffusers' users read and set, kept by the call they belong to.
+
+    In a callback they are those of the call that it belongs to; elsewhere those of the latest call.
+    """
+
+    scheduler: MaskedDiffusionScheduler
+    _latest_call: PipelineCall | None = None
+
+    @property
+    def _call(self) -> PipelineCall:
+        running = [call for pipe, call in _RUNNING.get() if pipe == id(self)]
+        if running:
+            return running[-1]
+        if self._latest_call is None:
+            raise AttributeError(f"this {type(self).__name__} was not called yet, and has no call to tell of.")
+        return self._latest_call
+
+    @contextmanager
+    def _running(self, call: PipelineCall) -> Iterator[PipelineCall]:
+        """Make `call` the one that the properties speak of, for the code within."""
+        self._latest_call = call
+        token = _RUNNING.set((*_RUNNING.get(), (id(self), call)))
+        try:
+            yield call
+        finally:
+            call.current_timestep = None
+            _RUNNING.reset(token)
+
+    _num_timesteps = _of_the_call("num_timesteps", "Steps run.")
+    _current_timestep = _of_the_call("current_timestep", "The time of the step that runs.")
+    _guidance_scale = _of_the_call("guidance_scale", "A callback may set it for the steps to come.")
+    _interrupt = _of_the_call("interrupt", "Set it to True to stop before the next step.")
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps run by the latest call; each costs one model pass, two where it is guided."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> Tensor | None:
+        """The time of the step that runs, None between calls; diffusers' caches ask for it."""
+        return self._current_timestep
+
+    @property
+    def guidance_scale(self) -> GuidanceScale:
+        """What the call was given; a callback may set `pipe._guidance_scale` for the steps to come."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether some step of the run has a scale above 1."""
+        scale = self._guidance_scale
+        return max(scale if isinstance(scale, Sequence) else (scale,)) > 1
+
+    def guidance_scale_at(self, timestep: float | Tensor) -> float:
+        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
+        return self._call.guidance_scale_at(timestep)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; what is still masked is shown as such."""
+        return self._interrupt
+
+
+class PassCaches:
+    """The caches of one run, by cache context; nothing of them is left when it ends.
+
+    Args:
+        denoiser: whose `partial_cache` says whether passes are cached, and whose `new_cache` makes a cache.
+    """
+
+    def __init__(self, denoiser: Any) -> None:
+        config = denoiser.partial_cache
+        self._make = denoiser.new_cache if config is not None and config.num_substeps > 1 else None
+        self._of_contexts: dict[str, Any] = {}
+
+    def arguments(self, context: str, rows: Tensor | slice, positions: Tensor | None) -> dict[str, Any]:
+        """What a pass takes besides its tokens; nothing where passes are not cached.
+
+        A full pass of some rows alone gets a cache of its own, so that what is kept of all rows stays.
+        """
+        if self._make is None:
+            return {}
+        if context not in self._of_contexts:
+            self._of_contexts[context] = self._make()
+        cache = self._of_contexts[context] if isinstance(rows, slice) else self._make()
+        return {"cache": cache} if positions is None else {"cache": cache, "positions": positions}

@@ -1,0 +1,39 @@
+"""Checks that the pipelines share: one clear `ValueError` with rule, value and remedy, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..schedulers import MaskedDiffusionScheduler
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """It must be one of this package, or derived from its base."""
+    if not isinstance(scheduler, MaskedDiffusionScheduler):
+        raise ValueError(
+            f"`scheduler` must be a MaskedDiffusionScheduler, got {type(scheduler).__name__}. Set for example "
+            "`pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)`."
+        )
+
+
+def check_count(name: str, value: Any, remedy: str) -> None:
+    """It must be an integer of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}. {remedy}")
+
+
+def check_output_type(output_type: str, known: Sequence[str]) -> None:
+    """It must be one of those that the pipeline knows."""
+    if output_type not in known:
+        raise ValueError(f"`output_type` must be one of {known}, got {output_type!r}. Pick one of these.")
+
+
+def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
+    """They must be among those that the pipeline can hand to a callback."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}. Leave it out to get the "
+            f"{known[0]}."
+        )

@@ -1,0 +1,157 @@
+"""What the image pipelines take, read and checked: labels, images, masks, codes, guidance."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import torch
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from torch import Tensor
+
+from .calls import GuidanceScale
+
+Label = int | str
+
+
+def label_ids(
+    labels: Label | Sequence[Label] | Tensor | None, num_classes: int, has_null_class: bool, id2label: Mapping
+) -> list[int]:
+    """Class ids from ids or names; None is the unconditional class, `num_classes`.
+
+    Args:
+        labels: one or several.
+        num_classes: of the model.
+        has_null_class: whether the model knows images of no class.
+        id2label: names of the classes; where one lists several, separated by commas, each of them counts.
+
+    Raises:
+        ValueError: an id out of range, a name that is not there, None for a model without a null class.
+    """
+    if labels is None:
+        if not has_null_class:
+            raise ValueError(
+                "`class_labels` must be given, got None: this model was never shown an image without its class. "
+                f"Pass ids in 0 .. {num_classes - 1}."
+            )
+        return [num_classes]
+    if isinstance(labels, Tensor):
+        labels = labels.flatten().tolist()
+    elif isinstance(labels, int | str):
+        labels = [labels]
+    ids_of_names: dict[str, int] = {}
+    for label_id, names in id2label.items():
+        for name in (names, *str(names).split(",")):
+            ids_of_names.setdefault(name.strip(), int(label_id))
+    return [_label_id(label, ids_of_names, num_classes) for label in labels]
+
+
+def _label_id(label: Label, ids_of_names: dict[str, int], num_classes: int) -> int:
+    if isinstance(label, str):
+        if label in ids_of_names:
+            return ids_of_names[label]
+        close = difflib.get_close_matches(label, ids_of_names, n=3) or list(ids_of_names)[:3]
+        remedy = f"Did you mean one of {close}?" if close else "This model has no names: pass an id."
+        raise ValueError(f"`class_labels` must be names in the model's `id2label` or ids, got {label!r}. {remedy}")
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        raise ValueError(
+            f"`class_labels` must be in 0 .. {num_classes - 1}, got {label!r}. Pass None for an image of no class."
+        )
+    return label
+
+
+def read_images(
+    name: str, images: PipelineImageInput, processor: VaeImageProcessor, channels: int, side: int | None = None
+) -> list[Tensor]:
+    """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`; a batch stays together.
+
+    Args:
+        name: of the argument, for errors.
+        images: PIL images, arrays or tensors, one or a list.
+        processor: converts and resizes.
+        channels: that each image must have then.
+        side: pixels to resize to; None keeps the size.
+
+    Raises:
+        ValueError: not images, or values outside [0, 1], such as NaN.
+    """
+    images = images if isinstance(images, list | tuple) else [images]
+    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in images]
+    try:
+        tensors = [processor.preprocess(image, side, side).float() for image in images]
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
+            f"for example `Image.open(path)`. ({error})"
+        ) from error
+    if not tensors or any(t.ndim != 4 or t.shape[1] != channels or not t.numel() for t in tensors):
+        raise ValueError(
+            f"`{name}` must hold images of {channels} channel(s), got {got}. Pass PIL images, which are "
+            "converted, arrays (height, width, channels) or tensors (channels, height, width)."
+        )
+    for tensor in tensors:
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise ValueError(
+                f"`{name}` must hold values in [0, 1], got values from {float(tensor.min()):.3g} to "
+                f"{float(tensor.max()):.3g}. Divide bytes by 255, or pass PIL images."
+            )
+    return tensors
+
+
+def check_counts(given: Mapping[str, int]) -> None:
+    """There must be as many labels, images and masks as of each other, or one; `given` counts each argument."""
+    if given["class_labels"] == 0:
+        raise ValueError("`class_labels` must hold at least one label, got none. Pass None for no class.")
+    if any(count not in (1, max(given.values())) for count in given.values()):
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in given)} must hold one each, or as many as the others, got "
+            f"{given}. Pass one for all images or one for each."
+        )
+
+
+def check_guidance_scale(guidance_scale: GuidanceScale, has_null_class: bool) -> None:
+    """It must be a finite number or a pair of such, and none above 1 without a null class."""
+    scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
+    if len(scales) != 2 or not all(isinstance(scale, Real) and math.isfinite(scale) for scale in scales):
+        raise ValueError(
+            "`guidance_scale` must be a finite number or a pair (start, end) of such, got "
+            f"{guidance_scale!r}. Pass 1.0 for no guidance."
+        )
+    if max(scales) > 1 and not has_null_class:
+        raise ValueError(
+            f"`guidance_scale` must not exceed 1, got {guidance_scale!r}: this model was never shown an image "
+            "without its class. Leave it out."
+        )
+
+
+def check_editing(given: Mapping[str, int], strength: float, latents: Tensor | None) -> None:
+    """Masks and strength need an image, codes exclude one; `given` counts what was given of each argument."""
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(
+            f"`strength` must be in (0, 1], got {strength!r}. Pass the share of the steps to run; 1 draws anew."
+        )
+    if "image" not in given and ("mask_image" in given or strength != 1):
+        name = "mask_image" if "mask_image" in given else "strength"
+        raise ValueError(f"`{name}` must come with an `image`, got none. Pass the image to edit as `image=`.")
+    if "image" in given and latents is not None:
+        raise ValueError(
+            "`latents` must be None where an `image` is given, got both. Pass `image` with `mask_image`, or codes "
+            "that are masked already."
+        )
+
+
+def check_latents(latents: Tensor, shape: tuple[int, ...], codebook_size: int, mask_token_id: int) -> None:
+    """They must be int64 of that shape, and hold codes or the mask."""
+    if tuple(latents.shape) != shape or latents.dtype != torch.int64:
+        raise ValueError(
+            f"`latents` must be int64 codes of shape {shape}, got {latents.dtype} {tuple(latents.shape)}. Pass "
+            f"codes of the tokenizer, {mask_token_id} where the image shall be filled in."
+        )
+    known = (latents >= 0) & (latents < codebook_size)
+    if not bool((known | (latents == mask_token_id)).all()):
+        raise ValueError(
+            f"`latents` must hold codes in 0 .. {codebook_size - 1} or the mask {mask_token_id}, got values from "
+            f"{int(latents.min())} to {int(latents.max())}. Replace the others by the mask."
+        )

@@ -1,0 +1,84 @@
+"""How many positions each row reveals in each step, as far as that is known before the step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..schedulers import MaskedDiffusionScheduler
+
+
+class StepCounts:
+    """The counts of a run: planned once, before its first step, or looked up in each step where the logits decide.
+
+    The number of masks is read here, once. With a plan no step makes the host wait for an accelerator, unless a
+    callback returns another sample than it was given: from then on the plan no longer holds.
+
+    Args:
+        scheduler: with `set_timesteps` called; one whose steps follow from the masks sets its timesteps here.
+        sample: tokens int64 `(batch_size, ...)`, what the run starts from.
+        initial: N_0 of each row, int64 `(batch_size,)`; None where they are the masks in `sample`.
+        first_step: the step the run starts with.
+    """
+
+    def __init__(
+        self, scheduler: MaskedDiffusionScheduler, sample: Tensor, initial: Tensor | None, first_step: int
+    ) -> None:
+        num_masked = num_masked_of(scheduler, sample).cpu()
+        self.scheduler = scheduler
+        self.first_step = scheduler.fit_timesteps(num_masked, first_step)
+        self.initial = num_masked if initial is None else initial.cpu()
+        self.timesteps = scheduler.timesteps[self.first_step :]
+        self.planned = scheduler.planned_counts(num_masked, self.initial, self.first_step)
+        self.hold = self.planned is not None
+        self._row_length = sample[0].numel() if len(sample) else 0
+        self._masks_after: list[Tensor] = []
+
+    @property
+    def starting_mask_ratio(self) -> Tensor:
+        """Share of each row's positions that were masked when its run began, float64 `(batch_size,)`."""
+        return self.initial.double() / max(self._row_length, 1)
+
+    @property
+    def num_passes(self) -> int:
+        """Model calls of the run, or the most of them where they are not known."""
+        return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
+
+    def of_step(self, i: int, sample: Tensor) -> Tensor:
+        """What step i of the run may reveal in each row, int64 `(batch_size,)` on the CPU."""
+        if self.hold and self.planned is not None:
+            return self.planned[i]
+        return num_masked_of(self.scheduler, sample).cpu()  # any of them; looking makes the host wait
+
+    def note(self, sample: Tensor) -> None:
+        """Remember how many masks a step has left, for `require_all_drawn`."""
+        if self.hold or self.planned is None:
+            self._masks_after.append(num_masked_of(self.scheduler, sample))
+
+    def require_all_drawn(self) -> None:
+        """Raise `ValueError` with the first step that left more masks than it may.
+
+        On an accelerator a position without a drawable token stays masked. On a CPU the step itself has raised.
+        """
+        if not self._masks_after:
+            return
+        failed = (torch.stack(self._masks_after).cpu() > self._allowed()[: len(self._masks_after)]).any(-1)
+        if bool(failed.any()):
+            step_index = self.first_step + int(failed.int().argmax())
+            raise ValueError(
+                "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
+                f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
+            )
+
+    def _allowed(self) -> Tensor:
+        """The most masks that each step may leave in a row."""
+        if self.planned is not None:
+            return self.planned.sum(0) - self.planned.cumsum(0)
+        allowed = torch.full((len(self.timesteps), 1), self._row_length)
+        allowed[-1:] = 0  # all that is known is that the last step leaves none
+        return allowed
+
+
+def num_masked_of(scheduler: MaskedDiffusionScheduler, sample: Tensor) -> Tensor:
+    """Masks in each row, int64 `(batch_size,)`."""
+    return (sample == scheduler.config.mask_token_id).flatten(1).sum(-1)

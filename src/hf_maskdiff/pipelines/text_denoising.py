@@ -1,0 +1,97 @@
+"""The denoising loop over a batch of windows: what the model is shown of them, guided, cached and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from ..denoisers import TextDenoiser
+from ..sampling import Generators
+from .calls import PassCaches, PipelineCall
+from .denoising import StepCallback, denoise
+from .text_windows import WindowBatch
+
+
+class WindowDenoiser:
+    """Logits of the blocks of a batch of windows, as the loop asks for them.
+
+    Its caches end with it.
+
+    Args:
+        denoiser: the model.
+        batch: the windows.
+        call: says how strongly to guide; learns which step runs.
+    """
+
+    def __init__(self, denoiser: TextDenoiser, batch: WindowBatch, call: PipelineCall) -> None:
+        self.denoiser, self.batch, self.call = denoiser, batch, call
+        self._caches = PassCaches(denoiser)
+
+    def __call__(self, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
+        """Logits `(num_rows, n, vocab_size)` of the blocks' tokens, or of those at `positions`."""
+        self.call.current_timestep = t  # diffusers' caches ask for it
+        logits = self._pass("cond", tokens, t, rows, positions)
+        scale = self.call.guidance_scale_at(t)
+        if scale == 1:
+            return logits
+        return self._pass("uncond", tokens, t, rows, positions).lerp_(logits, scale)
+
+    def _pass(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
+        batch = self.batch
+        with self.denoiser.cache_context(context):  # diffusers' own caches read it
+            if positions is not None:
+                arguments = self._caches.arguments(context, rows, batch.places_of(positions))
+                return self.denoiser(tokens, t, attention_mask=batch.attention_mask, **arguments)
+            ids, at = batch.seen(tokens, rows, with_prompt=context == "cond")
+            visible = None if batch.attention_mask is None else batch.attention_mask[rows]
+            arguments = self._caches.arguments(context, rows, None)
+            return self.denoiser(ids, t, attention_mask=visible, logits_at=at, **arguments)
+
+
+def fill_in(
+    denoiser: TextDenoiser,
+    batch: WindowBatch,
+    call: PipelineCall,
+    generator: Generators,
+    passes: Tensor,
+    row_ids: Tensor,
+    *,
+    progress_bar: Callable[..., AbstractContextManager],
+    on_step_end: StepCallback,
+) -> list[Tensor]:
+    """The windows of a batch without masks in their blocks.
+
+    Args:
+        denoiser: the model.
+        batch: what it sees.
+        call: whose run it is.
+        generator: one, or one for each window.
+        passes: counts the full passes of each sequence of the call, int64 `(num_sequences,)`.
+        row_ids: which sequences the windows are of, int64 `(batch_size,)`.
+        progress_bar, on_step_end: see `denoise`.
+    """
+    run = WindowDenoiser(denoiser, batch, call)
+
+    def counted(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
+        if positions is None:  # a finished row gains nothing from a pass
+            passes[row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)
+        return run(tokens, t, rows, positions)
+
+    try:
+        sample = denoise(
+            counted,
+            call.scheduler,
+            batch.sample,
+            generator,
+            reuse_logits=not denoiser.time_conditioning,
+            partial_cache=denoiser.partial_cache,
+            lengths=batch.lengths,
+            progress_bar=progress_bar,
+            on_step_end=on_step_end,
+            interrupted=lambda: call.interrupt,
+        )
+    finally:  # what diffusers' caches hold is freed, also after an error
+        denoiser._reset_stateful_cache()
+    return batch.filled(sample)

@@ -1,0 +1,59 @@
+"""From token ids back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .text_windows import first
+
+
+@dataclass
+class MaskedDiffusionTextPipelineOutput(BaseOutput):
+    """Output of `MaskedDiffusionTextPipeline`.
+
+    Args:
+        sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
+        texts: the sequences as text, of a chat the answer alone; None for `output_type="ids"`.
+        num_model_passes: how often the model was run for each sequence, partial passes (`PartialCacheConfig`) aside.
+    """
+
+    sequences: list[Tensor]
+    texts: list[str] | None
+    num_model_passes: list[int]
+
+
+def decode_with_masks(
+    tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Tensor], mask_token_id: int, mask_text: str
+) -> list[str]:
+    """Texts of sequences that may still hold masks, each of which reads as `mask_text`."""
+
+    def text(ids: list[int]) -> str:
+        runs = ((masked, list(run)) for masked, run in groupby(ids, lambda token: token == mask_token_id))
+        return "".join(
+            mask_text * len(run) if masked else str(tokenizer.decode(run, skip_special_tokens=True))
+            for masked, run in runs
+        )
+
+    return [text(ids.tolist()) for ids in sequences]
+
+
+def cut_at_end(sequence: Tensor, ends: Sequence[int], prompt_length: int, mask_token_id: int) -> Tensor:
+    """A sequence up to the first end of text that was written, itself included; all of it where there is none yet.
+
+    Args:
+        sequence: int64 `(length,)`.
+        ends: tokens that end a text.
+        prompt_length: ends before this place are the prompt's.
+        mask_token_id: an end behind a mask does not count before that is filled in.
+    """
+    places = torch.isin(sequence, torch.tensor(list(ends), device=sequence.device)).nonzero()[:, 0]
+    first_mask = first(sequence == mask_token_id)
+    places = places[(places >= prompt_length) & (places < first_mask)]
+    return sequence[: int(places[0]) + 1] if len(places) else sequence

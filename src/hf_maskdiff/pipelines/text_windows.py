@@ -1,0 +1,121 @@
+"""What a model sees of sequences that are filled in part by part, and which part of that it fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class Part:
+    """The next part of a sequence.
+
+    Args:
+        window: what the model sees of the sequence.
+        block: what is filled in of the window.
+    """
+
+    window: slice
+    block: slice
+
+
+def next_part(
+    sequence: Tensor, mask_token_id: int, model_length: int | None, stride: int | None, block_length: int | None
+) -> Part:
+    """The part to fill in next.
+
+    A window holds `stride` places from the first mask on, with what stands before them; a block begins at the first
+    mask.
+
+    Args:
+        sequence: int64 `(length,)`, with a mask.
+        mask_token_id: what stands where a token is to be filled in.
+        model_length: the longest window; None where there is no limit.
+        stride: new places in a window, None for as many as it holds.
+        block_length: places that are filled in together, None for all of the window.
+    """
+    length = min(model_length or len(sequence), len(sequence))
+    first_mask = first(sequence == mask_token_id)
+    context = length - min(stride or length, length)
+    start = max(min(first_mask - context, len(sequence) - length), 0)
+    block = slice(0, length)
+    if block_length is not None:
+        block = slice(first_mask - start, min(first_mask - start + block_length, length))
+    return Part(slice(start, start + length), block)
+
+
+class WindowBatch:
+    """Windows of several sequences as one batch, and the blocks in them.
+
+    Args:
+        windows: int64 `(length,)` each; lengths differ.
+        blocks: what is filled in of each.
+        hidden: bool like the windows: what a pass without its prompt does not see; None where there is no such pass.
+        mask_token_id: what stands where a token is to be filled in.
+
+    Attributes:
+        lengths: int64 `(batch_size,)`.
+        attention_mask: bool `(batch_size, L)`, False where padded; None where all windows are of one length.
+        sample: the blocks, int64 `(batch_size, size)`. A shorter one goes on with what stands after it and then at the
+            beginning of the window: tokens that are known.
+    """
+
+    def __init__(
+        self, windows: list[Tensor], blocks: Sequence[slice], hidden: list[Tensor] | None, mask_token_id: int
+    ) -> None:
+        device = windows[0].device
+        self.mask_token_id = mask_token_id
+        self.lengths = torch.tensor([len(window) for window in windows], device=device)
+        # The model does not see what pads. It only must not be the mask, which would be filled in.
+        self._seen = pad_sequence(windows, batch_first=True, padding_value=0 if mask_token_id else 1)
+        self._hidden = None if hidden is None else pad_sequence(hidden, batch_first=True, padding_value=False)
+        length = self._seen.shape[1]
+        places = torch.arange(length, device=device)
+        same = all(len(window) == length for window in windows)
+        self.attention_mask = None if same else places < self.lengths[:, None]
+        size = max(block.stop - block.start for block in blocks)
+        starts = torch.tensor([block.start for block in blocks], device=device)
+        self._places = (starts[:, None] + places[:size]) % length
+        self._is_whole = size == length and not any(block.start for block in blocks)
+        self.sample = self._seen if self._is_whole else self._seen.gather(1, self._places)
+
+    def places_of(self, positions: Tensor) -> Tensor:
+        """Where positions in the blocks stand in the windows; p written as `-p - 1` stays so."""
+        if self._is_whole:
+            return positions
+        stand = self._places.gather(1, torch.where(positions < 0, ~positions, positions))
+        return torch.where(positions < 0, ~stand, stand)
+
+    def seen(self, tokens: Tensor, rows: Tensor | slice, with_prompt: bool) -> tuple[Tensor, Tensor | None]:
+        """What the model sees when the blocks of `rows` hold `tokens`, and the places whose logits are wanted.
+
+        Args:
+            tokens: int64 `(num_rows, size)`.
+            rows: of the batch.
+            with_prompt: False masks what is hidden.
+
+        Returns:
+            int64 `(num_rows, L)`, and int64 `(num_rows, size)` or None for all of them.
+        """
+        ids, at = tokens, None
+        if not self._is_whole:
+            at = self._places[rows]
+            ids = self._seen[rows].scatter(1, at, tokens)
+        if not with_prompt and self._hidden is not None:
+            ids = ids.masked_fill(self._hidden[rows], self.mask_token_id)
+        return ids, at
+
+    def filled(self, sample: Tensor) -> list[Tensor]:
+        """The windows with `sample` in their blocks."""
+        filled = sample if self._is_whole else self._seen.scatter(1, self._places, sample)
+        return [ids[:length] for ids, length in zip(filled, self.lengths.tolist(), strict=True)]
+
+
+def first(wanted: Tensor) -> int:
+    """Where the first True stands, or the length where there is none."""
+    found = wanted.nonzero()
+    return int(found[0]) if len(found) else len(wanted)

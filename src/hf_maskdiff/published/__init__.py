@@ -1,0 +1,6 @@
+"""Published models in their authors' layouts: where their weights are, what they are called, how they are read."""
+
+from hf_maskdiff.published.mdlm_weights import published_weights
+from hf_maskdiff.published.text_models import PUBLISHED_TYPES, PublishedText, load_published_text
+
+__all__ = ["PUBLISHED_TYPES", "PublishedText", "load_published_text", "published_weights"]

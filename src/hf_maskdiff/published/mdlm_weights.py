@@ -1,0 +1,42 @@
+"""The weights of MDLM as its authors publish them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers.models.model_loading_utils import load_state_dict
+from torch import Tensor
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+# Arguments of `from_pretrained` that say where the files are.
+LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+
+
+def published_weights(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors by the names of `MDLMTransformer`, read from safetensors, which are downloaded where need be.
+
+    Args:
+        name_or_path: a repository of the Hub or a local folder.
+        location: those of the arguments in `LOCATION` that are given.
+
+    Raises:
+        ValueError: there is no `model.safetensors`.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(name_or_path, location):
+        weights |= {key.removeprefix("backbone."): tensor for key, tensor in load_state_dict(file).items()}
+    return weights
+
+
+def _weight_files(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> Sequence[str]:
+    """One file, or all shards."""
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    file = cached_file(name_or_path, "model.safetensors", **location, **optional)
+    if file is not None:
+        return [file]
+    index = cached_file(name_or_path, "model.safetensors.index.json", **location, **optional)
+    if index is None:
+        raise ValueError(f"{str(name_or_path)!r} must hold `model.safetensors`, whole or in shards. Check the path.")
+    return get_checkpoint_shard_files(name_or_path, index, **location)[0]

@@ -1,0 +1,84 @@
+"""What a step knows before it reads a logit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..sampling import Generators, Purpose, gumbel, position_noise, run_keys
+
+# An alpha of 0 would make beta infinite.
+_SMALLEST_ALPHA = 1e-6
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What one step knows before it reads a logit. All tensors are per row or per position.
+
+    Args:
+        step_index: n, from 0 to `num_inference_steps - 1`.
+        num_inference_steps: T.
+        tokens: int64 `(batch_size, L)`.
+        masked: bool `(batch_size, L)`.
+        remaining: masked positions of each row, int64 `(batch_size,)`.
+        count: positions this step reveals, int64 `(batch_size,)`; what the masking schedule plans, until a scheduler
+            that counts by other means has done so.
+        keys: this step's noise keys, int64 `(batch_size,)`.
+        choice_temperature: alpha_n, or None where the scheduler has none.
+        grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
+        generator: what the caller passed.
+    """
+
+    step_index: int
+    num_inference_steps: int
+    tokens: Tensor
+    masked: Tensor
+    remaining: Tensor
+    count: Tensor
+    keys: Tensor
+    choice_temperature: float | None
+    grid: tuple[int, ...]
+    generator: Generators
+
+    @property
+    def sharpness(self) -> float:
+        """`1 + 1 / alpha_n`; 1 where the scheduler has no choice temperature."""
+        return 1.0 if self.choice_temperature is None else 1 + 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """Inverse temperature of a row's draws, float `(batch_size,)`: `sharpness`, 1 in the step that empties it."""
+        return torch.where(self.count < self.remaining, self.sharpness, 1.0)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the run's last step, which reveals all that is left."""
+        return self.step_index == self.num_inference_steps - 1
+
+    @property
+    def progress(self) -> float:
+        """0 in the first step, 1 in the last."""
+        return self.step_index / max(self.num_inference_steps - 1, 1)
+
+    def uniform(self, purpose: Purpose) -> Tensor:
+        """Uniform noise of every position, float64 `(batch_size, L)`."""
+        together = (Purpose.CHOICE, Purpose.TOKEN)  # most steps need both
+        if purpose not in together:
+            return position_noise(self.keys, self.tokens.shape[1], purpose)[0]
+        return self._choice_and_token_noise[together.index(purpose)]
+
+    @cached_property
+    def _choice_and_token_noise(self) -> tuple[Tensor, ...]:
+        return position_noise(self.keys, self.tokens.shape[1], Purpose.CHOICE, Purpose.TOKEN).unbind()
+
+    def gumbel(self, purpose: Purpose) -> Tensor:
+        """Standard Gumbel noise of every position, float64 `(batch_size, L)`."""
+        return gumbel(self.uniform(purpose))
+
+    @cached_property
+    def run_keys(self) -> Tensor:
+        """A key per row that is the same in all steps of a run, int64 `(batch_size,)`."""
+        return run_keys(self.generator, len(self.keys), self.keys.device)
