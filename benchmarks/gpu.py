@@ -1,4 +1,4 @@
-"""Proves a GPU in one command, under six minutes: laws, waits, times, memory, compilation. Downloads nothing.
+r"""Proves a GPU in one command, under six minutes: laws, waits, times, memory, compilation. Downloads nothing.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --tiny --sections laws syncs     # tries the program out, on any device
@@ -6,8 +6,9 @@
 
 On a machine without a network put what it lacks beside torch and transformers into `wheels/`, which git ignores:
 
-    pip download --no-deps --only-binary=:all: --dest wheels diffusers==0.42.1    # datasets dill multiprocess, too
-    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py     # there
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
+        diffusers==0.42.1 datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
+    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py    # there
 
 Needed are torch, transformers, diffusers, safetensors, huggingface-hub, Pillow and numpy; the package itself is taken
 from `src/`. The section `generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and

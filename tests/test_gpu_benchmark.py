@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -189,6 +190,34 @@ def test_the_places_that_wait_are_named(gpu: ModuleType, monkeypatch: pytest.Mon
     assert "self.model(" in row["places"]
     assert f"from {Path(__file__).name}:" in row["places"]
     assert not isinstance(subject.pipe.progress_bar, syncs.Watch)
+
+
+def test_what_only_a_gpu_runs_is_called_rightly(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the signatures of torch's own functions, which no CPU can run."""
+    syncs, models, measures = (
+        importlib.import_module(f"gpu_sections.{name}") for name in ("syncs", "models", "measures")
+    )
+    names = ("Event", "synchronize", "reset_peak_memory_stats", "max_memory_allocated", "mem_get_info", "empty_cache")
+    for name in (*names, "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, create_autospec(getattr(torch.cuda, name)))
+    torch.cuda.Event.return_value.elapsed_time.return_value = 2.5
+    torch.cuda.max_memory_allocated.return_value = 2**31
+    torch.cuda.mem_get_info.return_value = (7, 9)
+    device = torch.device("cuda")
+    assert measures.milliseconds(lambda: None, device) == 2.5
+    assert measures.milliseconds_to_issue(lambda: None, device) < 1000
+    assert measures.peak_gib(lambda: None, device) == 2
+    assert measures.free_bytes(device) == 7
+    assert importlib.import_module("gpu_sections.compilation").options_of(
+        "reduce-overhead", measures.Bench(device)
+    ) == {"mode": "reduce-overhead"}
+
+    subject = models.halton(measures.Bench(torch.device("cpu"), tiny=True))
+    syncs.Watch(subject.pipe, "error", device).run(subject, 3, 1)
+    modes = [call.args[0] for call in torch.cuda.set_sync_debug_mode.call_args_list]
+    assert (
+        modes == ["error"] * 3 + ["default"] * 2
+    )  # off at the end of the loop, and again where it was left by an error
 
 
 def test_the_page_is_what_the_program_makes(gpu: ModuleType, tmp_path: Path) -> None:

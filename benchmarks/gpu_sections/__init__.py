@@ -33,7 +33,7 @@ def _section(module: str, seconds: float, title: str, reading: str) -> Section:
 SECTIONS = {
     "laws": _section(
         "laws",
-        60,
+        75,
         "The exact laws hold, and the devices agree",
         """
         Two rounds of each scheduler through `step`, by chi-square against the exact law of the first round's outcome
