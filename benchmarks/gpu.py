@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
     """Run the cases of a section and write every row as soon as it is there; whether none of them raised."""
-    clean = True
+    clean, began = True, time.monotonic()
     with rows_file.open("a") as file:
 
         def write(**row: Any) -> None:
@@ -85,7 +85,7 @@ def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
         measures = importlib.import_module("gpu_sections.measures")
         bench = measures.Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tiny)
         for case, work in importlib.import_module(module).cases(bench):
-            print(f"{module}: {case}", file=sys.stderr, flush=True)
+            print(f"{module}, after {time.monotonic() - began:.1f} s: {case}", file=sys.stderr, flush=True)
             try:
                 for row in work():
                     write(case=case, row=row)
