@@ -1,0 +1,240 @@
+r"""Proves a GPU in one command, under six minutes: laws, waits, times, memory, compilation. Downloads nothing.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --tiny --sections laws syncs     # tries the program out, on any device
+    python benchmarks/gpu.py --report out/gpu/gpu.json        # makes docs/gpu.md (and docs/gpu.json) of a run
+
+On a machine without a network put what it lacks beside torch and transformers into `wheels/`, which git ignores:
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
+        diffusers==0.42.1 datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
+    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py    # there
+
+Needed are torch, transformers, diffusers, safetensors, huggingface-hub, Pillow and numpy; the package itself is taken
+from `src/`. The section `generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and
+says so in one line where they are missing.
+
+Every section (`gpu_sections/__init__.py` lists them) runs in a process of its own, which is killed after the section's
+time limit: an error, a broken GPU context or a cut costs that section its remaining rows, and nothing else. After each
+section `gpu.json` and `gpu.md` in `--output_dir` hold all there is so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpu_report import page
+from gpu_sections import SECTIONS, Section
+
+ROOT = Path(__file__).resolve().parents[1]
+TOTAL_SECONDS = 350.0  # of all sections together
+LEAST_SECONDS = 20.0  # with less than this a section does not begin
+CASES_FAILED = 3  # what a section's process ends with where all cases ran and some raised; Python's own errors are 1
+PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "numpy", "triton", "datasets")
+FOLDER_OF_A_PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.+-]+/)+")
+
+# How a section is run: (section, file for its rows, seconds, options) -> what became of it
+Runner = Callable[[Section, Path, float, argparse.Namespace], str]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "out" / "gpu")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, for a try; needs no GPU")
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all sections together")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page of docs/ from this file")
+    parser.add_argument("--child", nargs=2, metavar=("MODULE", "ROWS"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+# --- a section, in the process that runs it ---------------------------------------------------------------------------
+
+
+def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
+    """Run the cases of a section and write every row as soon as it is there; whether none of them raised."""
+    clean, began = True, time.monotonic()
+    with rows_file.open("a") as file:
+
+        def write(**row: Any) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        import torch
+
+        write(machine=machine())
+        if not torch.cuda.is_available() and not tiny:
+            raise RuntimeError("torch sees no CUDA device. Pass --tiny to try the program without one.")
+        measures = importlib.import_module("gpu_sections.measures")
+        bench = measures.Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tiny)
+        for case, work in importlib.import_module(module).cases(bench):
+            print(f"{module}, after {time.monotonic() - began:.1f} s: {case}", file=sys.stderr, flush=True)
+            try:
+                for row in work():
+                    write(case=case, row=row)
+            except Exception as error:
+                traceback.print_exc()
+                write(case=case, row={"error": in_a_line(error)})
+                clean = False
+            del work  # and with it the model it holds, before the next one is made
+    return clean
+
+
+def machine() -> dict[str, str]:
+    """The card and the versions."""
+    import torch
+
+    found = {"card": f"none, {platform.processor() or platform.machine()}"}
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        found["card"] = f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+        found["CUDA"] = str(torch.version.cuda)
+    found["Python"] = platform.python_version()
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def in_a_line(error: BaseException) -> str:
+    """Kind, message and place of an error, without anybody's folders."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return without_folders(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}")
+
+
+def without_folders(text: str) -> str:
+    return FOLDER_OF_A_PATH.sub("", text)
+
+
+# --- a section, in a process of its own -------------------------------------------------------------------------------
+
+
+def in_own_process(section: Section, rows_file: Path, seconds: float, args: argparse.Namespace) -> str:
+    """What became of it; the process and all that it started are gone afterwards."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", section.module, str(rows_file)]
+    path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log = args.output_dir / "gpu.log"
+    with log.open("a") as file:
+        # A group, and not a session: whoever ends this program's session ends it too.
+        process = subprocess.Popen(
+            command + ["--tiny"] * args.tiny, stdout=file, stderr=file, env=environment, preexec_fn=os.setpgrp
+        )
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {seconds:.0f} s"
+        finally:
+            kill_group(process)
+    if code in (0, CASES_FAILED):
+        return "done" if code == 0 else "done, with errors"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = without_folders(lines[-1])[:300] if lines else ""
+    return f"broke off with code {code}: {last}"
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def run_all(sections: Mapping[str, Section], args: argparse.Namespace, run: Runner = in_own_process) -> dict[str, Any]:
+    """Run the sections one after the other; what is known so far is in the files after each."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "gpu.log").unlink(missing_ok=True)
+    began = time.monotonic()
+    today = datetime.now(timezone.utc).date().isoformat()
+    results: dict[str, Any] = {"date": today, "tiny": args.tiny, "machine": {}, "sections": {}}
+    for name, section in sections.items():
+        rows_file, started = args.output_dir / f"{name}.jsonl", time.monotonic()
+        rows_file.unlink(missing_ok=True)
+        seconds = min(section.seconds, args.seconds - (started - began))
+        print(f"{name}: at most {max(seconds, 0):.0f} s", flush=True)
+        status = "not run: no time was left"
+        if seconds >= min(LEAST_SECONDS, section.seconds):
+            status = run(section, rows_file, seconds, args)
+        rows = []
+        for line in read_lines(rows_file):
+            results["machine"] |= line.get("machine", {})
+            rows += [{"case": line["case"], **line["row"]}] if "case" in line else []
+        results["sections"][name] = {
+            "title": section.title,
+            "reading": section.reading,
+            "status": status,
+            "seconds": round(time.monotonic() - started, 1),
+            "rows": rows,
+        }
+        save(results, args.output_dir)
+        rows_file.unlink(missing_ok=True)
+        errors = sum("error" in row for row in rows)
+        print(f"{name}: {status}, {len(rows)} rows, {errors} errors", flush=True)
+    return results
+
+
+def read_lines(rows_file: Path) -> list[dict[str, Any]]:
+    """What a process has written, the last line of one that was killed left out where it was cut."""
+    lines = []
+    for line in rows_file.read_text().splitlines() if rows_file.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Writes aside and renames: the files are complete at any moment."""
+    for name, content in (("gpu.json", json.dumps(results, indent=1) + "\n"), ("gpu.md", page(results))):
+        partial = folder / f"{name}.partial"
+        partial.write_text(content)
+        os.replace(partial, folder / name)
+
+
+def write_page(results_file: Path, docs: Path) -> None:
+    """The page of docs/, with the numbers that it is made of beside it."""
+    results = json.loads(results_file.read_text())
+    if results_file.resolve() != (docs / "gpu.json").resolve():
+        shutil.copyfile(results_file, docs / "gpu.json")
+    (docs / "gpu.md").write_text(page(results))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    args = parse_args(argv)
+    if args.child:
+        module, rows_file = args.child
+        sys.exit(0 if run_section(module, Path(rows_file), args.tiny) else CASES_FAILED)
+    if args.report is not None:
+        write_page(args.report, ROOT / "docs")
+        return None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the section's process is ended too
+    results = run_all({name: SECTIONS[name] for name in args.sections}, args)
+    print(f"{args.output_dir}: gpu.json, gpu.md and, with what was printed, gpu.log")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Models of the released sizes with random weights, each in its pipeline, and passes and whole runs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_maskdiff import (
+    HaltonMaskGITTransformer2DModel,
+    MaskedDiffusionTextPipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+    MDLMTransformer,
+    MomentScheduler,
+    PartialCacheConfig,
+)
+
+from .measures import Bench, building
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pipeline, and its model as the loop calls it.
+
+    Args:
+        length: L, the positions that the model sees; the last `new` of them are filled in.
+        run: a whole call that ends with ids, given the number of steps, the batch size and options of the pipeline.
+        apply: logits of a pass, given tokens and, in a partial pass, their positions.
+        unit: what the pipeline makes, "tokens" or "images".
+    """
+
+    name: str
+    pipe: Any
+    mask_token_id: int
+    length: int
+    new: int
+    run: Callable[..., Any]
+    apply: Callable[..., Tensor]
+    unit: str = "tokens"
+
+    def masked(self, batch_size: int, device: torch.device) -> Tensor:
+        """Tokens before the first step, int64 `(batch_size, L)`."""
+        tokens = torch.zeros(batch_size, self.length, dtype=torch.int64, device=device)
+        tokens[:, self.length - self.new :] = self.mask_token_id
+        return tokens
+
+    @contextmanager
+    def in_groups(self, num_substeps: int, **config: Any) -> Iterator[None]:
+        """Partial caching for a while; with one group the model is left alone."""
+        if num_substeps == 1:
+            yield
+            return
+        cached = self.pipe if hasattr(self.pipe, "enable_cache") else self.pipe.transformer
+        cached.enable_cache(PartialCacheConfig(num_substeps=num_substeps, **config))
+        try:
+            yield
+        finally:
+            cached.disable_cache()
+
+
+def subjects(bench: Bench) -> dict[str, Callable[[], Subject]]:
+    """Their builders, the smallest model first."""
+    return {
+        "MDLM": lambda: mdlm(bench),
+        "Halton-MaskGIT large": lambda: halton(bench),
+        "LLaDA-8B": lambda: llada(bench),
+    }
+
+
+def moment(mask_token_id: int, masking_schedule: str = "linear") -> MomentScheduler:
+    config = {"codebook_size": mask_token_id, "choice_temperature": 4.0, "masking_schedule": masking_schedule}
+    return MomentScheduler(mask_token_id=mask_token_id, **config)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Of one word: no run here reads text."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """A new model's blocks are the identity, and its logits all the same."""
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.02)
+    return model.eval()
+
+
+def generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def mdlm(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
+    """768 wide, 12 layers, 1024 tokens, as mdlm-owt."""
+    sizes = {"vocab_size": 50258, "model_length": 1024, "hidden_dim": 768, "cond_dim": 128, "n_blocks": 12}
+    small = {"vocab_size": 30, "model_length": 16, "hidden_dim": 16, "cond_dim": 8, "n_blocks": 2}
+    with building(bench.device, dtype):
+        model = randomised(MDLMTransformer(**bench.pick(sizes, small), n_heads=bench.pick(12, 2)))
+    mask, length = model.config.vocab_size - 1, model.config.model_length
+    pipe = MDLMPipeline(tokenizer(), model, moment(mask))
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(steps: int, batch_size: int, **options: Any) -> Any:
+        options = {"generator": generator(bench.device), "output_type": "ids", **options}
+        return pipe(num_inference_steps=steps, num_return_sequences=batch_size, **options)
+
+    def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
+        with model.cache_context("cond"):
+            return model(tokens, return_dict=False, **positions)[0]
+
+    return Subject("MDLM", pipe, mask, length, length, run, apply)
+
+
+def halton(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
+    """1024 wide, 24 layers, 24 x 24 codes, as the large model for images of 384 pixels, with LlamaGen's tokenizer."""
+    sizes = {"sample_size": 24, "codebook_size": 16384, "num_classes": 1000, "hidden_size": 1024}
+    sizes |= {"num_layers": 24, "num_attention_heads": 16, "intermediate_size": 2816}
+    small = {"sample_size": 4, "codebook_size": 20, "num_classes": 10, "hidden_size": 16}
+    small |= {"num_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with building(bench.device, dtype):
+        model = randomised(HaltonMaskGITTransformer2DModel(**bench.pick(sizes, small)))
+        vqvae = vq(bench).eval()
+    mask, length = model.config.codebook_size, model.config.sample_size**2
+    pipe = MaskGITPipeline(vqvae, model, moment(mask, "cosine"))
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(steps: int, batch_size: int, **options: Any) -> Any:
+        options = {"generator": generator(bench.device), "output_type": "latent", **options}
+        return pipe(class_labels=1, num_images_per_prompt=batch_size, num_inference_steps=steps, **options)
+
+    def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
+        labels = torch.ones(len(tokens), dtype=torch.int64, device=bench.device)
+        with model.cache_context("cond"):
+            return model(tokens, labels, return_dict=False, **positions)[0]
+
+    return Subject("Halton-MaskGIT large", pipe, mask, length, length, run, apply, "images")
+
+
+def vq(bench: Bench) -> VQModel:
+    """LlamaGen's, of stride 16."""
+    if bench.tiny:
+        return VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=20, lookup_from_codebook=True)
+    attention = [False] * 4 + [True]
+    return VQModel(
+        down_block_types=["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention],
+        up_block_types=["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in attention[::-1]],
+        block_out_channels=[128, 128, 256, 256, 512],
+        layers_per_block=2,
+        latent_channels=256,
+        num_vq_embeddings=16384,
+        vq_embed_dim=8,
+        lookup_from_codebook=True,
+    )
+
+
+def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
+    """LLaDA-8B, a Llama in all but its attention's direction: a prompt of 512 tokens, 256 new ones."""
+    sizes = {"vocab_size": 126464, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32}
+    sizes |= {"num_attention_heads": 32, "max_position_embeddings": 4096, "mask_token_id": 126336}
+    small = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "max_position_embeddings": 64, "mask_token_id": 29}
+    sizes, (prompt, new) = bench.pick((sizes, (512, 256)), (small, (8, 8)))
+    rope, ends = {"rope_type": "default", "rope_theta": 5e5}, {"bos_token_id": None, "eos_token_id": 1}
+    config = LlamaConfig(**sizes, **ends, pad_token_id=1, tie_word_embeddings=False, rope_parameters=rope)
+    config._attn_implementation = "sdpa"
+    with building(bench.device, dtype):
+        model = LlamaForCausalLM(config).eval()
+    mask, length = config.mask_token_id, prompt + new
+    pipe = MaskedDiffusionTextPipeline(tokenizer(), model, moment(mask))
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(steps: int, batch_size: int, **options: Any) -> Any:
+        options = {"generator": generator(bench.device), "output_type": "ids", **options}
+        ids = subject.masked(batch_size, bench.device)
+        return pipe(input_ids=ids, block_length=new, num_inference_steps=steps, **options)
+
+    def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
+        places = torch.arange(prompt, length, device=bench.device).expand(len(tokens), -1)
+        options = positions or {"logits_at": places}
+        with pipe.denoiser.cache_context("cond"):
+            return pipe.denoiser(tokens, **options)
+
+    subject = Subject("LLaDA-8B", pipe, mask, length, new, run, apply)
+    return subject
