@@ -103,8 +103,12 @@ def _mix(value: Any) -> Any:
 @lru_cache(maxsize=64)
 def _counters(length: int, purposes: tuple[Purpose, ...], device: torch.device) -> Tensor:
     """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; every purpose has counters of its own."""
-    index = torch.arange(length, device=device) * len(Purpose)
-    return torch.stack([(index + int(purpose)) * _GOLDEN for purpose in purposes])[:, None]
+    # As numbers, since they wrap: a compiler that follows the range of an index would overflow in these products.
+    numbers = [
+        [_signed((position * len(Purpose) + purpose) * _GOLDEN % 2**64) for position in range(length)]
+        for purpose in purposes
+    ]
+    return torch.tensor(numbers, dtype=torch.int64, device=device)[:, None]
 
 
 def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:

@@ -225,7 +225,10 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
                 f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
                 f"{tuple(attention_mask.shape)}. Pass 1 where a token is real and 0 where it is padding."
             )
-        places = torch.arange(input_ids.shape[1]) if positions is None else places_of(positions)
+        if positions is None:
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        else:
+            places = places_of(positions)
         rotary = self.rotary_emb(places)
         if attention_mask is not None:
             real = attention_mask.bool()

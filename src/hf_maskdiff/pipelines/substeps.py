@@ -73,7 +73,8 @@ class StepInGroups:
         tokens, groups = choice.tokens, groups_of(choice, self.partial_cache)
         # Rows that reveal most of what they have draw their later groups from full passes.
         lengths = sample[0].numel() if self.lengths is None else self.lengths
-        in_full = (count > self.partial_cache.full_pass_threshold * lengths).nonzero()[:, 0].to(sample.device)
+        in_full = (count > self.partial_cache.full_pass_threshold * lengths).nonzero()[:, 0]
+        in_full = in_full.to(sample.device, non_blocking=True)  # else the host would wait
         partial = choice.valid.index_fill(0, in_full, False)  # in those rows a partial pass writes nothing
         positions = torch.where(partial, choice.positions, ~choice.positions)
         for group in range(min(self.partial_cache.num_substeps, choice.positions.shape[1])):
