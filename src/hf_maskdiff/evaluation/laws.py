@@ -32,87 +32,9 @@ from math import comb
 import numpy as np
 from numpy.typing import ArrayLike
 
-MASK = -1
+from .exponential_race import MASK, Law, State, Subsets, check_count, race_probabilities, race_subsets
 
-State = tuple[int, ...]
-Law = dict[State, float]
-Subsets = Mapping[tuple[int, ...], float]
 RoundLaw = Callable[[np.ndarray, int, tuple[int, ...]], Law]
-
-
-# The race ----------------------------------------------------------------------------------------------------------
-
-
-def race_probabilities(
-    draws: ArrayLike, log_rates: ArrayLike, outcomes: ArrayLike, copies: ArrayLike | None = None
-) -> np.ndarray:
-    """The probability of chosen outcomes of a race, for when there are too many to list them all.
-
-    Every position draws a candidate from its row of `draws`; it rings at the rate that belongs to this candidate;
-    the first to ring are revealed, as many as the outcome reveals.
-
-    Args:
-        draws: (N, V) distribution of each position's candidate.
-        log_rates: (N, V) logarithm of the rate at which a position with this candidate rings; -inf never rings.
-        outcomes: (M, N) int, tokens where revealed and `MASK` elsewhere; each row reveals at least one position.
-        copies: (N,) how many equal positions a masked entry of an outcome stands for; one each by default.
-
-    Returns:
-        (M,) float64, with absolute error near 1e-15 for any range of rates.
-    """
-    draws, log_rates = np.asarray(draws, dtype=np.float64), np.asarray(log_rates, dtype=np.float64)
-    outcomes = np.asarray(outcomes, dtype=np.int64)
-    if draws.ndim != 2 or draws.shape != log_rates.shape or outcomes.ndim != 2 or outcomes.shape[1] != len(draws):
-        raise ValueError(
-            "`draws` and `log_rates` must be (N, V) and `outcomes` (M, N), got "
-            f"{draws.shape}, {log_rates.shape} and {outcomes.shape}. Pass one row of rates per position."
-        )
-    if not (outcomes != MASK).any(axis=1).all():
-        raise ValueError("Each row of `outcomes` must reveal a position, got one without. Leave it out.")
-    exponents = np.ones(len(draws)) if copies is None else np.asarray(copies, dtype=np.float64)
-
-    # In u = log t the integrand is analytic in a strip and decays at both ends, so the trapezoid rule converges
-    # exponentially in 1/step. Everything stays in logarithms: rates may differ by hundreds of orders of magnitude.
-    step = 0.1
-    finite = log_rates[np.isfinite(log_rates) & (draws > 0)]
-    nodes = np.arange(np.log(1e-18) - finite.max(), np.log(40.0) - finite.min() + step, step)
-    with np.errstate(over="ignore", under="ignore"):
-        log_rung = nodes + log_rates[:, :, None]  # log(t w)
-        silent = np.exp(-np.exp(log_rung))
-        rung = -np.expm1(-np.exp(log_rung))
-        density = np.exp(log_rung - np.exp(log_rung))  # d rung / du
-    survival = (draws[:, None, :] @ silent) ** exponents[:, None, None]
-    # `MASK` is -1: the last entry along the token axis is the factor of a position that has not rung.
-    factor = np.concatenate([rung, survival], axis=1)
-    slope = np.concatenate([density, np.zeros_like(survival)], axis=1)
-
-    result = np.empty(len(outcomes))
-    block = max(1, 2**20 // len(nodes))
-    for start in range(0, len(outcomes), block):
-        part = outcomes[start : start + block]
-        value, derivative = np.ones((len(part), len(nodes))), np.zeros((len(part), len(nodes)))
-        weight = np.ones(len(part))
-        for i in range(len(draws)):
-            # The product rule over the revealed positions; a survivor multiplies both.
-            chosen = factor[i, part[:, i]]
-            derivative = derivative * chosen + value * slope[i, part[:, i]]
-            value = value * chosen
-            weight = weight * np.append(draws[i], 1.0)[part[:, i]]
-        result[start : start + block] = step * derivative.sum(axis=1) * weight
-    return result
-
-
-def race_subsets(log_rates: ArrayLike, k: int) -> Subsets:
-    """Which k positions Gumbel-top-k keeps: k draws without replacement in proportion to `exp(log_rates)`, (N,)."""
-    log_rates = np.asarray(log_rates, dtype=np.float64)
-    _check_count(k, len(log_rates))
-    subsets = list(combinations(range(len(log_rates)), k))
-    if k == len(log_rates):
-        return {subsets[0]: 1.0}
-    outcomes = np.full((len(subsets), len(log_rates)), MASK)
-    np.put_along_axis(outcomes, np.asarray(subsets), 0, axis=1)
-    probabilities = race_probabilities(np.ones((len(log_rates), 1)), log_rates[:, None], outcomes)
-    return dict(zip(subsets, probabilities.tolist(), strict=True))
 
 
 def choose_then_sample_law(subsets: Subsets, tokens: ArrayLike) -> Law:
@@ -153,7 +75,7 @@ def maskgit_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -
 def sample_then_choose_law(draws: ArrayLike, log_rates: ArrayLike, k: int) -> Law:
     """`maskgit_round_law` with candidates and rates set apart, (N, V) each: what a defective sampler would do."""
     draws = _check_marginals(draws)
-    _check_count(k, len(draws))
+    check_count(k, len(draws))
     outcomes = _outcomes(draws, k)
     probabilities = race_probabilities(draws, log_rates, outcomes)
     return dict(zip(map(tuple, outcomes.tolist()), probabilities.tolist(), strict=True))
@@ -179,7 +101,7 @@ def ordered_round_law(
 ) -> Law:
     """The first k of a fixed `order` of the positions, such as Halton's; tokens as in `uniform_round_law`."""
     marginals = _check_marginals(marginals)
-    _check_count(k, len(marginals))
+    check_count(k, len(marginals))
     if sorted(order) != list(range(len(marginals))):
         raise ValueError(
             f"`order` must be a permutation of the {len(marginals)} positions, got {tuple(order)}. "
@@ -201,7 +123,7 @@ def confidence_round_law(
             logarithm of the measure.
     """
     marginals = _check_marginals(marginals)
-    _check_count(k, len(marginals))
+    check_count(k, len(marginals))
     log_measures = log_confidence(marginals, measure)
     if choice_temperature is not None:
         return choose_then_sample_law(race_subsets(log_measures / _check_alpha(choice_temperature), k), marginals)
@@ -255,7 +177,7 @@ def hybrid_round_law(
         plain_exploration: explored positions draw from `p_i` instead.
     """
     marginals = _check_marginals(marginals)
-    _check_count(k, len(marginals))
+    check_count(k, len(marginals))
     if k == len(marginals):
         return plain_round_law(marginals)
     log_moments, tempered = moments(marginals, choice_temperature)
@@ -299,7 +221,7 @@ def log_confidence(marginals: ArrayLike, measure: str) -> np.ndarray:
 
 def uniform_subsets(num_positions: int, k: int) -> Subsets:
     """Every k of the positions with the same probability."""
-    _check_count(k, num_positions)
+    check_count(k, num_positions)
     return dict.fromkeys(combinations(range(num_positions), k), 1.0 / comb(num_positions, k))
 
 
@@ -400,7 +322,7 @@ def symmetric_round_distance(marginal: ArrayLike, num_masked: int, k: int, choic
         choice_temperature: `alpha`.
     """
     row = _check_marginals(np.asarray(marginal, dtype=np.float64)[None])
-    _check_count(k, num_masked)
+    check_count(k, num_masked)
     if k == num_masked:
         return 0.0
     tokens = np.array(list(product(range(row.shape[1]), repeat=k)))
@@ -448,11 +370,6 @@ def _check_marginals(marginals: ArrayLike) -> np.ndarray:
             f"{marginals.shape}. Normalise them in float64."
         )
     return marginals
-
-
-def _check_count(k: int, num_masked: int) -> None:
-    if not 1 <= k <= num_masked:
-        raise ValueError(f"`k` must lie between 1 and the {num_masked} masked positions, got {k}. Pass such a count.")
 
 
 def _check_alpha(choice_temperature: float) -> float:
