@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm, text_models
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
-from hf_maskdiff.conversion.sources import Source, checkpoint_files, locate, model_type
+from hf_maskdiff.conversion.sources import Source, locate, model_type
 from hf_maskdiff.conversion.upstream import Tree, Upstream
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
+from hf_maskdiff_cli.convert import checkpoint_files, require_new_or_empty
 
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
@@ -63,8 +64,7 @@ def convert(
         OSError: Files that cannot be read or written.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}. Pass another one.")
+    require_new_or_empty(output)
     found = locate(source, revision)
     try:
         write = _writer(found, output, tokenizer, num_attention_heads)
