@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,15 @@ def test_texts_open_with_prompts_in_turn(pipelines: Path, tmp_path: Path) -> Non
     assert [len(row["tokens"]) for row in found][:3] == [12, 6, 12]
     assert all(31 not in row["tokens"] for row in found)
     assert len({row["text"] for row in found}) == 10
+
+
+def test_prompts_come_through_a_pipe_too(pipelines: Path, tmp_path: Path) -> None:
+    """As from `--prompt_file <(command)`: what was read once cannot be read again."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit((tmp_path / "pipe").write_text, "w1 w2\nw3\n")
+        folder = make(pipelines / "texts", tmp_path / "set", 3, "--prompt_file", str(tmp_path / "pipe"))
+    assert pq.read_table(next(folder.glob("*.parquet")))["prompt"].to_pylist() == ["w1 w2", "w3", "w1 w2"]
 
 
 def test_classes_are_those_that_are_asked_for(pipelines: Path, tmp_path: Path) -> None:
