@@ -122,6 +122,7 @@ def refused_by_evaluate(folder: Path) -> list[Case]:
         (evaluate(images, "--reference", "no.npz"), 1, "must be an .npz with `mu` and `sigma`, got 'no.npz'"),
         (evaluate(images, "--reference", "a.npz", "--max_reference", 5), 1, "--max_reference is not for statistics"),
         (evaluate(images, "--reference", texts), 1, "the reference of images must be images, got texts in"),
+        (evaluate(folder / "several" / "seed-0", "--reference", "/no/where"), 1, "samples must be a folder, or a data"),
         (evaluate(images, "--network", "/no/where"), 1, "--network must be a folder that exists, or a repository"),
         (evaluate(images, "--inception_weights", "a.pth"), 1, "the Inception weights must be a file, got 'a.pth'"),
         (evaluate(texts, "--image_size", 8), 1, "--image_size is not for texts, got 8"),

@@ -91,7 +91,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     kind = _kind_of_pipeline(args) if args.pipeline else _kind_of_folders(args.samples)
     if kind is not None:
         require_options_of(kind, args)
-        _check_reference(kind, args)
+    _check_references(kind, args)
     _check_networks(kind, args)
 
 
@@ -174,14 +174,15 @@ def is_statistics(reference: str | None) -> bool:
     return reference is not None and reference.endswith(".npz")
 
 
-def _check_reference(kind: str, args: argparse.Namespace) -> None:
-    if kind == IMAGES and is_statistics(args.reference):
+def _check_references(kind: str | None, args: argparse.Namespace) -> None:
+    sources = [source for source in (args.reference, args.ngram) if source is not None]
+    if kind != TEXTS and is_statistics(args.reference):
         if not Path(args.reference).exists():
             raise not_statistics(args.reference, "there is no such file")
-        return
-    for source in (args.reference, args.ngram):
-        found = None if source is None else kind_of_samples(source)
-        if found is not None:
+        sources.remove(args.reference)
+    for source in sources:
+        found = kind_of_samples(source)
+        if kind is not None and found is not None:
             require_reference_kind(kind, found, source)
 
 

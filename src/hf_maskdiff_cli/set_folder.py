@@ -1,4 +1,4 @@
-"""The folder of a set of samples, as `hf-maskdiff generate` writes it: what else may not be in it."""
+"""The folder of a set of samples, as `hf-maskdiff generate` writes it, and which folders it may be written to."""
 
 from __future__ import annotations
 

@@ -85,7 +85,10 @@ def convert(
 
 
 def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int]) -> Callable[[Path], None]:
-    """What writes the folder: all that can be wrong with the source is found before it is called."""
+    """Find out what the source holds, and return the function that writes it to a folder.
+
+    All that can be wrong with the source is raised here, before anything is written.
+    """
     folder = found.path if found.path.is_dir() else None
     if folder and amused.is_amused(folder):
         return lambda written: _write_amused(found, written, output)
@@ -107,7 +110,11 @@ def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Se
 
 
 def _parts(trees: dict[Path, Tree], found: Source) -> tuple[Upstream, Tree, Tree]:
-    """The one denoiser among checkpoints, the tokenizer that goes with it, and whose they are."""
+    """Find the one denoiser among the checkpoints, and the tokenizer that goes with it.
+
+    Returns:
+        whose format they are in, the denoiser's weights, and the tokenizer's.
+    """
     parts: dict[tuple[Upstream, str], list[Path]] = {}
     for path, tree in trees.items():
         for upstream in UPSTREAMS:
@@ -141,7 +148,7 @@ def _image_pipeline(upstream: Upstream, transformer: Tree, vqvae: Tree, heads: S
 
 
 def _text_tokenizer(tokenizer: str | Path | None) -> str | Path | None:
-    """The same, once it is known that transformers could make something of it."""
+    """Return the tokenizer as it is; `ValueError` if it is neither a path nor a name that transformers could know."""
     if tokenizer is None or Path(tokenizer).exists() or _HUB_NAME.fullmatch(str(tokenizer)):
         return tokenizer
     raise ValueError(
