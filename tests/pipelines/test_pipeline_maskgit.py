@@ -285,7 +285,9 @@ def test_a_callback_ends_guidance(pipe: MaskGITPipeline) -> None:
     assert calls.labels == [[1], [CLASSES]] * 2 + [[1]] * 3
 
 
-@pytest.mark.parametrize("scale", [-0.5, (1.0, -1.0), float("nan"), float("inf"), "3", "34", (1.0,), (1.0, 2.0, 3.0), (1.0, "2")])
+@pytest.mark.parametrize(
+    "scale", [-0.5, (1.0, -1.0), float("nan"), float("inf"), "3", "34", (1.0,), (1.0, 2.0, 3.0), (1.0, "2")]
+)
 def test_scales_that_cannot_be(pipe: MaskGITPipeline, scale: object) -> None:
     calls = Calls(pipe)
     with pytest.raises(ValueError, match=r"`guidance_scale` must be a finite number or a pair .*, got .*\. Pass 1.0"):
