@@ -37,7 +37,7 @@ class Mutant:
         times = text.count(self.before)
         if times != 1:
             raise ValueError(
-                f"the mutant {self.name} is stale: its text must stand in {self.file} once, got {times} times. Write it "
-                "as the file has it now."
+                f"the mutant {self.name} is stale: its text must stand in {self.file} once, got {times} times. Write "
+                "it as the file has it now."
             )
         return text.replace(self.before, self.after)
