@@ -7,7 +7,8 @@ The checkout is not touched: a mutant is a copy of `src` in a temporary folder. 
 imported once; each mutant is a fork of that process, which imports the package from its copy and runs the tests named
 for it up to the first that fails. What does not import, is killed by the clock, or fails before a test runs, is no
 mutant that a test has killed, and so counts as one that lives. Tests that speak with the stand-in of the Hub cannot be
-named: it answers from a thread, and a fork has none. Needs a system with `fork`.
+named: it answers from a thread that a fork's client does not know; nor those of programs that are started with the
+checkout's own sources. Needs a system with `fork`.
 """
 
 from __future__ import annotations
@@ -36,16 +37,23 @@ from mutant_lists import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 # What the package and most tests import, beside the package itself.
-HEAVY = ("diffusers.DiffusionPipeline", "diffusers.VQModel", "diffusers.AmusedPipeline", "diffusers.hooks.HookRegistry")
-HEAVY += ("transformers.PreTrainedModel", "transformers.AutoModelForMaskedLM", "transformers.pipeline")
-HEAVY += ("transformers.GPT2LMHeadModel", "transformers.LlamaForCausalLM", "transformers.PreTrainedTokenizerFast")
-HEAVY += ("transformers.ModernBertForMaskedLM", "transformers.Qwen2ForCausalLM")
-HEAVY += (
+HEAVY = (
     "accelerate.PartialState",
     "datasets.Features",
+    "diffusers.AmusedPipeline",
+    "diffusers.DiffusionPipeline",
+    "diffusers.VQModel",
+    "diffusers.hooks.HookRegistry",
     "pyarrow.parquet.read_table",
-    "scipy.stats.kstest",
     "scipy.linalg.sqrtm",
+    "scipy.stats.kstest",
+    "transformers.AutoModelForMaskedLM",
+    "transformers.GPT2LMHeadModel",
+    "transformers.LlamaForCausalLM",
+    "transformers.ModernBertForMaskedLM",
+    "transformers.PreTrainedTokenizerFast",
+    "transformers.Qwen2ForCausalLM",
+    "transformers.pipeline",
 )
 SECONDS = 240  # for the tests of one mutant: far more than they take
 QUIET = ("-q", "--disable-warnings", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "-m", "not slow")
@@ -112,15 +120,16 @@ def run_tests(folder: Path, tests: Sequence[str], options: Sequence[str], packag
 
 @dataclass
 class Run:
-    """A fork that runs tests on a changed copy of the sources, in a folder of its own that `finish` removes."""
+    """A fork that runs tests on a copy of the sources, with or without a bug, in a folder of its own within `place`."""
 
+    place: Path
     tests: Sequence[str]
     mutant: Mutant | None = None
     options: Sequence[str] = ()
 
     def start(self) -> multiprocessing.process.BaseProcess:
         self.started = time.monotonic()
-        self.folder = Path(tempfile.mkdtemp(prefix="mutant_"))
+        self.folder = Path(tempfile.mkdtemp(dir=self.place))
         shutil.copytree(ROOT / "src", self.folder / "src", ignore=shutil.ignore_patterns("*.egg-info"))
         if self.mutant is not None:
             changed = self.mutant.changed(self.folder / "src")
@@ -141,34 +150,40 @@ class Run:
         return Outcome(found["status"], time.monotonic() - self.started, found["tests"], printed)
 
 
-def outcomes(mutants: Iterable[Mutant], jobs: int) -> Iterator[tuple[Mutant, Outcome]]:
+def outcomes(mutants: Iterable[Mutant], jobs: int, place: Path) -> Iterator[tuple[Mutant, Outcome]]:
     """Every mutant as it is done, `jobs` at a time."""
     waiting, running = list(mutants), {}
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop(0)
-            run = Run(mutant.tests, mutant, ("-x",))
+            run = Run(place, mutant.tests, mutant, ("-x",))
             running[run.start().sentinel] = mutant, run
         for sentinel in wait(list(running)):
             mutant, run = running.pop(sentinel)
             yield mutant, run.finish()
 
 
-def unusable(mutants: Sequence[Mutant]) -> str | None:
-    """Why the tests can say nothing of mutants: without one they fail, are skipped, or are not there."""
+def unusable(mutants: Sequence[Mutant], place: Path) -> str | None:
+    """Why nothing can be said: mutants that cannot be made, tests that fail without one, or are skipped."""
+    stale = []
+    for mutant in mutants:
+        try:
+            mutant.changed(ROOT / "src")
+        except ValueError as error:
+            stale.append(str(error))
+    if stale:
+        return "\n".join(stale)
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-    run = Run(tests)
+    run = Run(place, tests)
     run.start()
     outcome = run.finish()
     if outcome.status != pytest.ExitCode.OK:
         return f"{outcome.printed}\nWithout a mutant the tests must pass."
-    passed = outcome.tests["passed"]
-    silent = [
-        test for test in tests if not any(name == test or name.startswith((f"{test}[", f"{test}::")) for name in passed)
-    ]
+    heard = {*outcome.tests["passed"], *(name.partition("[")[0] for name in outcome.tests["passed"])}
+    silent = [test for test in tests if test not in heard]
     if silent:
         return f"These tests passed nowhere, as they were skipped: {', '.join(silent)}. Name others."
-    print(f"without a mutant all {len(passed)} tests pass, in {outcome.seconds:.0f} s\n")
+    print(f"without a mutant all {len(outcome.tests['passed'])} tests pass, in {outcome.seconds:.0f} s\n", flush=True)
     return None
 
 
@@ -183,21 +198,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"`--only` must name mutants of mutant_lists, got {', '.join(sorted(unknown))}.")
     mutants = [mutant for mutant in MUTANTS if options.only is None or mutant.name in options.only]
 
+    with tempfile.TemporaryDirectory(prefix="mutants_") as place:
+        return report(mutants, options.jobs, options.show, Path(place))
+
+
+def report(mutants: Sequence[Mutant], jobs: int, show: bool, place: Path) -> int:
+    """Print what becomes of each mutant; 1 where one lives or nothing can be said."""
     started = time.monotonic()
     import_heavy()
-    reason = unusable(mutants)
+    reason = unusable(mutants, place)
     if reason is not None:
         print(reason)
         return 1
     names, files = (max(len(getattr(mutant, which)) for mutant in mutants) for which in ("name", "file"))
     lives = []
-    for mutant, outcome in outcomes(mutants, options.jobs):
+    for mutant, outcome in outcomes(mutants, jobs, place):
         killer = outcome.killer
         line = f"{mutant.name:{names}}  {mutant.file:{files}}  {outcome.seconds:5.1f} s  "
         print(line + (f"killed by {killer}" if killer else f"LIVES: {mutant.bug}"), flush=True)
         if killer is None:
             lives.append(mutant.name)
-        if options.show or killer is None:
+        if show or killer is None:
             print(outcome.printed)
     print(f"\n{len(mutants) - len(lives)} of {len(mutants)} killed, in {time.monotonic() - started:.0f} s")
     if lives:

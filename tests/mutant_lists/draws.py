@@ -109,11 +109,12 @@ MUTANTS = [
         ("tests/test_orders.py::test_ranking_is_a_sort",),
     ),
     Mutant(
-        "ties-in-any-order",
-        "positions of one score are not taken from left to right",
+        "ties-from-the-right",
+        "of positions with one score the last comes first",
         _ORDERS,
-        "scores.sort(dim=-1, descending=True, stable=True)",
-        "(found[::-1] for found in (scores.flip(-1).sort(dim=-1, descending=True),))",
+        "    ordered, positions = scores.sort(dim=-1, descending=True, stable=True)\n    return ordered, positions",
+        "    ordered, mirrored = scores.flip(-1).sort(dim=-1, descending=True, stable=True)\n"
+        "    return ordered, scores.shape[-1] - 1 - mirrored",
         ("tests/test_orders.py::test_ranking_is_a_sort",),
     ),
     Mutant(

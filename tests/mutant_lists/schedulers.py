@@ -100,8 +100,8 @@ MUTANTS = [
         ("tests/test_properties.py::test_hybrid_explores_a_share_of_a_step",),
     ),
     Mutant(
-        "hybrid-orders-swapped",
-        "exploitation takes the noise and the share of exploration",
+        "plain-exploration-of-the-others",
+        "the model's own temperature is for the positions that do not explore",
         f"{_SCHEDULERS}hybrid.py",
         "explored = torch.arange(num_ranks, device=beta.device) < self.num_explored(context)[:, None]",
         "explored = torch.arange(num_ranks, device=beta.device) >= self.num_explored(context)[:, None]",
@@ -132,7 +132,7 @@ MUTANTS = [
         ("tests/test_properties.py::test_a_randomized_halton_order_is_one_rotation_per_run",),
     ),
     Mutant(
-        "confidence-noise-in-the-tokens",
+        "token-temperature-inverted",
         "token_temperature multiplies the logits",
         f"{_SCHEDULERS}confidence.py",
         "beta = 1 / max(self.config.token_temperature, _GREEDY)",
