@@ -19,6 +19,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from hypothesis import settings
+from tiny_weights import draw_weights
 
 import hf_maskdiff
 from hf_maskdiff import (
@@ -137,8 +138,7 @@ def make_pipeline() -> Callable[..., MaskGITPipeline]:
         config = {"sample_size": 4, "codebook_size": 16, "num_classes": 3, "hidden_size": 32, "num_layers": 2}
         config |= {"num_attention_heads": 2, "intermediate_size": 32, "id2label": {0: "cat, tabby", 1: "dog", 2: "owl"}}
         transformer = HaltonMaskGITTransformer2DModel(**(config | transformer_config))
-        for parameter in transformer.parameters():  # a new model's blocks are the identity
-            torch.nn.init.normal_(parameter, std=0.3)
+        draw_weights(transformer)
         scheduler = scheduler or MomentScheduler(mask_token_id=16, codebook_size=16)
         pipe = MaskGITPipeline(vqvae.eval(), transformer.eval(), scheduler)
         pipe.set_progress_bar_config(disable=True)

@@ -380,6 +380,12 @@ def test_a_saved_pipeline_has_a_card_its_components_have_none(pipe: MaskGITPipel
     assert f"| `transformer` | hf_maskdiff `HaltonMaskGITTransformer2DModel` | {size:,} |" in text
 
 
+def test_a_card_that_somebody_wrote_in_a_folder_stays(part: Any, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("Mine.\n")
+    part.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "Mine.\n"
+
+
 def test_a_folder_s_own_card_gets_the_id_when_it_is_pushed(
     hub: LoopbackHub, pipe: MaskGITPipeline, tmp_path: Path
 ) -> None:

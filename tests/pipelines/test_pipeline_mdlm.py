@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -36,8 +37,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 def pipe() -> MDLMPipeline:
     torch.manual_seed(0)
     transformer = MDLMTransformer(29, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=2, n_heads=2)
-    for parameter in transformer.parameters():  # else every block is the identity
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(transformer)
     scheduler = MomentScheduler(mask_token_id=MASK_ID, codebook_size=MASK_ID, masking_schedule="linear")
     pipe = MDLMPipeline(character_tokenizer(), transformer.eval(), scheduler)
     pipe.set_progress_bar_config(disable=True)

@@ -15,6 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 from hub_server import LoopbackHub
 from PIL import Image
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, pipeline
@@ -55,8 +56,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def pipe(tokenizer: PreTrainedTokenizerFast) -> MDLMPipeline:
     torch.manual_seed(0)
     transformer = MDLMTransformer(MASK + 1, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=1, n_heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(transformer)
     scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
     pipe = MDLMPipeline(tokenizer, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
