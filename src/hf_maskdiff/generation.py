@@ -172,7 +172,7 @@ def scheduler_settings(pairs: Sequence[str], scheduler: type) -> dict[str, Any]:
 
 
 class PassCounter:
-    """Counts the passes of a model by what its calls read.
+    """Counts all the work of a model, by what its calls read: a row costs as much without a mask as with some.
 
     Args:
         model: whose first tensor argument is the tokens, `(batch_size, ...)`.
