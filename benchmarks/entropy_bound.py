@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Row, seed_by_seed, summarise
-from images import QUALITY, REFERENCES, make_parser, run
+from cells import Cells, Row, summarise
+from images import QUALITY, make_parser, run
 from plots import add_legend, draw_curve, draw_references, figure, set_ticks
 from samplers import Samplers, plain
 from tables import print_cells
@@ -72,7 +72,7 @@ def plot(cells: Cells, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    samplers, pairs = dict(BASELINES), [(name, 0) for name in REFERENCES]
+    samplers, pairs = dict(BASELINES), []
     for bound in args.bounds:
         names = f"bound {bound:g}", f"bound {bound:g}, on schedule", f"bound {bound:g}, cut off"
         for name in names:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             samplers[name] = plain(EntropyBoundedScheduler, entropy_bound=bound, follow_schedule=follow)
         pairs += [(names[0], args.num_positions), *((name, steps) for name in names[1:] for steps in args.steps)]
     pairs += [(name, steps) for name in BASELINES for steps in args.baseline_steps]
-    results = run(args, samplers, seed_by_seed(pairs, args.num_seeds))
+    results = run(args, samplers, pairs)
     print_cells(results["cells"], COLUMNS, "most steps")
     plot(results["cells"], args.output_dir / "entropy_bound.png")
     return results

@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cells import Cells, differences, seed_by_seed, summarise
-from images import COLUMNS, REFERENCES, make_parser, run
+from cells import Cells, differences, summarise
+from images import COLUMNS, make_parser, run
 from samplers import HYBRIDS, Samplers
 from tables import print_cells, print_table, with_error
 
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8])
     args = parser.parse_args(argv)
     names = sorted(args.samplers, key=lambda name: name in HYBRIDS)  # the ends first
-    pairs = [(name, 0) for name in REFERENCES] + [(name, steps) for steps in args.steps for name in names]
-    results = run(args, ENDS | HYBRIDS, seed_by_seed(pairs, args.num_seeds))
+    results = run(args, ENDS | HYBRIDS, [(name, steps) for steps in args.steps for name in names])
     print_cells(results["cells"], COLUMNS)
     print_gains(results["cells"])
     return results

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from arguments import add_cell_arguments, new_parser
-from cells import Cell, Cells, Row, run_cells, seed_by_seed, summarise
+from cells import Cells, Row, run_cells, seed_by_seed, summarise
 from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
 from plots import add_legend, draw_over_steps, draw_references, figure
 from samplers import Samplers, parts, plain, shared_config
@@ -180,16 +180,15 @@ def plot(cells: Cells, path: Path) -> None:
         add_legend(page)
 
 
-def run(args: argparse.Namespace, samplers: Samplers, wanted: Sequence[Cell]) -> dict[str, Any]:
-    """Measures the cells that are missing, and returns what `results.json` holds."""
+def run(args: argparse.Namespace, samplers: Samplers, pairs: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Measures the cells of samplers and steps that are missing; returns what `results.json` holds."""
+    wanted = seed_by_seed([*((name, 0) for name in REFERENCES), *pairs], args.num_seeds)
     return run_cells(args, SETTINGS, wanted, lambda: Bench(args, samplers).measure)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    pairs = [(name, 0) for name in REFERENCES]
-    pairs += [(name, steps) for name in args.samplers for steps in args.steps]
-    results = run(args, SAMPLERS, seed_by_seed(pairs, args.num_seeds))
+    results = run(args, SAMPLERS, [(name, steps) for name in args.samplers for steps in args.steps])
     print_cells(results["cells"], COLUMNS)
     plot(results["cells"], args.output_dir / "frechet.png")
     return results
