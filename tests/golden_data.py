@@ -103,38 +103,36 @@ def class_models(folder: Path) -> list[Model]:
     return [model for model in models(folder) if "nclass" in model.config]
 
 
-def tokenizer(folder: Path) -> Model:
+def image_tokenizer(folder: Path) -> Model:
     """The image tokenizer that has a file of its own."""
     (found,) = (model for model in models(folder) if {"ch_mult", "model"} & model.config.keys())
     return found
 
 
 def sampled_model(folder: Path) -> Model:
-    """That of Halton-MaskGIT's runs: it has the tokenizer's codes, and where several have, the manifest names it."""
-    codes = tokenizer(folder).config["codebook_size"]
+    """That of an image folder's runs: it has the tokenizer's codes, and where several have, the manifest names it."""
+    config = image_tokenizer(folder).config
+    codes = config["codebook_size"] if "codebook_size" in config else config["model"]["params"]["n_embed"]
     fitting = [model for model in class_models(folder) if model.config["codebook_size"] == codes]
     named = re.findall(r"model '([^']+)'", (folder / "manifest.json").read_text())
     return min(fitting, key=lambda model: model.prefix.removesuffix(".") not in named)
 
 
-def _mage_heads(config: dict[str, Any]) -> list[int]:
-    return [config["num_heads"], config["decoder_num_heads"]]
-
-
 def conversion(folder: Path) -> tuple[Path, dict[str, Any]]:
     """What `convert` is given of an image folder: the source, and what no tensor tells."""
-    if folder.name == "halton_maskgit":
-        model = sampled_model(folder)
-        arguments = {"tokenizer": tokenizer(folder).checkpoint, "num_attention_heads": [model.config["heads"]]}
-        return model.checkpoint, arguments
+    if folder.name == "maskgit_jax":
+        return folder, {}
+    if folder.name == "amused":
+        return folder / "pipeline", {}
     if folder.name == "mage":
-        return folder, {"num_attention_heads": _mage_heads(Model(folder).config)}
-    if folder.name == "maskgit_pytorch_v1":
-        return folder, {"num_attention_heads": [Model(folder).config["heads"]]}
-    return {"maskgit_jax": folder, "amused": folder / "pipeline"}[folder.name], {}
+        config = Model(folder).config
+        return folder, {"num_attention_heads": [config["num_heads"], config["decoder_num_heads"]]}
+    model = sampled_model(folder)
+    arguments = {"tokenizer": image_tokenizer(folder).checkpoint, "num_attention_heads": [model.config["heads"]]}
+    return model.checkpoint, arguments
 
 
-# --- one row of a text -----------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def known_ids(ids: Tensor, mask_token_id: int, count: int) -> Tensor:
