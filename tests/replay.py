@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,21 @@ from torch import Tensor
 from hf_maskdiff import MaskedDiffusionScheduler, MaskGITPipeline, StepContext
 from hf_maskdiff.masking import ROUNDINGS
 from hf_maskdiff.sampling import Marginals
+
+METHODS = {"cosine": "cosine", "uniform": "linear", "pow2": "square"}  # MaskGIT's schedules, those that ours have
+# How valeoai's samplers reveal, rising from 0 to 1.
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "root": lambda r: r.sqrt(),
+    "linear": lambda r: r,
+    "square": lambda r: r**2,
+    "cosine": lambda r: 1 - (r * torch.pi / 2).cos(),
+    "arccos": lambda r: 1 - r.arccos() * 2 / torch.pi,
+}
+
+
+def valeoai_counts(mode: str, num_tokens: int, num_points: int) -> Tensor:
+    """Positions revealed at as many times from start to end, before rounding, float64."""
+    return num_tokens * CURVES[mode](torch.linspace(0, 1, num_points, dtype=torch.float64))
 
 
 def pipeline(folder: Path, scheduler: MaskedDiffusionScheduler | None = None) -> MaskGITPipeline:
@@ -59,26 +75,29 @@ def replace(scheduler: MaskedDiffusionScheduler, **config: object) -> MaskedDiff
     return type(scheduler).from_config(scheduler.config, **config)
 
 
-def round_as_recorded(monkeypatch: pytest.MonkeyPatch, masks: Tensor, rounding: str = "floor_masked") -> None:
+def round_as_recorded(
+    monkeypatch: pytest.MonkeyPatch, masks: Tensor, rounding: str = "floor_masked", start: float | None = None
+) -> None:
     """Counts that are whole numbers come out as they are recorded: there the float32 of an original may fall below.
 
     Args:
         masks: in each row before each step, int64 `(num_inference_steps, batch_size)`.
         rounding: of the scheduler; the next whole number is one mask less, with `"floor_revealed"` one more.
+        start: masks that an original begins to count from, where it takes no whole number; else those of each row.
     """
     exact, off = ROUNDINGS[rounding], {"floor_masked": -1, "floor_revealed": 1}[rounding]
     recorded = {row[0]: row for row in masks.T.tolist()}
 
-    def of_row(initial: float, ratio: float, done: int, left: float) -> float:
-        whole = abs(initial * ratio - round(initial * ratio)) < 1e-6
+    def of_row(initial: float, ratio: float, done: int, num_steps: int) -> float:
+        counted = initial if start is None else start
+        left = exact(counted, ratio, done, num_steps)
+        whole = abs(counted * ratio - round(counted * ratio)) < 1e-5
         return left + off * (whole and recorded.get(initial, {done: None})[done] == left + off)
 
     def rounded(initial: Any, ratio: float, done: int, num_steps: int) -> Any:
-        left = exact(initial, ratio, done, num_steps)
-        if not isinstance(left, Tensor):
-            return of_row(initial, ratio, done, left)
-        rows = zip(initial.tolist(), left.tolist(), strict=True)
-        return left.new_tensor([of_row(row, ratio, done, there) for row, there in rows])
+        if not isinstance(initial, Tensor):
+            return of_row(initial, ratio, done, num_steps)
+        return initial.new_tensor([of_row(row, ratio, done, num_steps) for row in initial.tolist()])
 
     monkeypatch.setitem(ROUNDINGS, rounding, rounded)
 
@@ -97,6 +116,17 @@ class ReplayHalton:
             return drawn[len(self.betas) - 1].flatten()[rows]
 
         monkeypatch.setattr(Marginals, "draw", draw)
+
+
+def factors_of(settings: dict[str, str]) -> Tensor:
+    """What a sampler of Halton-MaskGIT multiplies the logits by in each step."""
+    steps = int(settings["step"])
+    if "sm_temp" in settings:
+        return torch.full((steps,), float(settings["sm_temp"]))
+    ends = float(settings["sm_temp_min"]), float(settings["sm_temp_max"])
+    factors = torch.linspace(*ends, steps) ** float(settings["temp_pow"])
+    factors[: int(settings["temp_warmup"])] /= 2
+    return factors
 
 
 def drawn_again(logits: Tensor, factor: float, top_k: int) -> Tensor:

@@ -16,7 +16,19 @@ import pytest
 import torch
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
 from golden_data import GOLDEN, Model, cases, holds, read, rows_left, settings_of
-from replay import DrawAsAmused, Replay, ReplayHalton, drawn_again, pipeline, replace, round_as_recorded, run
+from replay import (
+    METHODS,
+    DrawAsAmused,
+    Replay,
+    ReplayHalton,
+    drawn_again,
+    factors_of,
+    pipeline,
+    replace,
+    round_as_recorded,
+    run,
+    valeoai_counts,
+)
 from torch import Tensor
 
 from hf_maskdiff.conversion.amused import amused
@@ -36,7 +48,6 @@ Converted = Callable[[str], Path]
 
 # --- google-research/maskgit ------------------------------------------------------------------------------------------
 
-METHODS = {"cosine": "cosine", "uniform": "linear", "pow2": "square"}  # of its schedules, those that ours have
 IS_FIXED = holds("fixed_logits")
 
 
@@ -181,10 +192,8 @@ def test_halton(path: Path, converted: Converted, monkeypatch: pytest.MonkeyPatc
     assert torch.equal((inputs == mask) & (torch.cat([inputs[1:], final[None]]) != mask), trace["step_masks"])
     torch.testing.assert_close(pipe.decode_latents(final), trace["image"] / 2 + 0.5, **CLOSE)
 
-    steps, warmup, power = int(settings["step"]), int(settings["temp_warmup"]), float(settings["temp_pow"])
-    factors = torch.linspace(float(settings["sm_temp_min"]), float(settings["sm_temp_max"]), steps) ** power
-    factors[:warmup] /= 2
-    if power == 1:
+    factors, warmup = factors_of(settings), int(settings["temp_warmup"])
+    if float(settings["temp_pow"]) == 1:
         torch.testing.assert_close(torch.tensor(replay.betas)[warmup:], factors[warmup:])
     for logits, factor, expected in zip(replay.logits, factors.tolist(), trace["sampled_codes"], strict=True):
         drawn = drawn_again(logits, factor, int(settings["top_k"]))
@@ -209,9 +218,7 @@ def confidence_table(recorded: Tensor, mask: int, mode: str) -> list[int]:
     masks = rows_left(recorded, mask)
     assert torch.equal(masks, masks[:, :1].expand_as(masks))
     table = [*(num_tokens - masks[1:, 0]).tolist(), num_tokens]
-    curve = {"root": lambda r: 1 - r**0.5, "linear": lambda r: 1 - r, "square": lambda r: 1 - r**2}
-    curve |= {"cosine": lambda r: (r * torch.pi / 2).cos(), "arccos": lambda r: r.arccos() * 2 / torch.pi}
-    exact = num_tokens * (1 - curve[mode](torch.linspace(0, 1, steps, dtype=torch.float64)))
+    exact = valeoai_counts(mode, num_tokens, steps)
     for ours, theirs, count in zip(confidence_counts(num_tokens, steps, mode), table, exact.tolist(), strict=True):
         assert ours == theirs or (ours == theirs + 1 and count == pytest.approx(ours, abs=1e-4))
     return table
@@ -323,12 +330,16 @@ def test_the_scheduler_of_amused_on_fixed_logits(path: Path, monkeypatch: pytest
     uniform = torch.cat([trace["uniform"], torch.full_like(trace["uniform"][:1], 0.5)])
     gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
     Replay(monkeypatch, trace["multinomial"].unflatten(1, (len(start), -1)), gumbel, all_columns=False)
-    round_as_recorded(monkeypatch, rows_left(torch.cat([start[None], trace["prev_sample"][:-1]]), mask))
+    share, masks = (
+        float(settings["starting_mask_ratio"]),
+        rows_left(torch.cat([start[None], trace["prev_sample"]]), mask),
+    )
+    round_as_recorded(monkeypatch, masks[:-1], start=share * start[0].numel())
     # The pair is the preset's own: a call need not name it.
     scheduler.set_timesteps(int(settings["T"]), None if temperature == (2, 0) else temperature)
     sample = start
     for n, t in enumerate(scheduler.timesteps):
-        output = scheduler.step(trace["logits"][n], t, sample, float(settings["starting_mask_ratio"]))
+        output = scheduler.step(trace["logits"][n], t, sample, share)
         assert torch.equal(output.prev_sample, trace["prev_sample"][n])
         assert torch.equal(output.pred_original_sample, trace["pred_original"][n])
         sample = output.prev_sample

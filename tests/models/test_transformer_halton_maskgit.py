@@ -6,20 +6,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import golden_data
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload, init_empty_weights
 from diffusers.models import attention_dispatch
-from golden_data import Model, cases
+from golden_data import COMMITTED, Model, cases
 from safetensors.torch import load_file
 
 from hf_maskdiff.conversion.halton_maskgit import convert_halton_maskgit_state_dict, halton_maskgit_config
 from hf_maskdiff.models import HaltonMaskGITTransformer2DModel, KeyValueSlot
 from hf_maskdiff.models.transformer_halton_maskgit import AdaRMSNorm
 
-COMMITTED = golden_data.COMMITTED / "halton_maskgit"
+HALTON = COMMITTED / "halton_maskgit"
 HEADS = {"tiny": 6, "small": 6, "base": 12, "large": 16}
 CONFIG = {
     "sample_size": 4,
@@ -67,7 +66,7 @@ def assert_parity(golden: Model, state_dict: dict[str, torch.Tensor]) -> None:
 
 
 def test_parity_with_the_committed_original() -> None:
-    assert_parity(Model(COMMITTED, "cls_oddhead."), load_file(COMMITTED / "cls_oddhead.weights.safetensors"))
+    assert_parity(Model(HALTON, "cls_oddhead."), load_file(HALTON / "cls_oddhead.weights.safetensors"))
 
 
 def knows_classes(path: Path) -> bool:
@@ -98,7 +97,7 @@ def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(path: Path) ->
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_conversion_sees_through_wrappers(prefix: str) -> None:
-    state_dict = load_file(COMMITTED / "cls_oddhead.weights.safetensors")
+    state_dict = load_file(HALTON / "cls_oddhead.weights.safetensors")
     wrapped = {prefix + key: tensor for key, tensor in state_dict.items()}
     plain = convert_halton_maskgit_state_dict(state_dict)
     converted = convert_halton_maskgit_state_dict(wrapped)
@@ -107,7 +106,7 @@ def test_conversion_sees_through_wrappers(prefix: str) -> None:
 
 
 def test_conversion_refuses_what_it_does_not_know() -> None:
-    state_dict = load_file(COMMITTED / "cls_oddhead.weights.safetensors")
+    state_dict = load_file(HALTON / "cls_oddhead.weights.safetensors")
     with pytest.raises(ValueError, match=r"got the key 'transformer\.layers\.0\.attn\.wz\.weight'.*model_state_dict"):
         convert_halton_maskgit_state_dict(state_dict | {"transformer.layers.0.attn.wz.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"`head\.weight` must equal `tok_emb\.weight`"):
