@@ -150,3 +150,8 @@ def rows_left(states: Tensor, mask_token_id: int) -> Tensor:
 def real_prompt(trace: dict[str, Tensor]) -> Tensor:
     """Which tokens of a text run's prompts are real, bool `(batch_size, prompt_length)`."""
     return trace.get("attention_mask", torch.ones_like(trace["prompt"])).bool()
+
+
+def num_rows(config: dict[str, Any]) -> int:
+    """Tokens that a text model has embeddings of, of which some may be there to make the number even."""
+    return config.get("embedding_size") or config["vocab_size"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,22 @@ class DrawAsAmused:
 
         monkeypatch.setattr(Marginals, "draw_all", draw_all)
         monkeypatch.setattr(StepContext, "gumbel", noise)
+
+
+def as_recorded(replay: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay of a text model's run that must go as recorded, whichever way the mask is looked at.
+
+    The originals count the mask among the tokens that a position may become, ours leave it out of how sure a position
+    is. Where that changes the order of two positions that are as good as equally sure, the run must be the original's
+    with the mask counted in.
+    """
+    try:
+        replay()
+    except AssertionError:
+        score = Marginals.score
+
+        def score_all(marginals: Marginals, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
+            return score(dataclasses.replace(marginals, mask_token_id=-1, codebook_size=None), function, wanted)
+
+        monkeypatch.setattr(Marginals, "score", score_all)
+        replay()

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import COMMITTED, GOLDEN, Model, cases, read, real_prompt, rows_left
+from golden_data import COMMITTED, GOLDEN, Model, cases, num_rows, read, real_prompt, rows_left
+from replay import as_recorded
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -57,7 +58,7 @@ def number(settings: dict[str, str], key: str) -> float:
 
 
 def open_pipeline(folder: Path) -> MaskedDiffusionTextPipeline:
-    words = WordLevel({f"w{i}": i for i in range(config_of(folder)["vocab_size"])}, unk_token="w0")
+    words = WordLevel({f"w{i}": i for i in range(num_rows(config_of(folder)))}, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     pipe = MaskedDiffusionTextPipeline.from_pretrained(folder, tokenizer=tokenizer)
     pipe.set_progress_bar_config(disable=True)
@@ -136,6 +137,10 @@ class Run:
 
 @pytest.mark.parametrize("path", cases("llada/*/trace_*", folder=FOLDER))
 def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_recorded(lambda: replay_llada(path, monkeypatch), monkeypatch)
+
+
+def replay_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     pipe = open_pipeline(path.parent)
     length, block, steps = (int(settings[name]) for name in ("gen_length", "block_length", "steps"))
@@ -179,6 +184,10 @@ def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", cases("dream/trace_*", folder=FOLDER))
 def test_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_recorded(lambda: replay_dream(path, monkeypatch), monkeypatch)
+
+
+def replay_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     pipe = open_pipeline(path.parent)
     length, steps, mask = int(settings["max_new_tokens"]), int(settings["steps"]), pipe.mask_token_id

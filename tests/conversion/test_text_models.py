@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import COMMITTED, GOLDEN, Model, cases, known_ids, read, real_prompt, settings_of
+from golden_data import COMMITTED, GOLDEN, Model, cases, known_ids, num_rows, read, real_prompt, settings_of
 from huggingface_hub import ModelCard
+from replay import as_recorded
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -29,7 +30,7 @@ from hf_maskdiff.conversion.text_models import dream_counts
 # Everything where HF_MASKDIFF_GOLDEN names a folder, else the part that is kept with the tests.
 FOLDER = GOLDEN or COMMITTED
 MODELS = cases("llada/*/config.json", folder=FOLDER) + cases("dream/config.json", folder=FOLDER)
-DREAM, LLADA = FOLDER / "dream", max(FOLDER.glob("llada/*/config.json")).parent
+DREAM = FOLDER / "dream"
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def is_dream(folder: Path) -> bool:
 
 def make_tokenizer(folder: Path, config: dict[str, Any]) -> Path:
     """As many words as a model has tokens; its end of text is the model's."""
-    last = config["vocab_size"] - 1
+    last = num_rows(config) - 1
     words = WordLevel({f"w{i}": i for i in range(last)} | {"<|endoftext|>": last}, unk_token="w0")
     end = f"w{config['eos_token_id']}"
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token=end).save_pretrained(folder)
@@ -157,7 +158,9 @@ def is_greedy(path: Path) -> bool:
     "path",
     cases("llada/*/trace_*", is_greedy, folder=FOLDER) + cases("dream/trace_*", is_greedy, folder=FOLDER),
 )
-def test_converted_folders_replay_greedy_runs(path: Path, converted_text: Callable[[Path], Path]) -> None:
+def test_converted_folders_replay_greedy_runs(
+    path: Path, converted_text: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLaDA with its preset as it is written; Dream's with temperature 0 and its own counts as a table."""
     pipe = MaskedDiffusionTextPipeline.from_pretrained(converted_text(path.parent))
     pipe.set_progress_bar_config(disable=True)
@@ -182,9 +185,13 @@ def test_converted_folders_replay_greedy_runs(path: Path, converted_text: Callab
         length, block = int(settings["gen_length"]), int(settings["block_length"])
         call = {"num_inference_steps": steps * block // length, "block_length": block}
         call["guidance_scale"] = 1 + float(settings["cfg_scale"])
-    for row, (ids, known) in enumerate(zip(recorded["prompt"], real_prompt(recorded), strict=True)):
-        output = pipe(input_ids=ids[known][None], max_new_tokens=length, stop_at_eos=False, **call)
-        assert output.sequences[0][-length:].tolist() == recorded["final"][row, -length:].tolist()
+
+    def replay() -> None:
+        for row, (ids, known) in enumerate(zip(recorded["prompt"], real_prompt(recorded), strict=True)):
+            output = pipe(input_ids=ids[known][None], max_new_tokens=length, stop_at_eos=False, **call)
+            assert output.sequences[0][-length:].tolist() == recorded["final"][row, -length:].tolist()
+
+    as_recorded(replay, monkeypatch)
 
 
 def test_what_is_stored_in_bfloat16_stays_so(tokenizer_of: Callable[[Path], Path], tmp_path: Path) -> None:
@@ -225,7 +232,8 @@ def test_one_clear_error_and_nothing_written(
     (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "must hold whole safetensors" in refused(source)
 
-    source = copy_of(LLADA, tmp_path / "d", tokenizer_of(LLADA))
+    llada = max(FOLDER.glob("llada/*/config.json")).parent
+    source = copy_of(llada, tmp_path / "d", tokenizer_of(llada))
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"alibi": True}))
     assert "a LLaDA must compute what Llama does" in refused(source)
