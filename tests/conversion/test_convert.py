@@ -177,7 +177,7 @@ with torch.no_grad():
     pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config, masking_schedule="cosine")
     rows = given["rows"]
     classes = given["labels"][rows].tolist() if model.config.num_classes else None
-    call = {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": 1.0}
+    call = {"num_inference_steps": int(given["steps"]), "output_type": "latent", "guidance_scale": 1.0}
     call |= {"class_labels": classes, "num_images_per_prompt": 1 if classes else len(rows)}
     call["latents"] = given["codes"][rows].view(len(rows), model.config.sample_size, -1)
     seen = []
@@ -238,7 +238,8 @@ def run_image_model(folder: Path, given: dict[str, torch.Tensor], tmp_path: Path
     masked = given["codes"].flatten(1) == mask
     rows = (masked.any(-1) & (given["labels"] < max(config["num_classes"], 1))).nonzero()[:, 0]
     assert len(rows)
-    given = {**given, "places": torch.stack([torch.randperm(size)[:5] for _ in given["codes"]]), "rows": rows}
+    places, steps = torch.stack([torch.randperm(size)[:5] for _ in given["codes"]]), 4
+    given = {**given, "places": places, "rows": rows, "steps": torch.tensor(steps)}
     results = run_alone(IMAGE, folder, given, tmp_path)
     assert torch.equal(results["full"], results["logits"])
     # No token changed since the full pass: a partial one repeats it.
@@ -252,7 +253,10 @@ def run_image_model(folder: Path, given: dict[str, torch.Tensor], tmp_path: Path
         assert torch.equal(drawn[known != mask], known[known != mask])
         assert not (drawn == mask).any()
     assert torch.equal(results["1 groups"], results["0 groups"])
-    assert results["2 groups, passes"] > results["1 groups, passes"] == results["0 groups, passes"]
+    assert results["1 groups, passes"] == results["0 groups, passes"]
+    # Of more masks than steps some come in pairs, and a pair in two groups.
+    in_pairs = masked[rows].sum(-1).max() > steps
+    assert results["2 groups, passes"] >= results["1 groups, passes"] + in_pairs
     return results
 
 
