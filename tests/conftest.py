@@ -15,6 +15,7 @@ import hub_server
 os.environ.update(hub_server.HUB.environment(hub_server.HOME.name))  # before huggingface_hub reads it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; subprocesses inherit both
 
+import golden_data
 import pytest
 import torch
 from diffusers import VQModel
@@ -52,25 +53,20 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.LoopbackHub]:
     hub_server.HUB.requests.clear()
 
 
-def _folder(variable: str, meaning: str) -> Path:
+def _folder(variable: str) -> Path:
     if variable not in os.environ:
-        pytest.skip(f"{variable} is not set: it names the folder of {meaning}")
+        pytest.skip(golden_data.not_set(variable))
     return Path(os.environ[variable])
 
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    return _folder("HF_MASKDIFF_GOLDEN", "what the original implementations compute for small models")
+    return _folder("HF_MASKDIFF_GOLDEN")
 
 
-# What the golden folder holds of each upstream, and what no tensor tells of it: arguments of `convert`.
-GOLDEN = {
-    "halton_maskgit": ("cls_base.pth", {"tokenizer": "vq.pt", "num_attention_heads": [4]}),
-    "mage": ("", {"num_attention_heads": [3, 2]}),
-    "maskgit_jax": ("", {}),
-    "maskgit_pytorch_v1": ("", {"num_attention_heads": [4]}),
-    "amused": ("pipeline", {}),
-}
+@pytest.fixture(scope="session")
+def golden2_folder() -> Path:
+    return _folder("HF_MASKDIFF_GOLDEN2")
 
 
 @pytest.fixture(scope="session")
@@ -79,17 +75,15 @@ def converted(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     @cache
     def folder_of(name: str) -> Path:
-        source, arguments = GOLDEN[name]
-        if "tokenizer" in arguments:
-            arguments = {**arguments, "tokenizer": golden_folder / name / arguments["tokenizer"]}
-        return convert(golden_folder / name / source, tmp_path_factory.mktemp("converted") / name, **arguments)
+        source, arguments = golden_data.conversion(golden_folder / name)
+        return convert(source, tmp_path_factory.mktemp("converted") / name, **arguments)
 
     return folder_of
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    return _folder("HF_MASKDIFF_DATA", "the data sets")
+    return _folder("HF_MASKDIFF_DATA")
 
 
 def _concrete(names: list[object]) -> list[type[MaskedDiffusionScheduler]]:

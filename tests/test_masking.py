@@ -231,10 +231,9 @@ def test_the_ratio_of_a_table_is_piecewise_linear() -> None:
 def test_halton_maskgit_reveals_floored_arccos_counts(golden_folder: Path) -> None:
     """Upstream computes in float32: it may be one lower where the exact product is a tie, and only there."""
     golden = load_file(golden_folder / "samplers" / "valeoai_schedules.safetensors")
-    compared = ties = 0
+    golden = {name: counts for name, counts in golden.items() if name.startswith("halton_cum_")}
+    assert golden
     for name, cumulative in golden.items():
-        if not name.startswith("halton_cum_"):
-            continue
         side, steps = map(int, name.removeprefix("halton_cum_").split("_"))
         positions = side**2
         ours = planned_counts(torch.tensor([positions]), steps, "arccos", "floor_revealed").cumsum(0)[:, 0]
@@ -242,7 +241,3 @@ def test_halton_maskgit_reveals_floored_arccos_counts(golden_folder: Path) -> No
             assert 2 * (n + 1) == steps  # the one rational value, a third revealed
             assert positions % 3 == 0
             assert abs(int(ours[n] - cumulative[n])) == 1
-            ties += 1
-        compared += steps
-    assert compared > 100
-    assert ties < 0.05 * compared

@@ -125,7 +125,9 @@ def test_the_first_cells_of_the_halton_order_by_hand() -> None:
 
 def test_halton_order_is_that_of_the_original(golden_folder: Path) -> None:
     golden = load_file(golden_folder / "samplers" / "halton_orders.safetensors")
-    for side in (16, 24, 32):
+    sides = [int(key.split("_")[1]) for key in golden if key.endswith("_flat")]
+    assert sides
+    for side in sides:
         assert halton_order(side, side) == [tuple(cell) for cell in golden[f"halton_{side}"].tolist()]
         ranks = spread_ranks((side, side), CPU)
         assert ranks[golden[f"halton_{side}_flat"]].tolist() == list(range(side**2))
