@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ What goes wrong, and what is said then: the rule, the value that broke it, and a
 `tests/test_errors_page.py`, which compares the message with this page. Nothing here ends in a traceback of ours on the
 command line, and no work is lost: arguments are looked at before anything is computed.
 
-`pipe` is a `MaskGITPipeline` of three classes with 4 x 4 codes, `text` a `MaskedDiffusionTextPipeline` whose model holds
-128 tokens, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image` is an image of 8 x 8 pixels.
+`pipe` is a `MaskGITPipeline` of three classes with 4 x 4 codes, `text` a `MaskedDiffusionTextPipeline` whose model
+holds 128 tokens, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image` has 8 x 8 pixels.
 """
 
 IMAGES = """
@@ -190,7 +190,7 @@ def message_of_call(code: str, names: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "pipelines" / "maskgit-mnist", tmp_path / "digits")
     shutil.copytree(ROOT / "pipelines" / "mdlm-shakespeare", tmp_path / "plays")
     for name in ("full", "empty", "pictures"):
@@ -202,7 +202,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for number in range(3):
         Image.new("L", (8, 8), number).save(tmp_path / "pictures" / f"{number}.png")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def message_of_command(command: str) -> str:
@@ -239,9 +239,9 @@ def test_the_page_is_what_is_raised(names: dict[str, Any], folder: Path) -> None
 
 
 def test_every_message_of_a_call_names_rule_value_and_remedy(names: dict[str, Any]) -> None:
-    """The rule with what it is about in backticks or by its noun, what was given after "got", and what to do instead."""
+    """The rule, what was given after "got", and what to do instead."""
     unclear = []
-    for code in lines(IMAGES + TEXTS + SCHEDULERS):
+    for code in [line for block in (IMAGES, TEXTS, SCHEDULERS) for line in lines(block)]:
         message = message_of_call(code, names)
         rule, got, rest = message.partition("got ")
         has_remedy = re.search(r"[.?] [A-Z][^.]+", rest) or re.search(r"\. [A-Z]", message)

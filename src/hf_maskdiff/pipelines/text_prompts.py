@@ -191,7 +191,7 @@ class PromptEncoder:
                 f"`input_ids` must be int64 of shape (batch_size, length), got rows {got}. Pass "
                 "`tokenizer(texts, return_tensors='pt').input_ids`."
             )
-        real = _like("attention_mask", "0 or 1", attention_mask, rows, "1 is a real token, 0 is padding.")
+        real = _like("attention_mask", "0 or 1", attention_mask, rows, "Pass 1 for a real token, 0 for padding.")
         missing = _like("mask", "bool", mask, rows, "True is where a token is to be filled in.")
         encoded = []
         for ids, is_real, is_missing in zip(rows, real, missing, strict=True):

@@ -179,7 +179,9 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def _require_run(self) -> int:
         if self.num_inference_steps is None:
-            raise ValueError("`set_timesteps` must be called before `step`. Call `scheduler.set_timesteps(8)` first.")
+            raise ValueError(
+                "`set_timesteps` must be called before `step`, got no timesteps. Call `scheduler.set_timesteps(8)` first."
+            )
         return self.num_inference_steps
 
     # --- one step -----------------------------------------------------------------------------------------------------
