@@ -180,7 +180,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
     def _require_run(self) -> int:
         if self.num_inference_steps is None:
             raise ValueError(
-                "`set_timesteps` must be called before `step`, got no timesteps. Call `scheduler.set_timesteps(8)` first."
+                "`set_timesteps` must be called before `step`, got no timesteps. Call `scheduler.set_timesteps(8)` "
+                "first."
             )
         return self.num_inference_steps
 
