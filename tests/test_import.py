@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from statistics import median
-from time import perf_counter
 
 import pytest
 
@@ -80,18 +79,18 @@ def test_a_missing_package_is_the_same_error(monkeypatch: pytest.MonkeyPatch) ->
         _versions.require_supported_versions()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_import_takes_hardly_longer_than_that_of_a_diffusers_pipeline() -> None:
-    """Three alternating pairs; the machine may be busy, so the best of the pairs and of the medians counts."""
+    """Seconds of the processor; the machine may be busy all the same, so the best of three pairs counts."""
 
     def seconds(code: str) -> float:
-        start = perf_counter()
+        before = os.times()
         assert python(code).returncode == 0
-        return perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    theirs, ours = [], []
-    for _ in range(3):
-        theirs.append(seconds("from diffusers import AmusedPipeline"))
-        ours.append(seconds("import hf_maskdiff"))
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    assert min(median(ours) / median(theirs), *ratios) <= 1.2
+    ratios: list[float] = []
+    while len(ratios) < 3 and not [ratio for ratio in ratios if ratio <= 1.2]:
+        theirs = seconds("from diffusers import AmusedPipeline")
+        ratios.append(seconds("import hf_maskdiff") / theirs)
+    assert min(ratios) <= 1.2

@@ -23,6 +23,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return importlib.import_module
 
 
+@pytest.mark.exhaustive
 def test_the_bound_and_the_closed_form(
     program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +40,7 @@ def test_the_bound_and_the_closed_form(
     assert {path.name for path in tmp_path.iterdir()} == {"equivalence.json", "equivalence.png"}
 
 
+@pytest.mark.exhaustive
 def test_samplers_on_the_chain(
     program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
