@@ -18,9 +18,11 @@ interpreter, the seeds of hashes and of numpy's global generator, which all prog
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -42,6 +44,8 @@ LIBRARIES = """
     transformers.models.clip.modeling_clip transformers.models.qwen2.tokenization_qwen2
     diffusers.pipelines.pipeline_utils diffusers.models.autoencoders.vq_model diffusers.image_processor
 """
+# Asked in another way whether there are devices, CUDA is started, and cannot be used in a fork.
+BEFORE_A_FORK = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 @cache
@@ -62,7 +66,8 @@ def run(
     is killed, with the servers; that is a `TimeoutError`.
     """
     everything = dict(os.environ if environment is None else environment)
-    theirs, ours = ({k: v for k, v in env.items() if _is_setting(k)} for env in (everything, os.environ))
+    settings, usual = _settings(everything), _settings(os.environ)
+    usual |= {key: value for key, value in settings.items() if key == "HF_HUB_OFFLINE"}
     with tempfile.TemporaryDirectory(prefix="hf_maskdiff_fresh_") as said:
         task = {
             "arguments": [str(program) if isinstance(program, Path) else "-c", *map(str, arguments)],
@@ -70,7 +75,7 @@ def run(
             "environment": everything,
             "folder": str(folder or Path.cwd()),
             "output": [f"{said}/out", f"{said}/err"],
-            "libraries": everything.get("HF_HUB_OFFLINE", "") if theirs == ours else None,
+            "libraries": json.dumps(settings, sort_keys=True) if settings == usual else None,
         }
         status = _server().ask(task, timeout)
         out, err = (Path(path).read_text() for path in task["output"])
@@ -85,10 +90,10 @@ def stop() -> None:
         _server.cache_clear()
 
 
-def _is_setting(variable: str) -> bool:
-    """Whether the libraries read it when they are imported; the token is read when it is needed."""
-    own = variable in ("HF_TOKEN", "HF_HUB_OFFLINE") or variable.startswith("HF_MASKDIFF_")
-    return variable.startswith(("HF_", "DIFFUSERS_", "TRANSFORMERS_", "ACCELERATE_")) and not own
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the libraries read when they are imported; the token they read when they need it."""
+    theirs = re.compile(r"(?!HF_TOKEN$|HF_MASKDIFF_)(HF|DIFFUSERS|TRANSFORMERS|ACCELERATE)_")
+    return {key: value for key, value in environment.items() if theirs.match(key)}
 
 
 @dataclass
@@ -103,7 +108,7 @@ class _Server:
     def start(cls) -> _Server:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, "-W", "ignore", __file__]
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | BEFORE_A_FORK
         process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -135,14 +140,16 @@ def _serve(requests: IO[str], replies: IO[str]) -> dict[str, Any]:
             if libraries not in further:
                 (theirs, to), (back, answers) = os.pipe(), os.pipe()
                 if os.fork() == 0:
-                    os.close(to), os.close(back)
+                    os.close(to)
+                    os.close(back)
                     for other, _ in further.values():
                         other.close()
                     os.environ.clear()
-                    os.environ.update(task["environment"])
+                    os.environ.update(task["environment"] | BEFORE_A_FORK)
                     _import(LIBRARIES)
                     return _serve(os.fdopen(theirs), os.fdopen(answers, "w"))
-                os.close(theirs), os.close(answers)
+                os.close(theirs)
+                os.close(answers)
                 further[libraries] = os.fdopen(to, "w"), os.fdopen(back)
             print(json.dumps(task), file=further[libraries][0], flush=True)
             reply = int(further[libraries][1].readline())
@@ -155,7 +162,8 @@ def _serve(requests: IO[str], replies: IO[str]) -> dict[str, Any]:
 
 def _import(names: str) -> None:
     for name in names.split():
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # of another version: then the program imports what there is
+            importlib.import_module(name)
     assert not [name for name in sys.modules if name.startswith("hf_maskdiff")]
 
 
