@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def enumerated(alphas: Sequence[float]) -> list[dict[str, Any]]:
     for sharpness in (1.0, 3.0):
         chain = MarkovChain.random(length=6, num_states=3, sharpness=sharpness)
 
+        @cache
         def denoiser(state: laws.State, chain: MarkovChain = chain) -> np.ndarray:
             sample = torch.tensor([[chain.mask_token_id if x == laws.MASK else x for x in state]])
             return chain(sample)[0].exp().numpy()

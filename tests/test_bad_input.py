@@ -7,7 +7,7 @@ from inspect import signature
 
 import pytest
 import torch
-from conftest import SCHEDULERS
+from concrete import SCHEDULERS
 
 from hf_maskdiff import (
     ConfidenceScheduler,

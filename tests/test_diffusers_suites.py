@@ -24,7 +24,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import SCHEDULERS
+from concrete import SCHEDULERS
 from diffusers import AmusedPipeline
 
 from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskedDiffusionScheduler, MaskGITPipeline

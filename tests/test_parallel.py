@@ -360,7 +360,13 @@ def test_samplers_whose_steps_depend_on_the_batch_and_partial_caching(
 
 @pytest.mark.parametrize(
     ("kind", "num_samples", "block_size"),
-    [("images", 40, "8"), ("texts", 5, "8"), ("images", 5, "2"), ("answers", 5, "2"), ("images", 1, "8")],
+    [
+        ("images", 5, "2"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (("images", 40, "8"), ("texts", 5, "8"), ("answers", 5, "2"), ("images", 1, "8"))
+        ),
+    ],
 )
 def test_two_processes_make_what_one_makes(
     pipelines: Path, tmp_path: Path, kind: str, num_samples: int, block_size: str
@@ -406,6 +412,7 @@ use_cpu: {use_cpu}
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "use_cpu"), [("MULTI_GPU", "false"), ("MULTI_CPU", "true")])
 def test_the_file_that_accelerate_config_writes(pipelines: Path, tmp_path: Path, kind: str, use_cpu: str) -> None:
     """It says which processes; precision and compilation are arguments. (For MULTI_CPU accelerate starts one.)"""
@@ -466,7 +473,7 @@ def kill(process: subprocess.Popen) -> None:
             member.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_killed_twenty_times(pipelines: Path, tmp_path: Path) -> None:
     """Each within two seconds of its first batch."""
     num_samples, chance, started = 20_000, random.Random(1), time.monotonic()
@@ -543,6 +550,7 @@ def test_a_real_limit_stops_the_program_and_loses_nothing(pipelines: Path, tmp_p
     assert shards(make(pipelines / "images", tmp_path / "set", 64, "--shard_size", "64")) == shards(whole)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("limit", "parts"), [(6000, 8), (1000, 0)])
 def test_two_processes_that_cannot_write_stop_both(pipelines: Path, tmp_path: Path, limit: int, parts: int) -> None:
     """Where a shard does not fit one of them notices, where a part does not both do; neither waits for the other."""
@@ -638,6 +646,7 @@ def test_the_example_says_the_same(
     assert capsys.readouterr().err == refused
 
 
+@pytest.mark.exhaustive
 def test_two_processes_refuse_to_make_nothing(pipelines: Path, tmp_path: Path) -> None:
     process = launch(pipelines / "images", tmp_path / "set", 0)
     printed = process.communicate(timeout=300)[0]
@@ -678,7 +687,7 @@ def test_placement_is_not_ignored(pipelines: Path, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_substeps", ["1", "2"])
+@pytest.mark.parametrize("num_substeps", ["1", pytest.param("2", marks=pytest.mark.exhaustive)])
 def test_compiled_and_in_half_precision(
     pipelines: Path, tmp_path: Path, kind: str, num_substeps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

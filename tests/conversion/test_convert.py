@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import torch
 from golden_data import Model, image_tokenizer, sampled_model
@@ -224,8 +225,8 @@ def golden_of(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], dict[st
 def run_alone(program: str, folder: Path, given: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, torch.Tensor]:
     """What a program makes of a folder in a new process, to which every connection is refused."""
     save_file({key: tensor.contiguous() for key, tensor in given.items()}, tmp_path / "in.safetensors")
-    command = [sys.executable, "-c", OFFLINE + program, folder, tmp_path / "in.safetensors", tmp_path / "made"]
-    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    arguments = (folder, tmp_path / "in.safetensors", tmp_path / "made")
+    done = fresh.run(OFFLINE + program, *arguments, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     return load_file(tmp_path / "made")
 
@@ -679,8 +680,7 @@ main(sys.argv[2:])
 @pytest.mark.parametrize("when", ["between two parts", "before it is named"])
 def test_what_is_killed_leaves_no_output(when: str, source: Path, tmp_path: Path) -> None:
     """Nothing can clean up after that: a hidden folder stays, under another name, and is in nobody's way."""
-    command = [sys.executable, "-c", KILLED, when, "convert", source, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fresh.run(KILLED, when, "convert", source, tmp_path / "out")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = (path for path in tmp_path.iterdir() if path != source)
     assert left.name.startswith(".out-")
@@ -696,8 +696,7 @@ def test_a_full_disk(source: Path, tmp_path: Path) -> None:
         "from hf_maskdiff.cli import main; import diffusers.pipelines.pipeline_utils;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", program, "convert", source, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fresh.run(program, "convert", source, tmp_path / "out")
     assert done.returncode == 1, done.stderr
     assert "hf-maskdiff convert: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -721,6 +720,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a program's peak memory")
 def test_memory_stays_near_the_model_s_size(tmp_path: Path, golden_folder: Path) -> None:
     """A checkpoint with an optimizer's state, twice the model: only the model's share is ever in memory."""

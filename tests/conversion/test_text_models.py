@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import torch
 from golden_data import COMMITTED, GOLDEN, Model, cases, known_ids, num_rows, read, real_prompt, settings_of
@@ -131,8 +130,8 @@ def test_a_fresh_process_gives_the_golden_outputs(
     mask = config_of(folder)["mask_token_id"]
     prompts = {"input_ids": given["input_ids"], "prompt": known_ids(given["input_ids"], mask, 4)}
     save_file(prompts, tmp_path / "in.safetensors")
-    command = [sys.executable, "-c", ALONE, tmp_path / "out", tmp_path / "in.safetensors", tmp_path / "made"]
-    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    arguments = (tmp_path / "out", tmp_path / "in.safetensors", tmp_path / "made")
+    done = fresh.run(ALONE, *arguments, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     results, wanted = load_file(tmp_path / "made"), expected["logits_shifted" if is_dream(folder) else "logits"]
     torch.testing.assert_close(results["logits"], wanted, atol=5e-5, rtol=5e-5)
@@ -291,8 +290,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_full_disk(tokenizer_of: Callable[[Path], Path], tmp_path: Path) -> None:
     source = copy_of(DREAM, tmp_path / "source", tokenizer_of(DREAM))
     limit = (source / "model.safetensors").stat().st_size // 2
-    command = [sys.executable, "-c", FULL, str(limit), "convert", source, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fresh.run(FULL, str(limit), "convert", source, tmp_path / "out")
     assert done.returncode == 1, done.stderr
     assert "hf-maskdiff convert: " in done.stderr
     assert "Traceback" not in done.stderr

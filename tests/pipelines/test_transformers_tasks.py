@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -281,10 +280,7 @@ print(made[0]["generated_text"] if isinstance(made, list) else made.tobytes().he
 
 
 def in_another_process(*arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", ANOTHER_PROCESS, *arguments]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
-    )
+    done = fresh.run(ANOTHER_PROCESS, *arguments, environment=os.environ | {"PYTHONPATH": str(SOURCE)})
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
 
