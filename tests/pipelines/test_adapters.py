@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -76,6 +78,18 @@ def test_an_adapter_writes_what_the_merged_model_writes(adapted: tuple[Any, Any,
     assert texts(late) == expected
     late.transformer.disable_adapters()
     assert texts(late) == plain
+
+
+@pytest.mark.parametrize("names", ["model.transformer.blocks", "model.nothing"])
+def test_an_adapter_for_other_layers_is_refused(adapted: tuple[Any, Any, Path, Path], names: str) -> None:
+    """As one that was trained on LLaDA's own code: its layers have the same last names, and its weights no place."""
+    _, _, _, adapter = adapted
+    weights = load_file(adapter / "adapter_model.safetensors")
+    other = {re.sub(r"base_model\.model\.(\w+)\.\w+", rf"base_model.model.{names}", k): v for k, v in weights.items()}
+    assert not other.keys() & weights.keys()
+    save_file(other, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"the adapter .* must fit .*, got one for other layers.*without a place"):
+        MaskedDiffusionTextPipeline.from_pretrained(adapter)
 
 
 def test_partial_caching_sees_the_adapter(adapted: tuple[Any, Any, Path, Path]) -> None:

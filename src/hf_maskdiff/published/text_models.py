@@ -166,16 +166,24 @@ def with_adapter(found: PublishedText, name_or_path: str | os.PathLike, location
     """The model with an adapter applied.
 
     Raises:
-        ValueError: the adapter belongs to layers that the model does not have.
+        ValueError: the adapter belongs to layers that the model does not have. Weights without a place would leave
+            the model as it was, without a word.
     """
+    model = found.model
     try:
-        found.model.load_adapter(str(name_or_path), adapter_kwargs=dict(location))
+        info = model.load_adapter(str(name_or_path), adapter_kwargs=dict(location))
     except (ValueError, RuntimeError) as error:
+        info, reason = None, str(error)
+    else:
+        lost = sorted(map(str, (*getattr(info, "missing_keys", ()), *getattr(info, "unexpected_keys", ()))))
+        reason = f"Weights without a place: {lost[:4]}" if lost else ""
+    if reason:
         raise ValueError(
-            f"the adapter {str(name_or_path)!r} must fit {found.model.name_or_path!r}, which is opened as "
-            f"{type(found.model).__name__}. {error}"
-        ) from error
-    found.model.eval()
+            f"the adapter {str(name_or_path)!r} must fit {model.name_or_path!r}, which is opened as "
+            f"{type(model).__name__}, got one for other layers. Train it on that class, or merge it with the code it was "
+            f"trained with. ({reason})"
+        )
+    model.eval()
     return found
 
 
