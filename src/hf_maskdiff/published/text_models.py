@@ -180,8 +180,8 @@ def with_adapter(found: PublishedText, name_or_path: str | os.PathLike, location
     if reason:
         raise ValueError(
             f"the adapter {str(name_or_path)!r} must fit {model.name_or_path!r}, which is opened as "
-            f"{type(model).__name__}, got one for other layers. Train it on that class, or merge it with the code it was "
-            f"trained with. ({reason})"
+            f"{type(model).__name__}, got one for other layers. Train it on that class, or merge it with the code "
+            f"that it was trained with. ({reason})"
         )
     model.eval()
     return found
