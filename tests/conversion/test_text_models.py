@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import fresh
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -96,8 +97,8 @@ def test_a_fresh_process_gives_the_golden_outputs(name: str, tokenizer: Path, tm
     given = load_file(GOLDEN / name / "input.safetensors")
     prompts = {"input_ids": given["input_ids"], "prompt": torch.tensor([[7, 8, 9, 11]])}
     save_file(prompts, tmp_path / "in.safetensors")
-    arguments = (tmp_path / "out", tmp_path / "in.safetensors", tmp_path / "made")
-    done = fresh.run(ALONE, *arguments, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
+    command = [sys.executable, "-c", ALONE, tmp_path / "out", tmp_path / "in.safetensors", tmp_path / "made"]
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results, expected = load_file(tmp_path / "made"), load_file(GOLDEN / name / "expected.safetensors")
     wanted = expected["logits_shifted" if name == "dream" else "logits"]
@@ -246,7 +247,8 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_full_disk(tokenizer: Path, tmp_path: Path) -> None:
     source = copy_of("dream", tmp_path / "source", tokenizer)
-    done = fresh.run(FULL, "convert", source, tmp_path / "out")
+    command = [sys.executable, "-c", FULL, "convert", source, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "hf-maskdiff convert: " in done.stderr
     assert "Traceback" not in done.stderr
