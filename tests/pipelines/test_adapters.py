@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -34,8 +35,7 @@ def model_of(name: str, width: int = 32) -> Any:
     config = AutoConfig.for_model(name, vocab_size=VOCAB, max_position_embeddings=64, **sizes, **special)
     auto = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     model = auto.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(model)
     return model
 
 
