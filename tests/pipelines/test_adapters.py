@@ -35,7 +35,7 @@ def model_of(name: str, width: int = 32) -> Any:
     config = AutoConfig.for_model(name, vocab_size=VOCAB, max_position_embeddings=64, **sizes, **special)
     auto = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     model = auto.from_config(config).eval()
-    draw_weights(model)
+    draw_weights(model, bias=0.1)
     return model
 
 

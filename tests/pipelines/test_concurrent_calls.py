@@ -58,7 +58,7 @@ def text_pipeline(name: str) -> MaskedDiffusionTextPipeline:
         model = transformers_model(name)
         scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
         pipe = MaskedDiffusionTextPipeline(tokenizer(), model.eval(), scheduler)
-    draw_weights(model)
+    draw_weights(model, bias=1.0 if name == "mdlm" else 0.1)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

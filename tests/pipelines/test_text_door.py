@@ -70,7 +70,7 @@ def model_of(name: str, tokenizer: PreTrainedTokenizerFast, mask_token_id: int) 
     )
     auto = AutoModelForCausalLM if name == "llama" else AutoModelForMaskedLM
     model = auto.from_config(config).eval()
-    draw_weights(model)
+    draw_weights(model, bias=0.1)
     return model
 
 
