@@ -93,10 +93,10 @@ MUTANTS = [
     ),
     Mutant(
         "places-off-by-one",
-        "a position that keeps its key and value is taken for its right neighbour",
+        "a position that keeps its key and value is taken for its left neighbour",
         _CACHE,
         "return torch.where(positions < 0, ~positions, positions)",
-        "return torch.where(positions < 0, -positions, positions)",
+        "return torch.where(positions < 0, -positions - 2, positions)",
         ("tests/models/test_partial_cache.py::test_a_position_that_is_not_valid_writes_nothing[mdlm]",),
     ),
     Mutant(
@@ -156,5 +156,29 @@ MUTANTS = [
         "if seen > max(_EXACT, _SEEN * found.noise) and is_hidden:",
         "if seen > _EXACT and is_hidden:",
         ("tests/pipelines/test_adapters.py::test_noise_does_not_make_a_causal_model_bidirectional",),
+    ),
+    Mutant(
+        "context-names-ignored",
+        "a model keeps one cache for all cache contexts",
+        "hf_maskdiff/caching/contexts.py",
+        "before, self._name = self._name, name",
+        "before = self._name",
+        ("tests/models/test_transformers_denoiser.py::test_contexts_do_not_mix_and_nothing_is_kept",),
+    ),
+    Mutant(
+        "predecessors-not-run",
+        "a partial pass of a shifted model leaves out the rows that predict its positions",
+        "hf_maskdiff/denoisers/shifted_logits.py",
+        "    wanted.scatter_add_(1, before, valid.long())\n",
+        "",
+        ("tests/models/test_transformers_denoiser.py::test_queries_with_predecessors",),
+    ),
+    Mutant(
+        "plan-held-after-an-edit",
+        "what a callback masks anew is not drawn, as the plan says that the row is done",
+        _LOOP,
+        "sample, counts.hold = returned, False",
+        "sample = returned",
+        ("tests/pipelines/test_pipeline_maskgit.py::test_callback_edits_latents",),
     ),
 ]

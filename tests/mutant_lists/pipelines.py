@@ -253,6 +253,25 @@ MUTANTS = [
         "hf_maskdiff/exclusive.py",
         "    with lock:\n        yield",
         "    yield",
-        ("tests/pipelines/test_concurrent_calls.py::test_mixed_calls_in_four_threads",),
+        (
+            "tests/pipelines/test_concurrent_calls.py::test_mixed_calls_in_four_threads[llama-False]",
+            "tests/pipelines/test_concurrent_calls.py::test_mixed_calls_in_four_threads[modernbert-True]",
+        ),
+    ),
+    Mutant(
+        "run-shown-before-its-first-step",
+        "the pipeline's scheduler shows the timesteps that were asked for, not those that were run",
+        _CALLS,
+        "self.num_timesteps += 1\n        self._shared.adopt_run(self.scheduler)",
+        "self.num_timesteps += 1",
+        ("tests/pipelines/test_concurrent_calls.py::test_properties_show_the_latest_call",),
+    ),
+    Mutant(
+        "special-tokens-of-ids-unknown",
+        "ids that end with the closing special token are continued behind it",
+        _PROMPTS,
+        "return EncodedPrompt(ids, num_before, num_after) if fits else EncodedPrompt(ids)",
+        "return EncodedPrompt(ids)",
+        ("tests/pipelines/test_text_door.py::test_ids_with_special_tokens_are_that_prompt",),
     ),
 ]
