@@ -30,6 +30,7 @@ from hf_maskdiff import (
     PartialCacheConfig,
     UniformScheduler,
 )
+from hf_maskdiff.pipelines.calls import PassCaches
 from hf_maskdiff.pipelines.substeps import group_of_ranks, groups_of
 
 LETTERS, LENGTH = "abcdefghijk", 18
@@ -176,6 +177,24 @@ def assert_drawn_group_by_group(
     transformer.enable_cache(config)
     made = pipe(input_ids=start, num_inference_steps=steps, generator=seeds(0, 1), output_type="ids").sequences
     assert torch.equal(torch.stack(made), sample)
+
+
+@torch.no_grad()
+def test_a_full_pass_of_some_rows_leaves_what_is_kept_of_all(text: MDLMPipeline) -> None:
+    """And the pass without a prompt leaves what is kept of the one with it."""
+    text.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
+    tokens, positions = torch.arange(2 * LENGTH).view(2, LENGTH) % MASK, torch.tensor([[4, 7], [0, 9]])
+    results = []
+    for others in ([], [("cond", torch.tensor([1]))], [("uncond", slice(None))]):
+        caches = PassCaches(text.transformer)
+        text.transformer(tokens, **caches.arguments("cond", slice(None), None))
+        for context, rows in others:
+            text.transformer(tokens.flip(1)[rows], **caches.arguments(context, rows, None))
+        kept = caches.arguments("cond", slice(None), positions)
+        assert len(kept["cache"].layers[0].key) == 2, others
+        results.append(text.transformer(tokens.gather(1, positions).flip(1), **kept).logits)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.2])
