@@ -1,4 +1,4 @@
-"""What later passes may take from earlier ones: keys and values, who keeps them, and the switches for users."""
+"""Keys and values that later passes take from earlier ones: where they are kept, and how users switch caching on."""
 
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, completed, places_of

@@ -16,7 +16,7 @@ from hf_maskdiff.models import MDLMTransformer
 
 
 class TextDenoiser(Protocol):
-    """Tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
+    """Maps tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -55,7 +55,7 @@ class TextDenoiser(Protocol):
 
 
 class MDLMDenoiser:
-    """An `MDLMTransformer`, whose mask is its last row; its caches are the model's own."""
+    """An `MDLMTransformer`, whose mask token is its last id; its caches are the model's own."""
 
     def __init__(self, model: MDLMTransformer) -> None:
         self.model = model
@@ -98,7 +98,7 @@ class MDLMDenoiser:
 
 
 def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:
-    """The denoiser that a pipeline's model is, also where it was compiled."""
+    """The denoiser for a pipeline's model, which may be compiled."""
     return _text_denoiser.dispatch(type(unwrap_module(model)))(model, shift_logits)
 
 

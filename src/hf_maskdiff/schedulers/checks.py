@@ -1,4 +1,4 @@
-"""Checks that the schedulers share: one clear `ValueError` with rule, value and remedy."""
+"""Checks that the schedulers share. Each raises a `ValueError` that states the rule, the value and a remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require_steps(num_inference_steps: int) -> None:
 
 
 def check_choice_temperature(value: ChoiceTemperature | None) -> None:
-    """Raise `ValueError` unless the choice temperature is None, a number, or a pair, none of them negative."""
+    """Raise `ValueError` unless the choice temperature is None, a number or a pair of numbers, none negative."""
     if value is None:
         return
     values = list(value) if isinstance(value, Sequence) else [value]
@@ -34,7 +34,7 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
 
 
 def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
-    """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
+    """Raise `ValueError` if a draw found no token; used on the CPU alone, where reading the result costs nothing."""
     if tokens.numel() and int(tokens.max()) >= num_tokens:
         raise ValueError(
             "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
@@ -43,7 +43,7 @@ def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
 
 
 def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
-    """Logits as `(batch_size, L, V)`, a view, from any form `step` accepts; `ValueError` where they do not fit."""
+    """View the logits, in any shape that `step` accepts, as `(batch_size, L, V)`; `ValueError` on a mismatch."""
     if sample.ndim not in (2, 3) or sample.dtype != torch.int64:
         raise ValueError(
             f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "

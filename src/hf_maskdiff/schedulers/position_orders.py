@@ -1,4 +1,4 @@
-"""The orders by name, as the schedulers use them: scores of all positions from the marginals and the step."""
+"""Position orders by name. Each is a function that scores all positions, given the marginals and the step."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpo
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log sum_x p_i(x)^beta + G_i`."""
-    # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound. A row that is
-    # emptied, where beta is 1, reveals all it has in whatever order.
+    # Score and noise are both divided by beta: this keeps the order, and beta may grow without bound. In a row's last
+    # step beta should be 1, but there the order does not matter, since all remaining positions are revealed.
     noise = context.gumbel(purpose).div_(context.sharpness)
     return noise.add_(marginals.score(partial(log_moment, beta=context.sharpness), context.masked).to(noise.device))
 

@@ -27,8 +27,8 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample: tokens after the step, int64, the shape of `sample`.
-        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None where the
-            scheduler chooses positions before it samples, since nothing is drawn there that is not used.
+        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None if the
+            scheduler chooses positions before it samples, since it then draws only the tokens that it reveals.
     """
 
     prev_sample: Tensor
@@ -36,23 +36,23 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
 
 class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
-    """Base of all schedulers: reveals some masked positions per step, never changes a known one, leaves no mask.
+    """Base of all schedulers: reveals some masked positions per step, never changes a known token, ends without masks.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
-    `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks keeps
-    `min(N_n - 1, floor(N_0 m(t_{n+1})))` of them after step n, so at least one position is revealed per step while any
-    is masked.
+    `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks and has N_n of them before step n
+    keeps `min(N_n - 1, floor(N_0 m(t_{n+1})))` after it, so every step reveals at least one position while any is
+    masked.
 
     Configuration shared by all schedulers:
 
         mask_token_id (`int`): the token that stands for "masked"; it may lie outside the logits' columns.
-        codebook_size (`int`, optional): ids from here on are never drawn; None allows every column but the mask's.
+        codebook_size (`int`, optional): ids from this one on are never drawn; None allows every column but the mask's.
         masking_schedule (`str` or list of `int`): `"cosine"`, `"linear"`, `"arccos"`, `"square"`, `"mdlm_cosine"`, or a
-            table of the positions revealed after each step, which fixes the number of steps.
+            table of how many positions are revealed by the end of each step, which fixes the number of steps.
         rounding (`str`): `"floor_masked"`, `"floor_revealed"` or `"even"`, see `hf_maskdiff.masking.masks_left`.
         temperature (`float`): temperature of the model's marginals p_i.
-        top_k (`int`, optional), top_p (`float`, optional): restrict p_i as transformers does; the token that crosses
-            `top_p` stays.
+        top_k (`int`, optional), top_p (`float`, optional): restrict p_i as in transformers; the token with which the
+            total probability reaches `top_p` is kept.
     """
 
     order = 1
@@ -115,10 +115,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         """Prepare a run of `num_inference_steps` model passes.
 
         Args:
-            temperature: the *choice* temperature for this run (aMUSEd's name and place): None keeps the config's, a
-                pair `(start, end)` is spaced evenly over the steps, a number s is `(s, 0.01)`. Schedulers without a
-                choice temperature ignore it.
-            device: accepted for diffusers' pipelines; `timesteps` stays on the CPU, as diffusers keeps `sigmas`.
+            temperature: the *choice* temperature for this run; the name and place of the argument are aMUSEd's. None
+                keeps the config's value, a pair `(start, end)` changes linearly over the steps, and a number s means
+                `(s, 0.01)`. Schedulers without a choice temperature ignore it.
+            device: accepted for diffusers' pipelines but not used; `timesteps` stays on the CPU, like diffusers'
+                `sigmas`.
         """
         require_steps(num_inference_steps)
         table = self.config.masking_schedule
@@ -146,34 +147,35 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
 
     def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
-        """The step to start with, once a pipeline knows the masks of each row, int64 `(batch_size,)`.
+        """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.
 
-        A scheduler whose number of steps follows from the masks sets its timesteps here; others change nothing.
+        Pipelines call it before the first step. A scheduler whose number of steps depends on the number of masks sets
+        its timesteps here; all others return `first_step` and change nothing.
         """
         return first_step
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
-        """How many positions each row will reveal in each step of the run, on the CPU; None where the logits decide.
+        """How many positions each row will reveal in each step of the run; None if that is not known in advance.
 
         Args:
-            num_masked: masks each row starts with, int64 `(batch_size,)`.
-            initial: N_0 of each row, int64 `(batch_size,)`, where the run starts later than at step 0; None where that
-                is `num_masked`.
+            num_masked: number of masks each row starts with, int64 `(batch_size,)`.
+            initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`, for a run that starts at a
+                later step; None if it is `num_masked`.
             first_step: the step the run starts with.
 
         Returns:
-            int64 `(num_inference_steps - first_step, batch_size)`.
+            int64 `(num_inference_steps - first_step, batch_size)`, on the CPU.
         """
         schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
         initial = None if initial is None else initial.cpu()
         return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
 
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
-        """A copy that draws tokens at another temperature; 0 draws the most probable ones."""
+        """A copy that draws tokens at another temperature; 0 always takes the most probable token."""
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
 
     def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
-        """Show the run of another scheduler as this one's: a pipeline's call runs on a copy, and users look here."""
+        """Take over the timesteps of `other`: a pipeline's call runs on a copy, but users look at the original."""
         self.num_inference_steps, self.timesteps = other.num_inference_steps, other.timesteps
         self._choice_temperatures = other._choice_temperatures
 
@@ -202,14 +204,14 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
         Args:
             model_output: logits `(batch_size, L, V)`, or `(batch_size, V, height, width)`; any float dtype.
-            timestep: the entry of `timesteps` this step is for, in [0, 1].
+            timestep: the entry of `timesteps` for this step, in [0, 1].
             sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
             starting_mask_ratio: share of positions that were masked when the run began: a number, a 0-dim tensor, or
                 one per row `(batch_size,)`.
-            generator: one for the batch, one per row (then a row does not depend on its batch mates), or None.
+            generator: one for the batch, one per row (then a row's result does not depend on other rows), or None.
             return_dict: return a `MaskedDiffusionSchedulerOutput` rather than a tuple.
-            max_count: an upper bound on the positions any row reveals in this step, when the caller knows it; on an
-                accelerator it saves reading the rows that are not chosen.
+            max_count: an upper bound on the number of positions that any row reveals in this step, if the caller knows
+                one; on an accelerator it avoids drawing tokens at positions that are not chosen.
 
         Raises:
             ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,
@@ -231,7 +233,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         starting_mask_ratio: float | Tensor,
         generator: Generators,
     ) -> tuple[Marginals, StepContext]:
-        """Check a step's input and count: the marginals, and all that is known without them."""
+        """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
         marginals = self.marginals(flatten_logits(model_output, sample))
         if marginals.num_tokens < 1:
@@ -272,15 +274,15 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
     # --- the forward process ------------------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """Mask every position independently with probability m(t): what training and image-to-image start from.
+        """Mask every position independently with probability m(t): the start of training and of image-to-image.
 
         Args:
             original_samples: tokens int64 `(batch_size, ...)`.
             timesteps: t in [0, 1], one for all rows or one per row `(batch_size,)`.
-            generator: one for the batch, one per row, or None; given more than rows, the first ones are used.
+            generator: one for the batch, one per row, or None; of more generators than rows, the first ones are used.
 
         Returns:
-            Tokens of the same shape, `mask_token_id` where masked.
+            Tokens of the same shape, with `mask_token_id` at the masked positions.
         """
         if original_samples.dtype != torch.int64:
             dtype = original_samples.dtype
@@ -292,7 +294,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         time = torch.as_tensor(timesteps, dtype=torch.float64)
         shape, remedy = tuple(time.shape), "Pass times from `scheduler.timesteps`, or drawn uniformly."
         require(shape in ((), (batch_size,)), "timesteps", f"one time or one per row ({batch_size},)", shape, remedy)
-        if time.device.type == "cpu":  # looking at an accelerator's would make the host wait
+        if time.device.type == "cpu":  # reading times from an accelerator would make the host wait
             require(bool(((time >= 0) & (time <= 1)).all()), "timesteps", "in [0, 1]", timesteps, remedy)
         time = time.to(device).expand(batch_size)
         tokens = original_samples.flatten(1)
