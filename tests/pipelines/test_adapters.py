@@ -118,7 +118,7 @@ def test_a_folder_cannot_hold_an_adapter(adapted: tuple[Any, Any, Path, Path], t
 
 
 class RoundedByBatch(torch.nn.Module):
-    """A linear layer as 8-bit kernels compute it: input rounded to 255 steps of the batch's largest number."""
+    """A linear layer as 8-bit kernels compute it: input rounded to 2047 steps of the batch's largest number."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()

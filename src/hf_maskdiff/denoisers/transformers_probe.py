@@ -128,7 +128,7 @@ class Probe:
             before = plain[id(mask)][: place - 1].detach().double()
             return float((moved - before).abs().amax() / before.std())
 
-        noise = max(effect(0, last, None), effect(0, last - 2, padded))
+        noise = max(effect(0, last, None), *(effect(0, place, padded) for place in range(last, 3, -2)))
         seen = min(effect(1, last, None), effect(1, last - 2, padded))
         return noise, seen, effect(1, last, padded)
 
