@@ -34,7 +34,7 @@ def load_labelled_images(
     image_size: int | None = None,
     num_channels: int = 1,
 ) -> LabelledImages:
-    """Reads one split of a set of small images into memory: one tensor, which a training loop indexes for free.
+    """Reads one split of a set of small images into memory, as one tensor that a training loop can index.
 
     Example:
         >>> images, labels, class_names = load_labelled_images("test", dataset="ylecun/mnist")
@@ -42,18 +42,18 @@ def load_labelled_images(
         torch.Size([10000, 1, 28, 28])
 
     Args:
-        split (`str`): "train" or "test". Where a source has no test split, its validation split serves; where it
-            has neither, a fixed tenth of the training split is held out.
+        split (`str`): "train" or "test". If a source has no test split, its validation split is used; if it has
+            neither, a fixed tenth of the training split is held out.
         dataset (`str`, *optional*): name of a data set on the Hub with an image and a class column.
         data_dir (`str` or `Path`, *optional*): a local folder instead: IDX files named as MNIST's
-            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder a class
+            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder per class
             (`train/cat/1.png`).
-        image_size (`int`, *optional*): resizes to squares of this side; None keeps the size, which must then be
-            the same everywhere.
+        image_size (`int`, *optional*): resizes images to squares of this side; None keeps their size, which must then
+            be the same for all.
         num_channels (`int`): 1 for grey, 3 for colour.
 
     Raises:
-        ValueError: if not exactly one source is given, or the source does not hold what is asked for.
+        ValueError: if not exactly one source is given, or the source has no such images.
     """
     if (dataset is None) == (data_dir is None):
         raise ValueError(
@@ -109,7 +109,7 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
 def _load_dataset(
     split: str, dataset: str | None, data_dir: str | Path | None, image_size: int | None, num_channels: int
 ) -> LabelledImages:
-    # Imported here: it takes a second, which the IDX files do not need.
+    # Imported here, because the import takes a second and IDX files do not need it.
     import datasets
 
     if dataset is not None:
