@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def load_statistics(path: str | Path) -> Statistics:
                 np.asarray(arrays["mu"], dtype=np.float64).reshape(-1),
                 np.asarray(arrays["sigma"], dtype=np.float64),
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise not_statistics(path, error) from error
 
 
