@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .names import SCHEDULERS, did_you_mean, did_you_mean_folder
 
@@ -33,6 +35,29 @@ def require_path_or_repository(name: str, value: str) -> None:
         raise ValueError(
             f"{name} must be a folder that exists, or a repository of the Hub, got {value!r}. "
             f"{did_you_mean_folder(value) or 'Check the path.'}"
+        )
+
+
+def require_pipeline(value: str) -> None:
+    """Raise `ValueError` if a value is neither the folder of a pipeline or of a model, nor a repository's name."""
+    require_path_or_repository("`pipeline`", value)
+    folder = Path(value)
+    if not folder.exists() or (folder / "model_index.json").exists():
+        return
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            "`pipeline` must be a folder with a model_index.json or, for a text model, a config.json, got "
+            f"{value!r}, which has neither. Check the path."
+        )
+    if "_class_name" in config and "model_type" not in config:
+        is_part = (folder.parent / "model_index.json").exists()
+        raise ValueError(
+            f"`pipeline` must be the folder of a whole pipeline, got {value!r}, which is a {config['_class_name']} "
+            f"alone. {f'Did you mean {str(folder.parent)!r}?' if is_part else 'Check the path.'}"
         )
 
 

@@ -13,6 +13,6 @@ def one_line(error: BaseException) -> str:
     words = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if len(words) > _LONGEST:
         words = f"{words[:_LONGEST]} ..."
-    if isinstance(error, LookupError) or not words:  # which may say no more than a key
+    if isinstance(error, KeyError) or not words:  # which says no more than a key
         return f"{type(error).__name__} {words}".strip()
     return words

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checks import require_path_or_repository, require_positive, require_scheduler
+from .checks import require_pipeline, require_positive, require_scheduler
 from .names import SCHEDULERS, TEXTS, did_you_mean
 from .samples import kind_of_saved_pipeline
 from .set_folder import require_set_folder
@@ -76,7 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def check_sampling_arguments(args: argparse.Namespace) -> None:
     """Raise `ValueError` for a pipeline, and ways of drawing its samples, that cannot work."""
     require_positive(args, _AT_LEAST_1)
-    require_path_or_repository("`pipeline`", args.pipeline)
+    require_pipeline(args.pipeline)
     if args.scheduler is not None:
         require_scheduler(args.scheduler)
     read_settings(args.scheduler_config)

@@ -86,12 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        return _tell(
-            options.command,
-            f"{type(error).__name__}: {one_line(error)} (Not foreseen. If the arguments are right, please report it "
-            f"with what the same command prints after {TRACEBACK}=1.)",
-            1,
-        )
+        words = f"{type(error).__name__}: {one_line(error)}"
+        hint = f"If the arguments are right, please report it with what the same command prints after {TRACEBACK}=1."
+        return _tell(options.command, f"{words} (Not foreseen. {hint})", 1)
     return 0
 
 

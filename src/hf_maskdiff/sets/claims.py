@@ -103,7 +103,8 @@ def require_same(folder: Path, present: Mapping[str, Any], wanted: Mapping[str, 
     """
     ignored = set() if "checksums" in present else {MADE_BY, *_CHECKSUMS}
     for key in sorted((present.keys() | wanted.keys()) - {MADE_BY} - ignored):
-        if present.get(key) != wanted.get(key):
+        # As they are written, where NaN is equal to itself.
+        if _words(present.get(key)) != _words(wanted.get(key)):
             before, now = _unequal(present.get(key), wanted.get(key))
             raise ValueError(
                 f"`output_dir` must hold a set of the same configuration, got {str(folder)!r}, where `{key}` is "
@@ -118,6 +119,10 @@ def require_same(folder: Path, present: Mapping[str, Any], wanted: Mapping[str, 
             f"with another `{key}`: {_abbreviated(before)}, now {_abbreviated(now)}. Put back what made them to "
             "complete the set. For a set of what there is now pass another folder, or delete this one first."
         )
+
+
+def _words(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _unequal(before: Any, now: Any) -> tuple[Any, Any]:

@@ -88,6 +88,13 @@ def _scheduler_of(name: str, pipe: Any) -> Any:
 
 
 def _with_settings(scheduler: Any, settings: dict[str, Any]) -> Any:
+    for name in ("mask_token_id", "codebook_size"):
+        own = scheduler.config.get(name)
+        if own is not None and settings.get(name, own) != own:
+            raise ValueError(
+                f"`scheduler_config` must leave `{name}` as it is for the model, {own}, got {settings[name]!r}. Leave "
+                "it out."
+            )
     try:
         return scheduler.from_config(scheduler.config, **settings)
     except TypeError as error:  # a word where a number belongs
