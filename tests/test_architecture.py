@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "hub": {"huggingface_hub"},
     "schedulers": {"torch", "diffusers", "hub", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
+    "devices": {"torch"},
     "caching": {"torch", "diffusers", "transformers"},
     "published": {"torch", "diffusers", "transformers"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published"},
@@ -40,8 +41,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "evaluation": ANYTHING,
     "sets": {
-        *("torch", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
-        *("__init__", "caching", "pipelines", "hf_maskdiff_cli"),
+        *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
+        *("__init__", "caching", "pipelines", "schedulers", "devices", "hf_maskdiff_cli"),
     },
     "parallel": {"sets", "hf_maskdiff_cli"},
     "generation": {"torch", "sets", "hf_maskdiff_cli"},

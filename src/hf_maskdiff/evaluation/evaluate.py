@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from hf_maskdiff.devices import require_device, telling_of_memory
 from hf_maskdiff.parallel import cost_of, start_processes
 from hf_maskdiff.sets.making import make_set
 from hf_maskdiff_cli.evaluate import add_arguments, check_arguments, run, set_folders
 from hf_maskdiff_cli.generate import add_arguments as add_generate_arguments
-from hf_maskdiff_cli.samples import TEXTS, kind_of_pipeline, require_one_kind
+from hf_maskdiff_cli.names import TEXTS
+from hf_maskdiff_cli.samples import kind_of_pipeline, require_one_kind
 
 from .judges import ImageJudge, TextJudge, judge_of
 from .report import Report, SetResult, rows_of
@@ -39,8 +41,15 @@ def judge_all(args: argparse.Namespace) -> Report | None:
         ValueError: samples, judges or references cannot be read, or do not fit together.
         OSError: a file cannot be read or written.
         ImportError: a package that a measure needs is not installed.
+        MemoryError: network and batch do not fit into the memory.
     """
-    _require_device(args.device)
+    if args.device is not None:
+        require_device("--device", args.device)
+    with telling_of_memory("Pass a smaller --eval_batch_size, or --device cpu."):
+        return _judge_all(args)
+
+
+def _judge_all(args: argparse.Namespace) -> Report | None:
     if args.pipeline:
         # Load the judge first, so that an error shows before samples are made.
         is_first = start_processes().is_main_process
@@ -61,20 +70,13 @@ def judge_all(args: argparse.Namespace) -> Report | None:
     return report
 
 
-def _require_device(device: str | None) -> None:
-    """Raise `ValueError` for a device that torch does not know; this check needs torch itself."""
-    try:
-        torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"--device must be one of torch's, such as cpu or cuda:0, got {device!r}.") from error
-
-
 def _kind_of(pipeline: str) -> str:
     """The kind of a pipeline's samples: texts if it has a tokenizer, or if it is a model without `model_index.json`."""
     try:
-        return kind_of_pipeline(DiffusionPipeline.load_config(pipeline))
+        index = DiffusionPipeline.load_config(pipeline)
     except OSError:
         return TEXTS
+    return kind_of_pipeline(str(index.get("_class_name")), pipeline)
 
 
 def make_sets(args: argparse.Namespace) -> list[Path]:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import INCEPTION_LAYERS, require_inception_weights
 
 from .digit_classifier import DigitClassifier
@@ -93,13 +95,24 @@ class ClassifierNetwork:
     Args:
         folder: the classifier's folder or Hub id.
         device: the device it runs on.
+
+    Raises:
+        ValueError: there is no such classifier.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
-        self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
-        config = self.classifier.config
+        try:
+            self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
+            config = self.classifier.config
+            self.mode = {1: "L", 3: "RGB"}[config.in_channels]
+        except Exception as error:  # of several libraries, by what is wrong with the files
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f'--network must be "inception", or the folder or repository of a classifier of images, grey or RGB, '
+                f"got {str(folder)!r}: {one_line(error)}"
+            ) from error
         self.name, self.num_features = f"classifier {folder}", config.feature_size
-        self.mode = {1: "L", 3: "RGB"}[config.in_channels]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

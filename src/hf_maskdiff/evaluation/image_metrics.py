@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -93,11 +94,14 @@ def load_statistics(path: str | Path) -> Statistics:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return (
-                np.asarray(arrays["mu"], dtype=np.float64).reshape(-1),
-                np.asarray(arrays["sigma"], dtype=np.float64),
-            )
-    except (OSError, KeyError, ValueError) as error:
+            mean = np.asarray(arrays["mu"], dtype=np.float64).reshape(-1)
+            covariance = np.asarray(arrays["sigma"], dtype=np.float64)
+        if covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"`mu` is of {len(mean)} features, and `sigma` of the shape {covariance.shape}")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("there are values in it that are not finite")
+        return mean, covariance
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise not_statistics(path, error) from error
 
 

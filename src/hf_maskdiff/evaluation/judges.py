@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import is_statistics, require_options_of
-from hf_maskdiff_cli.samples import IMAGES, TEXTS, require_reference_kind
+from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.samples import require_reference_kind
 
 from .frechet import Statistics, feature_statistics
 from .image_features import ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
@@ -169,9 +172,11 @@ def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
         return model, AutoTokenizer.from_pretrained(tokenizer or name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of several libraries, by what is wrong with the files
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"--judge must name a causal language model with its tokenizer, got {name!r}: {str(error).splitlines()[0]}"
+            f"--judge must name a causal language model with its tokenizer, got {name!r}: {one_line(error)}"
         ) from error
 
 

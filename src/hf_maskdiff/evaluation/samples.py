@@ -14,7 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hf_maskdiff_cli.samples import IMAGES, TEXTS, Form, form_of, is_image, not_samples
+from hf_maskdiff.sets.seals import is_sealed, is_whole
+from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.samples import Form, form_of, is_image, not_samples
 from hf_maskdiff_cli.set_folder import CONFIGURATION, HIDDEN
 
 STRINGS = ("string", "large_string")
@@ -158,9 +160,10 @@ def _text_of(path: Path) -> str:
 def _of_parquet(folder: Path, limit: int | None) -> Samples:
     import datasets
 
-    settings = folder / HIDDEN / CONFIGURATION
-    configuration = json.loads(settings.read_text()) if settings.is_file() else {}
+    configuration = _configuration_of(folder)
     files = sorted(map(str, folder.glob("*.parquet")))
+    for file in files:
+        _require_whole(Path(file), "checksums" in configuration)
     try:
         rows = datasets.Dataset.from_parquet(files) if files else []
     except Exception as error:  # its type depends on what is wrong with the file
@@ -174,6 +177,30 @@ def _of_parquet(folder: Path, limit: int | None) -> Samples:
             f"samples in {str(folder)!r}. Run the same `generate` again: it makes what is missing."
         )
     return _of_rows(rows, str(folder), configuration, limit)
+
+
+def _configuration_of(folder: Path) -> dict[str, Any]:
+    """How a set was made; nothing where `hf-maskdiff generate` did not make it."""
+    settings = folder / HIDDEN / CONFIGURATION
+    if not settings.is_file():
+        return {}
+    try:
+        return dict(json.loads(settings.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"a set must have its description, got a damaged {str(settings)!r}: {error}. Generate the set again in "
+            "another folder."
+        ) from error
+
+
+def _require_whole(path: Path, must_be_sealed: bool) -> None:
+    """Raise `ValueError` for a shard that is not as it was written. Other parquet files carry no checksum of ours."""
+    content = path.read_bytes()
+    if (must_be_sealed or is_sealed(content)) and not is_whole(content):
+        raise ValueError(
+            f"the parquet files of {str(path.parent)!r} must be whole, got {path.name}, whose checksum does not fit. "
+            "Run the same `generate` again: it makes what is damaged again."
+        )
 
 
 def _of_hub(name: str, limit: int | None) -> Samples:

@@ -21,6 +21,7 @@ from ..published import PublishedText, load_published_text
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
+from .call_progress import CallProgress
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .text_denoising import fill_in
@@ -365,11 +366,12 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 xm.mark_step()
             return sample
 
-        with self._running(call):
+        lengths = (self.denoiser.model_length, stride, block_length)
+        left = (sequences, mask_token_id, lengths, lambda: call.interrupt)
+        with self._running(call), CallProgress.over(self.progress_bar, *left) as progress:
             while not call.interrupt and (
                 rows := [row for row, ids in enumerate(sequences) if bool((ids == mask_token_id).any())]
             ):
-                lengths = (self.denoiser.model_length, stride, block_length)
                 parts = [next_part(sequences[row], mask_token_id, *lengths) for row in rows]
                 batch = WindowBatch(
                     [sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
@@ -379,7 +381,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 )
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
                 row_ids = torch.tensor(rows, device=device)
-                shown = {"progress_bar": self.progress_bar, "on_step_end": on_step_end}
+                shown = {"progress_bar": progress, "on_step_end": on_step_end}
                 filled = fill_in(self.denoiser, batch, call, own, passes, row_ids, **shown)
                 for row, part, ids in zip(rows, parts, filled, strict=True):
                     sequences[row][part.window] = ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,10 +39,28 @@ def next_part(
         stride: number of new positions in a window; None for as many as fit.
         block_length: number of positions that are filled in together; None for the whole window.
     """
-    length = min(model_length or len(sequence), len(sequence))
-    first_mask = first(sequence == mask_token_id)
+    return _part_at(first(sequence == mask_token_id), len(sequence), model_length, stride, block_length)
+
+
+def num_parts(
+    sequence: Tensor, mask_token_id: int, model_length: int | None, stride: int | None, block_length: int | None
+) -> int:
+    """How many parts fill in all of a sequence, one after the other; arguments as of `next_part`."""
+    masks = (sequence == mask_token_id).nonzero()[:, 0].tolist()
+    count = done = 0
+    while done < len(masks):
+        part = _part_at(masks[done], len(sequence), model_length, stride, block_length)
+        done = bisect_left(masks, part.window.start + part.block.stop)
+        count += 1
+    return count
+
+
+def _part_at(
+    first_mask: int, num_tokens: int, model_length: int | None, stride: int | None, block_length: int | None
+) -> Part:
+    length = min(model_length or num_tokens, num_tokens)
     context = length - min(stride or length, length)
-    start = max(min(first_mask - context, len(sequence) - length), 0)
+    start = max(min(first_mask - context, num_tokens - length), 0)
     block = slice(0, length)
     if block_length is not None:
         block = slice(first_mask - start, min(first_mask - start + block_length, length))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from itertools import islice
 from typing import Any
 
@@ -59,14 +59,19 @@ class Repository:
         loading = given if dtype in (None, "auto") else {"dtype": dtype, **given}
         return cls(str(pretrained_model_name_or_path), location, loading)
 
-    def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
-        """The pipeline; `ValueError` where the repository holds anything else."""
+    @cached_property
+    def pipeline_name(self) -> str:
+        """The class of the pipeline that it holds, or that opens the model that it holds."""
         try:
-            name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
+            return DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
         except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
             config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
             is_mdlm = config.get("model_type") == MDLMConfig.model_type
-            name = (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
+            return (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
+
+    def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
+        """The pipeline; `ValueError` where the repository holds anything else."""
+        name = self.pipeline_name
         found = next((pipeline for pipeline in expected if pipeline.__name__ == name), None)
         if found is None:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -71,18 +72,20 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
-        require(
-            config.mask_token_id >= 0, "mask_token_id", "at least 0", config.mask_token_id, "Pass the id of the mask."
-        )
+        mask = config.mask_token_id
+        valid = isinstance(mask, Integral) and mask >= 0
+        require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
         at_least_one = (
             ("codebook_size", "the number of real tokens"),
             ("top_k", "a number of tokens, or None for all"),
         )
         for name, meaning in at_least_one:
             value = config[name]
-            require(value is None or value >= 1, name, "at least 1", value, f"Pass {meaning}.")
-        require(config.temperature > 0, "temperature", "above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or 0 < config.top_p <= 1
+            valid = value is None or (isinstance(value, Integral) and value >= 1)
+            require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
+        valid = isinstance(config.temperature, Real) and config.temperature > 0
+        require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
+        top_p_valid = config.top_p is None or (isinstance(config.top_p, Real) and 0 < config.top_p <= 1)
         require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
