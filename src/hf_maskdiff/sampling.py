@@ -63,21 +63,6 @@ def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> T
     return torch.randint(*bounds, (batch_size,), generator=generator, device=source).to(device, non_blocking=True)
 
 
-def run_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
-    """A key per row that stays the same over all steps of a run, int64 `(batch_size,)`; draws nothing.
-
-    It comes from the seed that each generator was given. With one generator (or None) the row's index is mixed in.
-    """
-    check_generators(generator, batch_size)
-    if isinstance(generator, Sequence):
-        seeds = [g.initial_seed() for g in generator]
-    else:
-        seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        seeds = [seed + row for row in range(batch_size)]
-    signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]
-    return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
-
-
 def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 

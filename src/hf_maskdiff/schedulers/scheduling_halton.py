@@ -42,8 +42,9 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         inverse_temperature (`float` or pair): multiplies the logits of the draws, after `temperature`, `top_k` and
             `top_p`; a pair is spaced evenly over the steps. The published sampler takes `(1.0, 1.2)`: late tokens are
             drawn more sharply.
-        randomize (`bool`): start each row at a place of its own in the order. The place follows from the seed of the
-            row's generator, so that it is the same in all steps of a run.
+        randomize (`bool`): start each row at a place of its own in the order, all of them equally likely. It follows
+            from the state of the row's generator when the run begins, and is the same in all steps of the run. A loop
+            of your own must hand the same generator to all its steps.
     """
 
     @register_to_config
