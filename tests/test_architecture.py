@@ -26,13 +26,14 @@ ARROWS: dict[str, set[str]] = {
     "hub": {"huggingface_hub"},
     "schedulers": {"torch", "diffusers", "hub", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
+    "pictures": {"torch", "PIL"},
     "caching": {"torch", "diffusers", "transformers"},
     "published": {"torch", "diffusers", "transformers"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published"},
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive"},
     "pipelines": {
-        *("torch", "torch_xla", "diffusers", "transformers"),
-        *("hub", "sampling", "exclusive", "schedulers", "caching", "models", "published", "denoisers"),
+        *("torch", "torch_xla", "PIL", "diffusers", "transformers"),
+        *("hub", "sampling", "exclusive", "pictures", "schedulers", "caching", "models", "published", "denoisers"),
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers"),

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_maskdiff.pictures import in_eight_bits
+
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -129,7 +131,7 @@ def _load_dataset(
 
     images = []
     for image in rows[image_columns[0]]:
-        image = image.convert("L" if num_channels == 1 else "RGB")
+        image = in_eight_bits(image, "L" if num_channels == 1 else "RGB")
         if image_size is not None and image.size != (image_size, image_size):
             image = image.resize((image_size, image_size))
         images.append(np.asarray(image).reshape(image.height, image.width, num_channels).transpose(2, 0, 1))

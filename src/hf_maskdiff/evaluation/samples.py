@@ -14,6 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hf_maskdiff.pictures import in_eight_bits
 from hf_maskdiff_cli.samples import IMAGES, TEXTS, Form, form_of, is_image, not_samples
 from hf_maskdiff_cli.set_folder import CONFIGURATION, HIDDEN
 
@@ -64,8 +65,13 @@ class ImageSamples:
 
     def _readable(self, index: int, mode: str) -> Image.Image:
         try:
-            return self.read(index).convert(mode)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # Pillow says so of broken PNG files
+            return in_eight_bits(self.read(index), mode)
+        except (
+            OSError,
+            UnidentifiedImageError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # Pillow says so of broken PNG files
             raise ValueError(
                 f"every sample must be an image that can be read, got {error} at number {index} of {self.name}. "
                 "Remove it, or make it again."

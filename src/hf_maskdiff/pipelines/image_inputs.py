@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 
+from ..pictures import opaque_white, upright
 from .calls import GuidanceScale, as_pair
 
 Label = int | str
@@ -62,7 +65,12 @@ def _label_id(label: Label, ids_of_names: dict[str, int], num_classes: int) -> i
 
 
 def read_images(
-    name: str, images: PipelineImageInput, processor: VaeImageProcessor, channels: int, side: int | None = None
+    name: str,
+    images: PipelineImageInput,
+    processor: VaeImageProcessor,
+    channels: int,
+    side: int | None = None,
+    pillow: Callable[[Image.Image], Image.Image] = upright,
 ) -> list[Tensor]:
     """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`; a batch stays together.
 
@@ -72,14 +80,16 @@ def read_images(
         processor: converts and resizes.
         channels: that each image must have then.
         side: pixels to resize to; None keeps the size.
+        pillow: what is made of a PIL image before the processor sees it: 8 bits a channel.
 
     Raises:
         ValueError: not images, or values outside [0, 1], such as NaN.
     """
-    images = images if isinstance(images, list | tuple) else [images]
-    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in images]
+    given = images if isinstance(images, list | tuple) else [images]
+    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in given]
     try:
-        tensors = [processor.preprocess(image, side, side).float() for image in images]
+        read = [pillow(image) if isinstance(image, Image.Image) else image for image in given]
+        tensors = [processor.preprocess(image, side, side).float() for image in read]
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
@@ -90,11 +100,33 @@ def read_images(
             f"`{name}` must hold images of {channels} channel(s), got {got}. Pass PIL images, which are "
             "converted, arrays (height, width, channels) or tensors (channels, height, width)."
         )
-    for tensor in tensors:
+    for tensor, image in zip(tensors, given, strict=True):
         if not bool(((tensor >= 0) & (tensor <= 1)).all()):
             raise ValueError(
                 f"`{name}` must hold values in [0, 1], got values from {float(tensor.min()):.3g} to "
-                f"{float(tensor.max()):.3g}. Divide bytes by 255, or pass PIL images."
+                f"{float(tensor.max()):.3g}. Divide {_largest(image)}, or pass PIL images."
+            )
+    return tensors
+
+
+def _largest(image: Any) -> str:
+    """What to divide an array by to get values in [0, 1], as far as its type says that."""
+    is_uint16 = str(getattr(image, "dtype", "")).endswith("uint16")
+    return "16-bit values by 65535" if is_uint16 else "bytes by 255"
+
+
+def read_masks(masks: PipelineImageInput, processor: VaeImageProcessor) -> list[Tensor]:
+    """Masks as `read_images` gives them, `(1, 1, height, width)`; at least 0.5 is white.
+
+    Raises:
+        ValueError: also for a mask that is neither black nor white anywhere: one that means 1 of 255 as white.
+    """
+    tensors = read_images("mask_image", masks, processor, 1, pillow=opaque_white)
+    for tensor in tensors:
+        if 0 < (largest := float(tensor.max())) < 0.5:
+            raise ValueError(
+                f"`mask_image` must hold values of at least 0.5 where to draw anew, got at most {largest:.3g}. "
+                "Multiply it, for example `mask.point(lambda value: 255 * (value > 0))`."
             )
     return tensors
 

@@ -21,7 +21,7 @@ from .calls import CallStateMixin, GuidanceScale, PassCaches, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
-from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images
+from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
 from .substeps import Denoiser
 
 if is_torch_xla_available():
@@ -134,13 +134,13 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
     def preprocess_mask(self, mask_image: PipelineImageInput) -> Tensor:
         """Which codes a mask of any size lets change, bool `(num_masks, height, width)`: those with a white pixel.
 
-        White is a value of at least 0.5.
+        White is a value of at least 0.5, and what is transparent is not white.
 
         Raises:
-            ValueError: not grey images, or values outside [0, 1], such as NaN.
+            ValueError: not grey images, values outside [0, 1], such as NaN, or nothing but black and darkest grey.
         """
         side = self.transformer.config.sample_size
-        masks = read_images("mask_image", mask_image, self.mask_processor, 1)
+        masks = read_masks(mask_image, self.mask_processor)
         return torch.cat([adaptive_max_pool2d(mask, side)[:, 0] >= 0.5 for mask in masks])
 
     def check_inputs(
@@ -283,10 +283,11 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
                 each step; returns such a dict, whose latents are used from there on.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
             image (`PIL.Image.Image`, array, tensor, or list of them, *optional*): what to edit, of any size, values in
-                [0, 1]: one for all labels, or one for each (one label then also serves several images). It is read as
-                codes, and returns as these codes decode.
-            mask_image (as `image`, grey, *optional*): white where to draw anew, of any size. A code changes if any of
-                its pixels is white, the others come back unchanged; None is all white.
+                [0, 1]: one for all labels, or one for each (one label then also serves several images). PIL images of
+                any mode are read, 16-bit ones too, turned as their EXIF data say, without their transparency. It is
+                read as codes, and returns as these codes decode.
+            mask_image (as `image`, grey, *optional*): white where to draw anew, of any size; what is transparent is not
+                white. A code changes if any of its pixels is white, the others come back unchanged; None is all white.
             strength (`float`): in (0, 1]: the last `round(strength * num_inference_steps)` steps are run, from codes of
                 which the scheduler's `add_noise` has masked as many as are at that time. 1 draws the white part anew
                 whatever it held.
