@@ -40,7 +40,15 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def check_generators(generator: Generators, batch_size: int) -> None:
-    """Raise `ValueError` where a list of generators does not hold one for each row."""
+    """Raise `ValueError` for what is no generator, and where a list of them does not hold one for each row."""
+    several = isinstance(generator, Sequence)
+    given = [] if generator is None else generator if isinstance(generator, Sequence) else [generator]
+    strange = next((one for one in given if not isinstance(one, torch.Generator)), None)
+    if strange is not None or (several and None in given):
+        raise ValueError(
+            f"`generator` must be a torch.Generator, a list of them, or None, got {generator!r}. For a seed pass "
+            "`torch.Generator().manual_seed(seed)`."
+        )
     if isinstance(generator, Sequence) and len(generator) != batch_size:
         raise ValueError(
             f"A list of generators must hold one per row, got {len(generator)} for a batch of {batch_size}. "

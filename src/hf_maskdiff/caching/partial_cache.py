@@ -12,11 +12,12 @@ from torch import Tensor
 
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, LayerCache
+from hf_maskdiff.integers import as_integer, is_integer
 
 
 @dataclass
 class PartialCacheConfig:
-    """Spends little more than one pass on a step and samples as if it were several: `model.enable_cache(config)`.
+    """Spends little more than one pass on a step and samples as if it were several: `pipe.enable_cache(config)`.
 
     The positions of a step are cut into `num_substeps` ordered groups. The first is drawn from the full pass; before
     each later one only the step's positions go through the model again, with the tokens drawn so far, and every layer
@@ -42,11 +43,12 @@ class PartialCacheConfig:
     full_pass_threshold: float = 0.75
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_substeps, int) or self.num_substeps < 1:
+        if not is_integer(self.num_substeps, at_least=1):
             raise ValueError(
                 f"`num_substeps` must be an integer of at least 1, got {self.num_substeps!r}. Pass 2 for one partial "
                 "pass a step."
             )
+        self.num_substeps = as_integer(self.num_substeps)
         if self.first_group_fraction is not None and not 0 < self.first_group_fraction < 1:
             raise ValueError(
                 f"`first_group_fraction` must be in (0, 1) or None, got {self.first_group_fraction!r}. Pass None for "
@@ -63,7 +65,7 @@ class PartialCacheMixin(CacheMixin):
     """Gives a denoiser with `KeyValueSlot`s partial caching, beside all of diffusers' own caches.
 
     ```python
-    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
     ```
 
     Its `forward` takes `positions` and `cache`, asks `layers_of_pass` for what each layer keeps, and hands that to the

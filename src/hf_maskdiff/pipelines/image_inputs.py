@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from ..integers import as_integer, is_integer, plain
 from ..pictures import opaque_white, upright
 from .calls import GuidanceScale, as_pair
 
@@ -19,12 +20,12 @@ Label = int | str
 
 
 def label_ids(
-    labels: Label | Sequence[Label] | Tensor | None, num_classes: int, has_null_class: bool, id2label: Mapping
+    labels: Label | Iterable[Label] | Tensor | None, num_classes: int, has_null_class: bool, id2label: Mapping
 ) -> list[int]:
     """Class ids from ids or names; None is the unconditional class, `num_classes`.
 
     Args:
-        labels: one or several.
+        labels: one or several, in whatever holds them; numbers of numpy and torch too.
         num_classes: of the model.
         has_null_class: whether the model knows images of no class.
         id2label: names of the classes; where one lists several, separated by commas, each of them counts.
@@ -40,28 +41,30 @@ def label_ids(
             )
         return [num_classes]
     if isinstance(labels, Tensor):
-        labels = labels.flatten().tolist()
-    elif isinstance(labels, int | str):
-        labels = [labels]
+        labels = labels.flatten()
+    several: Any = labels
+    if isinstance(labels, str) or not isinstance(labels, Iterable) or getattr(labels, "ndim", 1) == 0:
+        several = [labels]
     ids_of_names: dict[str, int] = {}
     for label_id, names in id2label.items():
         for name in (names, *str(names).split(",")):
             ids_of_names.setdefault(name.strip(), int(label_id))
-    return [_label_id(label, ids_of_names, num_classes) for label in labels]
+    return [_label_id(label, ids_of_names, num_classes) for label in several]
 
 
-def _label_id(label: Label, ids_of_names: dict[str, int], num_classes: int) -> int:
+def _label_id(label: Any, ids_of_names: dict[str, int], num_classes: int) -> int:
     if isinstance(label, str):
         if label in ids_of_names:
             return ids_of_names[label]
         close = difflib.get_close_matches(label, ids_of_names, n=3) or list(ids_of_names)[:3]
         remedy = f"Did you mean one of {close}?" if close else "This model has no names: pass an id."
         raise ValueError(f"`class_labels` must be names in the model's `id2label` or ids, got {label!r}. {remedy}")
-    if not isinstance(label, int) or not 0 <= label < num_classes:
+    if not is_integer(label, at_least=0) or (found := as_integer(label)) >= num_classes:
         raise ValueError(
-            f"`class_labels` must be in 0 .. {num_classes - 1}, got {label!r}. Pass None for an image of no class."
+            f"`class_labels` must be in 0 .. {num_classes - 1}, got {plain(label)!r}. Pass None for an image of no "
+            "class."
         )
-    return label
+    return found
 
 
 def read_images(
@@ -169,9 +172,10 @@ def check_editing(given: Mapping[str, int], strength: float, latents: Tensor | N
 
 def check_latents(latents: Tensor, shape: tuple[int, ...], codebook_size: int, mask_token_id: int) -> None:
     """They must be int64 of that shape, and hold codes or the mask."""
-    if tuple(latents.shape) != shape or latents.dtype != torch.int64:
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or latents.dtype != torch.int64:
+        got = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
         raise ValueError(
-            f"`latents` must be int64 codes of shape {shape}, got {latents.dtype} {tuple(latents.shape)}. Pass "
+            f"`latents` must be int64 codes of shape {shape}, got {got}. Pass "
             f"codes of the tokenizer, {mask_token_id} where the image shall be filled in."
         )
     known = (latents >= 0) & (latents < codebook_size)

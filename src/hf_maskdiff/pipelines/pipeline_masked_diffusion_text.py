@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..caching import PartialCacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
+from ..integers import as_integer, is_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
 from ..sampling import Generators, check_generators
@@ -182,7 +183,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 "`token_type_ids` must be 0 everywhere, got others. Pass texts one by one rather than as pairs."
             )
         for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not is_integer(value, at_least=1):
                 raise ValueError(
                     f"`{name}` must be an integer of at least 1 or None, got {value!r}. Pass None to leave it out."
                 )
@@ -321,6 +322,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
+        num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
         self.check_inputs(
             prompt,
             input_ids,

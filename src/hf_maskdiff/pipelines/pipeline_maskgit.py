@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ..hub import PipelineRepositoryMixin
+from ..integers import as_integer
 from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
-from .calls import CallStateMixin, GuidanceScale, PassCaches, PipelineCall
+from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
+from .image_denoising import ImageDenoiser
 from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
-from .substeps import Denoiser
 
 if is_torch_xla_available():
     import torch_xla.core.xla_model as xm
@@ -107,6 +108,17 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         labels = "class_labels=[0]" if self.transformer.config.num_classes else ""
         steps = "" if self.config.call_defaults else "num_inference_steps=8"
         return f'pipe({", ".join(filter(None, (labels, steps)))}).images[0].save("image.png")'
+
+    def enable_cache(self, config: Any) -> None:
+        """Switch a cache of the denoiser on: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
+
+        It belongs to the model: every pipeline that shares it caches too.
+        """
+        self.transformer.enable_cache(config)
+
+    def disable_cache(self) -> None:
+        """Switch the cache of the denoiser off."""
+        self.transformer.disable_cache()
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -318,6 +330,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             mask_image = self.preprocess_mask(mask_image)
             counts["mask_image"] = len(mask_image)
         num_prompts = max(counts.values())
+        num_images_per_prompt = as_integer(num_images_per_prompt)
         batch_size = num_prompts * num_images_per_prompt if isinstance(num_images_per_prompt, int) else 0
         self.check_inputs(
             counts,
@@ -331,6 +344,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             callback_on_step_end_tensor_inputs,
         )
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
+        num_inference_steps = as_integer(num_inference_steps)
         first_step = num_inference_steps - round(strength * num_inference_steps)
         if first_step == num_inference_steps:
             raise ValueError(
@@ -363,7 +377,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         try:
             with self._running(call):
                 latents = denoise(
-                    self._denoiser(call, classes, class_labels is not None),
+                    ImageDenoiser(self.transformer, classes, call, class_labels is not None),
                     call.scheduler,
                     latents,
                     generator,
@@ -382,22 +396,3 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _denoiser(self, call: PipelineCall, classes: Tensor, is_conditional: bool) -> Denoiser:
-        """The transformer as the loop calls it, guided where the call says so; its caches end with the run."""
-        no_class, caches = torch.full_like(classes, self.transformer.config.num_classes), PassCaches(self.transformer)
-
-        def run(context: str, labels: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
-            arguments = caches.arguments(context, rows, positions)
-            with self.transformer.cache_context(context):  # diffusers' own caches read it
-                return self.transformer(tokens, labels[rows], return_dict=False, **arguments)[0]
-
-        def denoiser(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-            call.current_timestep = t  # diffusers' caches ask for it
-            cond = run("cond", classes, tokens, rows, positions)
-            scale = call.guidance_scale_at(t)
-            if scale <= 1 or not is_conditional:
-                return cond
-            return run("uncond", no_class, tokens, rows, positions).lerp_(cond, scale)
-
-        return denoiser

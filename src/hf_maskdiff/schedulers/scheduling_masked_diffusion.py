@@ -18,9 +18,18 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..hub import ModelCardMixin
+from ..integers import is_integer, plain
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, require, require_steps
+from .checks import (
+    ChoiceTemperature,
+    check_choice_temperature,
+    flatten_logits,
+    is_number,
+    require,
+    require_steps,
+    require_tensor,
+)
 from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
 from .run_keys import RunKeys
 from .step_context import StepContext
@@ -74,20 +83,22 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def check_config(self) -> None:
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
+        self.register_to_config(**{name: plain(value) for name, value in self.config.items()})
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
-        require(
-            config.mask_token_id >= 0, "mask_token_id", "at least 0", config.mask_token_id, "Pass the id of the mask."
-        )
+        mask, remedy = config.mask_token_id, "Pass the id of the mask, an integer."
+        require(is_integer(mask, at_least=0), "mask_token_id", "at least 0", mask, remedy)
         at_least_one = (
             ("codebook_size", "the number of real tokens"),
             ("top_k", "a number of tokens, or None for all"),
         )
         for name, meaning in at_least_one:
             value = config[name]
-            require(value is None or value >= 1, name, "at least 1", value, f"Pass {meaning}.")
-        require(config.temperature > 0, "temperature", "above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or 0 < config.top_p <= 1
+            valid = value is None or is_integer(value, at_least=1)
+            require(valid, name, "at least 1", value, f"Pass {meaning}.")
+        warm = is_number(config.temperature) and config.temperature > 0
+        require(warm, "temperature", "above 0", config.temperature, "For greedy tokens pass top_k=1.")
+        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
         require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
@@ -171,7 +182,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
                 choice temperature ignore it.
             device: accepted for diffusers' pipelines; `timesteps` stays on the CPU, as diffusers keeps `sigmas`.
         """
-        require_steps(num_inference_steps)
+        num_inference_steps = require_steps(num_inference_steps)
         table = self.config.masking_schedule
         if not isinstance(table, str) and len(table) != num_inference_steps:
             raise ValueError(
@@ -223,7 +234,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
         """A copy that draws tokens at another temperature; 0 draws the most probable ones."""
         remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
-        require(0 <= value < math.inf, "sampling_temperature", "a number of at least 0", value, remedy)
+        valid = is_number(value) and 0 <= value < math.inf
+        require(valid, "sampling_temperature", "a number of at least 0", value, remedy)
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
 
     def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
@@ -334,6 +346,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         Returns:
             Tokens of the same shape, `mask_token_id` where masked.
         """
+        require_tensor("original_samples", original_samples, "int64 tokens", "Pass token ids.")
         if original_samples.dtype != torch.int64:
             dtype = original_samples.dtype
             raise ValueError(f"`original_samples` must hold int64 tokens, got {dtype}. Pass token ids.")
