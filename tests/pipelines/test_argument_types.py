@@ -224,7 +224,7 @@ def test_a_cache_is_switched_on_the_pipeline(images: MaskGITPipeline) -> None:
     config, call = PartialCacheConfig(num_substeps=2), {"num_images_per_prompt": 8, "num_inference_steps": 2}
     plain = codes(images, 1, **call)
     images.enable_cache(config)
-    assert images.transformer.partial_cache == config
+    assert images.partial_cache == config
     cached = codes(images, 1, **call)
     assert not torch.equal(cached, plain)
     images.disable_cache()

@@ -67,6 +67,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     model_cpu_offload_seq = "transformer"
     card_pipeline_tag = "text-generation"
+    card_task = "masked-diffusion-text-generation"
     card_example = 'print(pipe("Once upon a time", max_new_tokens=32, num_inference_steps=32).texts[0])'
     # New tokens where neither the call nor masks in the prompt say how many; None fills the model's length.
     default_max_new_tokens: int | None = 128

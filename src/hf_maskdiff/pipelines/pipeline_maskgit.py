@@ -22,7 +22,7 @@ from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
-from .image_denoising import ImageDenoiser
+from .image_denoising import ImageCachingMixin, ImageDenoiser
 from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
 
 if is_torch_xla_available():
@@ -50,7 +50,7 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
@@ -68,6 +68,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
     model_cpu_offload_seq = "transformer->vqvae"
     card_pipeline_tag = "unconditional-image-generation"
     card_tags = ("maskgit",)
+    card_task = "masked-diffusion-image-generation"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
 
     def __init__(
@@ -86,7 +87,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
                 "others to the call."
             )
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults)
+        self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults and dict(call_defaults))
         levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
         self.vae_scale_factor = 2 ** (levels - 1)
         channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
@@ -108,17 +109,6 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         labels = "class_labels=[0]" if self.transformer.config.num_classes else ""
         steps = "" if self.config.call_defaults else "num_inference_steps=8"
         return f'pipe({", ".join(filter(None, (labels, steps)))}).images[0].save("image.png")'
-
-    def enable_cache(self, config: Any) -> None:
-        """Switch a cache of the denoiser on: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
-
-        It belongs to the model: every pipeline that shares it caches too.
-        """
-        self.transformer.enable_cache(config)
-
-    def disable_cache(self) -> None:
-        """Switch the cache of the denoiser off."""
-        self.transformer.disable_cache()
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -377,13 +367,13 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         try:
             with self._running(call):
                 latents = denoise(
-                    ImageDenoiser(self.transformer, classes, call, class_labels is not None),
+                    ImageDenoiser(self._cache_switch, classes, call, class_labels is not None),
                     call.scheduler,
                     latents,
                     generator,
                     first_step=first_step,
                     initial=initial,
-                    partial_cache=self.transformer.partial_cache,
+                    partial_cache=self.partial_cache,
                     progress_bar=self.progress_bar,
                     on_step_end=on_step_end,
                     interrupted=lambda: call.interrupt,

@@ -181,6 +181,9 @@ def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
     settings = {name: value for name, value in pipe.config.items() if name in inspect.signature(type(pipe)).parameters}
     replaced = type(pipe)(**{**settings, **pipe.components, **components})
     replaced.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    caching = getattr(pipe, "denoiser", pipe)
+    if caching.partial_cache is not None:
+        replaced.enable_cache(caching.partial_cache)
     return replaced
 
 

@@ -160,7 +160,10 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         )
         if not isabstract(cls):
             warn_of_another_class(cls, class_named(config, _schedulers()), pretrained_model_name_or_path)
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **settings)
+        made = cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **settings)
+        if subfolder is None:  # else the card there is of what this is a part of
+            (made[0] if return_unused_kwargs else made)._loaded_from = pretrained_model_name_or_path
+        return made
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
