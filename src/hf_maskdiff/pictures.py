@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 # How the plain modes are called that hold the same without alpha being multiplied in, or without a palette.
 _PLAIN = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
@@ -23,6 +23,15 @@ def in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
         ValueError: numbers whose range nobody knows: mode "I" unless it is a 16-bit PNG, or "F" outside [0, 1].
     """
     return _in_bytes(image, image.format).convert(mode)
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether it shows no colour: its channels are alike, but for what a JPEG file makes of grey."""
+    if image.mode in ("1", "L", "La", "LA", "F") or image.mode.startswith("I"):
+        return True
+    red, green, blue = image.convert("RGB").split()
+    pairs = ((red, green), (green, blue), (red, blue))
+    return not any(any(ImageChops.difference(*pair).histogram()[17:]) for pair in pairs)
 
 
 def opaque_white(image: Image.Image) -> Image.Image:
