@@ -100,7 +100,8 @@ class Bench:
             self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
         self.classifier.to(device).eval()
         self.shared = shared_config(self.pipeline.scheduler)
-        images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir)
+        channels = self.classifier.config.in_channels
+        images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir, num_channels=channels)
         if len(images) < 2 * args.num_images:
             raise ValueError(
                 f"`num_images` must be at most {len(images) // 2}, half of the real images, got {args.num_images}. "

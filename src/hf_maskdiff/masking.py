@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .integers import is_integer
+
 MaskingSchedule = str | Sequence[int]
 
 # Papers write these in the progress r = 1 - t, as cos(pi r / 2), 1 - r, (2 / pi) arccos(r) and 1 - r^2. Written in t,
@@ -66,7 +68,7 @@ def check_masking_schedule(masking_schedule: MaskingSchedule, rounding: str) -> 
     if isinstance(masking_schedule, str):
         return
     table = list(masking_schedule)
-    integers = all(isinstance(count, int) for count in table)
+    integers = all(is_integer(count, at_least=1) for count in table)
     if not table or not integers or not all(a < b for a, b in zip([0, *table], table, strict=False)):
         raise ValueError(
             "A `masking_schedule` table must hold strictly increasing positive integers, the positions revealed after "

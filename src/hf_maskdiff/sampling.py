@@ -40,7 +40,15 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def check_generators(generator: Generators, batch_size: int) -> None:
-    """Raise `ValueError` if a list of generators does not hold one for each row."""
+    """Raise `ValueError` unless this is a generator, None, or a list with one generator for each row."""
+    several = isinstance(generator, Sequence)
+    given = [] if generator is None else generator if isinstance(generator, Sequence) else [generator]
+    strange = next((one for one in given if not isinstance(one, torch.Generator)), None)
+    if strange is not None or (several and None in given):
+        raise ValueError(
+            f"`generator` must be a torch.Generator, a list of them, or None, got {generator!r}. For a seed pass "
+            "`torch.Generator().manual_seed(seed)`."
+        )
     if isinstance(generator, Sequence) and len(generator) != batch_size:
         raise ValueError(
             f"A list of generators must hold one per row, got {len(generator)} for a batch of {batch_size}. "
@@ -61,21 +69,6 @@ def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> T
         return torch.cat([key.to(device, non_blocking=True) for key in keys])
     source = device if generator is None else generator.device
     return torch.randint(*bounds, (batch_size,), generator=generator, device=source).to(device, non_blocking=True)
-
-
-def run_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
-    """A key per row that stays the same over all steps of a run, int64 `(batch_size,)`; draws nothing.
-
-    It comes from the seed that each generator was given. With one generator (or None) the row's index is mixed in.
-    """
-    check_generators(generator, batch_size)
-    if isinstance(generator, Sequence):
-        seeds = [g.initial_seed() for g in generator]
-    else:
-        seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        seeds = [seed + row for row in range(batch_size)]
-    signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]
-    return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def _signed(value: int) -> int:

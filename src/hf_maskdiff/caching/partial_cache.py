@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, LayerCache
+from hf_maskdiff.integers import as_integer, is_integer
 
 
 @dataclass
@@ -43,11 +44,12 @@ class PartialCacheConfig:
     full_pass_threshold: float = 0.75
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_substeps, int) or self.num_substeps < 1:
+        if not is_integer(self.num_substeps, at_least=1):
             raise ValueError(
                 f"`num_substeps` must be an integer of at least 1, got {self.num_substeps!r}. Pass 2 for one partial "
                 "pass per step."
             )
+        self.num_substeps = as_integer(self.num_substeps)
         if self.first_group_fraction is not None and not 0 < self.first_group_fraction < 1:
             raise ValueError(
                 f"`first_group_fraction` must be in (0, 1) or None, got {self.first_group_fraction!r}. Pass None for "
@@ -64,7 +66,7 @@ class PartialCacheMixin(CacheMixin):
     """Adds partial caching to a denoiser that has `KeyValueSlot`s; all of diffusers' own caches still work.
 
     ```python
-    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
     ```
 
     A model with this mixin takes `positions` and `cache` in `forward`, gets each layer's cache from `layers_of_pass`,

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.caching import KeyValueCache, PartialCacheConfig
+from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models import MDLMTransformer
 
@@ -54,12 +54,11 @@ class TextDenoiser(Protocol):
     def _reset_stateful_cache(self) -> None: ...
 
 
-class MDLMDenoiser:
-    """An `MDLMTransformer`, whose mask token is its last id; its caches are the model's own."""
+class MDLMDenoiser(CacheSwitch):
+    """An `MDLMTransformer`, whose mask token is its last id; its caches are the model's own kind."""
 
     def __init__(self, model: MDLMTransformer) -> None:
-        self.model = model
-        self.enable_cache, self.disable_cache, self.new_cache = model.enable_cache, model.disable_cache, model.new_cache
+        super().__init__(model)
         self.cache_context, self._reset_stateful_cache = model.cache_context, model._reset_stateful_cache
 
     @property
@@ -77,10 +76,6 @@ class MDLMDenoiser:
     @property
     def time_conditioning(self) -> bool:
         return self.model.config.time_conditioning
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        return self.model.partial_cache
 
     def __call__(
         self,

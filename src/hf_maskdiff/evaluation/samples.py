@@ -14,6 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hf_maskdiff.pictures import in_eight_bits
 from hf_maskdiff.sets.seals import is_sealed, is_whole
 from hf_maskdiff_cli.names import IMAGES, TEXTS
 from hf_maskdiff_cli.samples import Form, form_of, is_image, not_samples
@@ -67,8 +68,8 @@ class ImageSamples:
 
     def _readable(self, index: int, mode: str) -> Image.Image:
         try:
-            return self.read(index).convert(mode)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # SyntaxError: a broken PNG
+            return in_eight_bits(self.read(index), mode)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:  # Pillow's, for broken PNG files
             raise ValueError(
                 f"every sample must be an image that can be read, got {error} at number {index} of {self.name}. "
                 "Remove it, or make it again."

@@ -29,7 +29,7 @@ def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
-    """Halton order, begun at a place that follows from the seed of each row's generator, the same in all steps."""
+    """Halton order, begun at a place of each row's own, the same in all steps of a run and a new one in the next."""
     ranks = spread_ranks(context.grid, context.keys.device)
     place = position_noise(context.run_keys, 1, Purpose.SHIFT)[0]
     return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()

@@ -42,8 +42,9 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         inverse_temperature (`float` or pair): multiplies the logits before tokens are drawn, after `temperature`,
             `top_k` and `top_p`; a pair (start, end) changes linearly over the steps. The published sampler uses
             `(1.0, 1.2)`, so that later tokens are drawn more sharply.
-        randomize (`bool`): start each row at its own random place in the order. The place is computed from the seed of
-            the row's generator, so it is the same in all steps of a run.
+        randomize (`bool`): start each row at its own random place in the order; all places are equally likely. The
+            place follows from the state of the row's generator when the run begins, so it is the same in all steps of
+            a run. If you write the loop yourself, pass the same generator to every step.
     """
 
     @register_to_config

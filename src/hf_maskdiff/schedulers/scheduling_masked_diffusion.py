@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -16,9 +17,20 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..hub import ModelCardMixin
+from ..integers import is_integer, plain
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, require, require_steps
+from .checks import (
+    ChoiceTemperature,
+    check_choice_temperature,
+    flatten_logits,
+    is_number,
+    require,
+    require_steps,
+    require_tensor,
+)
+from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
+from .run_keys import RunKeys
 from .step_context import StepContext
 
 
@@ -70,10 +82,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def check_config(self) -> None:
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
+        self.register_to_config(**{name: plain(value) for name, value in self.config.items()})
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
         mask = config.mask_token_id
-        valid = isinstance(mask, Integral) and mask >= 0
+        valid = is_integer(mask, at_least=0)
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
         at_least_one = (
             ("codebook_size", "the number of real tokens"),
@@ -81,11 +94,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         )
         for name, meaning in at_least_one:
             value = config[name]
-            valid = value is None or (isinstance(value, Integral) and value >= 1)
+            valid = value is None or is_integer(value, at_least=1)
             require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
-        valid = isinstance(config.temperature, Real) and config.temperature > 0
+        valid = is_number(config.temperature) and config.temperature > 0
         require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or (isinstance(config.top_p, Real) and 0 < config.top_p <= 1)
+        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
         require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
@@ -97,15 +110,64 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self._choice_temperatures: list[float] | None = None
+        self._run_keys = RunKeys()
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler with these settings: those of any scheduler, with the keywords in place of its own.
+
+        What this class has no use for in the configuration of another one is kept for the way back. Called on a base,
+        `MaskedDiffusionScheduler.from_config(config)`, it makes the scheduler that the configuration names.
+
+        Args:
+            config: `scheduler.config`, or what `load_config` returns.
+            return_unused_kwargs: return `(scheduler, keywords that it did not use)`.
+            kwargs: settings, for example `choice_temperature=3.0`.
+
+        Raises:
+            ValueError: a keyword that neither this class nor the configuration knows; called on a base, a
+                configuration that names no scheduler of this package.
+        """
+        if isabstract(cls):
+            named: Any = require_named(cls, config, _schedulers())
+            return named.from_config(config, return_unused_kwargs, **kwargs)
+        if isinstance(config, Mapping):
+            own = cls._get_init_keys(cls) - {"self"}
+            if not return_unused_kwargs:
+                check_keywords(cls.__name__, kwargs, {*own, *config})
+            config = with_settings(config, {name: kwargs[name] for name in kwargs if name not in own})
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Open a preset, from a folder or the Hub; the arguments are those of diffusers' `SchedulerMixin`.
+
+        `MaskedDiffusionScheduler.from_pretrained(preset)` is the scheduler that the preset names. Another class takes
+        over the settings that it shares with that one, as diffusers' schedulers do, and says so in a warning.
+        """
+        config, settings, _ = cls.load_config(
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            return_unused_kwargs=True,
+            return_commit_hash=True,
+            **kwargs,
+        )
+        if not isabstract(cls):
+            warn_of_another_class(cls, class_named(config, _schedulers()), pretrained_model_name_or_path)
+        made = cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **settings)
+        if subfolder is None:  # else the card there is of what this is a part of
+            (made[0] if return_unused_kwargs else made)._loaded_from = pretrained_model_name_or_path
+        return made
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        def concrete(base: type) -> list[type]:
-            children: list[type] = base.__subclasses__()
-            below = [found for child in children for found in concrete(child)]
-            return below if getattr(base, "__abstractmethods__", None) else [base, *below]
-
-        return [*concrete(MaskedDiffusionScheduler), diffusers.AmusedScheduler]
+        return [*_schedulers(), diffusers.AmusedScheduler]
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +186,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             device: accepted for diffusers' pipelines but not used; `timesteps` stays on the CPU, like diffusers'
                 `sigmas`.
         """
-        require_steps(num_inference_steps)
+        num_inference_steps = require_steps(num_inference_steps)
         table = self.config.masking_schedule
         if not isinstance(table, str) and len(table) != num_inference_steps:
             raise ValueError(
@@ -134,6 +196,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor([1 - n / num_inference_steps for n in range(num_inference_steps)])
         self._choice_temperatures = self._anneal(temperature)
+        self._run_keys = RunKeys()
 
     def _anneal(self, override: ChoiceTemperature | None) -> list[float] | None:
         value, num_steps = self.config.get("choice_temperature"), self._require_run()
@@ -272,6 +335,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             choice_temperature=None if self._choice_temperatures is None else self._choice_temperatures[step_index],
             grid=tuple(sample.shape[1:]),
             generator=generator,
+            of_run=self._run_keys,
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------
@@ -287,6 +351,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         Returns:
             Tokens of the same shape, with `mask_token_id` at the masked positions.
         """
+        require_tensor("original_samples", original_samples, "int64 tokens", "Pass token ids.")
         if original_samples.dtype != torch.int64:
             dtype = original_samples.dtype
             raise ValueError(f"`original_samples` must hold int64 tokens, got {dtype}. Pass token ids.")
@@ -306,3 +371,10 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
         masked = (noise < ratio[:, None]).to(tokens.device)
         return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
+
+
+def _schedulers(base: type = MaskedDiffusionScheduler) -> list[type]:
+    """Every scheduler that is imported, with those of other packages."""
+    children: list[type] = base.__subclasses__()
+    below = [found for child in children for found in _schedulers(child)]
+    return below if isabstract(base) else [base, *below]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..sampling import Generators, Purpose, gumbel, position_noise, run_keys
+from ..sampling import Generators, Purpose, gumbel, position_noise
+from .run_keys import RunKeys
 
 # An alpha of 0 would make beta infinite.
 _SMALLEST_ALPHA = 1e-6
@@ -30,6 +31,7 @@ class StepContext:
         choice_temperature: alpha_n, or None if the scheduler has no choice temperature.
         grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
         generator: the `generator` argument of the step.
+        of_run: the keys that stay the same over a run.
     """
 
     step_index: int
@@ -42,6 +44,7 @@ class StepContext:
     choice_temperature: float | None
     grid: tuple[int, ...]
     generator: Generators
+    of_run: RunKeys = field(default_factory=RunKeys)
 
     @property
     def sharpness(self) -> float:
@@ -80,5 +83,8 @@ class StepContext:
 
     @cached_property
     def run_keys(self) -> Tensor:
-        """One key per row that stays the same in all steps of a run, int64 `(batch_size,)`."""
-        return run_keys(self.generator, len(self.keys), self.keys.device)
+        """One key per row that is the same in all steps of a run and new in the next run, int64 `(batch_size,)`.
+
+        It is the key of the step in which the run first asks for it; `Purpose.SHIFT` is a separate stream of that key.
+        """
+        return self.of_run.at(self.step_index, self.generator, self.keys)
