@@ -74,9 +74,7 @@ def run(scheduler: Any, logits: Tensor, num_inference_steps: int) -> None:
     batch_size, length, vocabulary = logits.shape
     side = round(length**0.5)
     sample = torch.full((batch_size, side, side), scheduler.config.mask_token_id, device=logits.device)
-    model_output = logits.view(batch_size, side, side, vocabulary).permute(
-        0, 3, 1, 2
-    )  # a view: no copy for any scheduler
+    model_output = logits.view(batch_size, side, side, vocabulary).permute(0, 3, 1, 2)  # a view: nothing is copied
     generator = torch.Generator(logits.device).manual_seed(0)
     scheduler.set_timesteps(num_inference_steps, (2, 0), logits.device)
     for t in scheduler.timesteps:
