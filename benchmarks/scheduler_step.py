@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="batch x length x vocabulary; square lengths")
     parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS)[1:], default=list(SCHEDULERS)[1:])
     parser.add_argument("--num_inference_steps", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each shape, about")
+    parser.add_argument("--seconds", type=float, default=20.0, help="approximate time for each shape")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add_machine_arguments(parser)
     parser.add_argument("--output_dir", type=Path)
