@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     per_hour = args.teraflops * 1e12 * 3600
     results = [cost(run, args.num_substeps) for run in RUNS]
     hours = f"GPU hours by steps; R = {args.num_substeps}"
-    headings = ["run", "parameters, decoder", "GFLOP a pass, decoding", hours, "disk"]
+    headings = ["run", "parameters, decoder", "GFLOP per pass, decoding", hours, "disk"]
     print_table(headings, [table_row(row, per_hour) for row in results], left=(0, 3))
     _, reading = measure(gpt2_large, lambda model: model(TEXT))
     print(f"\ngpt2-large reads 1024 texts of 1024 tokens in {1024 * reading / per_hour:.3f} GPU hours")

@@ -73,7 +73,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("train", "test"), default="test", help="split of the real images")
     parser.add_argument("--choice_temperature", type=float, default=6.0)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--num_images", type=int, default=1000, help="a cell and seed")
+    parser.add_argument("--num_images", type=int, default=1000, help="per seed")
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=250)
     add_cell_arguments(parser)

@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image_temperature", type=float, default=6.0)
     parser.add_argument("--text_temperature", type=float, default=4.0)
     parser.add_argument("--samplers", nargs="+", default=["moment", "hybrid"])
-    parser.add_argument("--num_samples", type=int, default=64, help="a seed")
+    parser.add_argument("--num_samples", type=int, default=64, help="per seed")
     parser.add_argument("--num_seeds", type=int, default=4)
     parser.add_argument("--output_dir", type=Path)
     return parser.parse_args(argv)

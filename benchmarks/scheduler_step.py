@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="batch x length x vocabulary; square lengths")
     parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS)[1:], default=list(SCHEDULERS)[1:])
     parser.add_argument("--num_inference_steps", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each shape, about")
+    parser.add_argument("--seconds", type=float, default=20.0, help="approximate time for each shape")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add_machine_arguments(parser)
     parser.add_argument("--output_dir", type=Path)
@@ -74,9 +74,7 @@ def run(scheduler: Any, logits: Tensor, num_inference_steps: int) -> None:
     batch_size, length, vocabulary = logits.shape
     side = round(length**0.5)
     sample = torch.full((batch_size, side, side), scheduler.config.mask_token_id, device=logits.device)
-    model_output = logits.view(batch_size, side, side, vocabulary).permute(
-        0, 3, 1, 2
-    )  # a view: no copy for any scheduler
+    model_output = logits.view(batch_size, side, side, vocabulary).permute(0, 3, 1, 2)  # a view: nothing is copied
     generator = torch.Generator(logits.device).manual_seed(0)
     scheduler.set_timesteps(num_inference_steps, (2, 0), logits.device)
     for t in scheduler.timesteps:

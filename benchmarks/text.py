@@ -75,7 +75,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--order", type=int, default=6, help="of the judge's n-grams")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[4, 16])
-    parser.add_argument("--plain", nargs="*", choices=PLAIN, default=list(PLAIN), help="at the model's temperature")
+    parser.add_argument("--plain", nargs="*", choices=PLAIN, default=list(PLAIN), help="without choice temperature")
     parser.add_argument(
         "--tempered", nargs="*", choices=TEMPERED | MIXTURES, default=list(TEMPERED), help="at the others"
     )

@@ -1,9 +1,9 @@
-"""How samplers fill in an image, as an animated GIF: a row each, and grey where the tokens are still masked.
+"""How samplers fill in an image, as an animated GIF: one row per sampler, with masked tokens in grey.
 
     python examples/animate_unmasking.py
     python examples/animate_unmasking.py --schedulers halton confidence --steps 16 --labels 0 8 --output two_orders.gif
 
-It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. The images are taken in
+It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. The images are recorded in
 `callback_on_step_end`, which the pipeline calls after every step, as all pipelines of diffusers do.
 """
 
@@ -27,7 +27,7 @@ History = list[list[Image.Image]]  # the images after each step
 def record(
     history: History, pipe: MaskGITPipeline, step: int, timestep: Tensor | None, tensors: dict[str, Any]
 ) -> dict[str, Any]:
-    """Decode what is there, the masked parts grey, and leave everything as it is."""
+    """A callback that decodes the current tokens, with masked parts in grey, and changes nothing."""
     history.append(pipe.image_processor.postprocess(pipe.decode_latents(tensors["latents"]), "pil"))
     return tensors
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         run(args)
-    except ValueError as error:  # the package's say rule, value and remedy
+    except ValueError as error:  # the package's errors state rule, value and remedy
         parser.error(str(error))
 
 

@@ -1,12 +1,12 @@
-"""A sampler of one's own: in reading order, but what the model is surer of comes earlier.
+"""A sampler of your own: it reveals positions in reading order, but earlier if the model is more certain of them.
 
     python examples/custom_scheduler.py --pipeline pipelines/maskgit-mnist --output reading_order.png
 
-An order is one method: a score for every position, the largest first. Counts, noise, tokens, checks, saving and
-loading are inherited. All that decides belongs among the arguments of `__init__`, so that it is saved.
+An order is one method, which returns a score for every position; the largest comes first. Counts, noise, tokens,
+checks, saving and loading are inherited. All settings must be arguments of `__init__`, so that they are saved.
 
-`SchedulerMixin` is imported here because diffusers looks a component's base class up in the module that defines the
-component. A pipeline saved with this sampler loads wherever this module has been imported before.
+`SchedulerMixin` is imported here because diffusers looks up a component's base class in the module that defines the
+component. A pipeline saved with this sampler can be loaded after this module has been imported.
 """
 
 import argparse
@@ -29,12 +29,12 @@ class ReadingOrderScheduler(ChooseThenSampleScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        nats_per_place: float = 0.1,  # how much surer a position must be to come one place earlier
+        nats_per_place: float = 0.1,  # the gain in certainty that moves a position one place forward
     ) -> None:
         self.check_config()
 
     def score_positions(self, marginals: sampling.Marginals, context: StepContext) -> torch.Tensor:
-        # (batch_size, L), float64, for a sequence as for an image, whose rows of tokens stand one after the other.
+        # (batch_size, L), float64, for sequences and for images, whose rows of tokens follow one another.
         price = self.config.nats_per_place * torch.arange(context.masked.shape[1], device=context.keys.device).double()
         return marginals.score(orders.log_confidence, context.masked).to(price.device) - price
 

@@ -1,11 +1,11 @@
-"""Real images edited, in one picture: halves drawn anew, and the class changed at several strengths.
+"""Edits real images and shows them in one picture: halves drawn anew, and the class changed at several strengths.
 
     python examples/edit_image.py
     python examples/edit_image.py --data_dir FOLDER_OF_MNIST --schedulers moment halton --strengths 0.3 0.9
 
 The images are the first of each class in a test set, by default MNIST from the Hub; `--data_dir` names a local folder
-instead. Below each masked row, with grey where the codes are masked, stands what the pipeline made of it. "Changed" is
-the share of codes that are not the image's.
+instead. Each masked row, with masked codes in grey, is followed by the pipeline's result. "Changed" is the share of
+codes that differ from the image's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from hf_maskdiff import MaskGITPipeline
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
-# White is drawn anew. A mask may have any size: these are two pixels, side by side and one above the other.
+# White areas are drawn anew. Masks may have any size: these have two pixels, side by side or one above the other.
 MASKS = {
     "right half": Image.fromarray(np.array([[0, 255]], dtype=np.uint8)),
     "lower half": Image.fromarray(np.array([[0], [255]], dtype=np.uint8)),
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         run(args)
-    except ValueError as error:  # the package's say rule, value and remedy
+    except ValueError as error:  # the package's errors state rule, value and remedy
         parser.error(str(error))
 
 

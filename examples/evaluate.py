@@ -1,4 +1,4 @@
-"""A score of samples with error bars: of folders, or of a pipeline whose samples are made first.
+"""Scores samples, with error bars: samples in folders, or those of a pipeline, which are made first.
 
     python examples/evaluate.py out/digits --network pipelines/maskgit-mnist/digit_classifier --reference REAL_DIGITS
 
@@ -11,10 +11,10 @@
     accelerate launch --multi_gpu --num_processes 8 examples/evaluate.py --pipeline me/imagenet-256 \\
         --num_samples 50000 --num_seeds 1 --reference imagenet.npz --output_dir out/fid
 
-Images get a Frechet distance and an Inception score, in Inception's features (`pip install "hf-maskdiff[fid]"`) or a
-classifier's; texts entropy and distinct n-grams, and perplexity and MAUVE under `--judge gpt2-large`, or the likelihood
-under an n-gram judge that `--ngram` fits. Sets that differ in their seed alone become one row. `hf-maskdiff evaluate`
-is the same program.
+For images it computes a Frechet distance and an Inception score, in the features of Inception (`pip install
+"hf-maskdiff[fid]"`) or of a classifier. For texts it computes entropy and distinct n-grams; with `--judge gpt2-large`
+also perplexity and MAUVE, and with `--ngram` the likelihood under an n-gram model fitted to those texts. Sets that
+differ in their seed alone become one row. `hf-maskdiff evaluate` is the same program.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
     args = parser.parse_args(argv)
     try:
         return run(args)
-    except USER_ERRORS as error:  # the package's say rule, value and remedy
+    except USER_ERRORS as error:  # the package's errors state rule, value and remedy
         parser.error(one_line(error))
 
 

@@ -1,4 +1,4 @@
-"""Any number of images or texts, on one process or many, as a data set that `datasets.load_dataset` opens.
+"""Makes any number of images or texts, on one process or many, as a data set that `datasets.load_dataset` opens.
 
     python examples/generate_dataset.py --pipeline pipelines/maskgit-mnist --num_samples 1000 --output_dir out/digits
 
@@ -8,9 +8,10 @@
     accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \\
         examples/generate_dataset.py --pipeline pipelines/mdlm-shakespeare --num_samples 500 --output_dir out/plays
 
-The last one is two processes on a CPU, in spite of the name. Stopped or killed, the same command completes the set;
-what it holds does not depend on the number of processes, nor on a CPU on the batch size. `hf-maskdiff generate` is the
-same program (`accelerate launch -m hf_maskdiff generate ...`); docs/fid-50k.md goes on from here to a score.
+The last command starts two processes on a CPU, in spite of `--multi_gpu`. If a run is stopped or killed, the same
+command completes the set. The samples do not depend on the number of processes and, on a CPU, not on the batch size
+either. `hf-maskdiff generate` is the same program (`accelerate launch -m hf_maskdiff generate ...`); docs/fid-50k.md
+continues from here to a score.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         run(args)
-    except USER_ERRORS as error:  # the package's say rule, value and remedy
+    except USER_ERRORS as error:  # the package's errors state rule, value and remedy
         parser.exit(2, f"{parser.prog}: error: {one_line(error)}\n")
 
 

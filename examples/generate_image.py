@@ -1,10 +1,10 @@
-"""The same classes from six samplers, side by side in one picture: a row each, with its steps, passes and seconds.
+"""The same classes from six samplers in one picture: one row per sampler, with its steps, passes and seconds.
 
     python examples/generate_image.py
     python examples/generate_image.py --schedulers moment hybrid --steps 2 4 8 --labels 3 8 --output few_steps.png
 
-It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. The images of a column come from
-the same seed. With few steps the samplers differ visibly; with many they come to look alike.
+It needs a pipeline folder, by default `pipelines/maskgit-mnist` of this repository. The images in a column have the
+same seed. With few steps the samplers differ visibly; with many steps they look alike.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import hf_maskdiff as hf
 
-# name -> the mask, codebook and masking schedule of a configuration, under another sampler
+# name -> a function that makes this sampler with the mask, codebook and masking schedule of a configuration
 SAMPLERS: dict[str, Callable[[dict[str, Any]], hf.MaskedDiffusionScheduler]] = {
     "uniform": lambda config: hf.UniformScheduler.from_config(config, choice_temperature=None),
     "halton": lambda config: hf.HaltonScheduler.from_config(config, choice_temperature=None),
@@ -39,15 +39,15 @@ def make_parser(description: str | None, output: str) -> argparse.ArgumentParser
     parser.add_argument("--pipeline", default=str(folder), help="folder or Hub name of the pipeline")
     parser.add_argument("--labels", nargs="+", help="class ids or names; default: the first ten classes")
     parser.add_argument("--schedulers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1 a step costs two model passes")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones follow")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1, a step costs two model passes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; later images count up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(output))
     return parser
 
 
 def load(args: argparse.Namespace) -> tuple[hf.MaskGITPipeline, dict[str, Any], dict[str, Any], list[str]]:
-    """The pipeline, its scheduler's configuration, what all calls share, and the classes' names."""
+    """The pipeline, its scheduler's configuration, the arguments that all calls share, and the classes' names."""
     try:
         pipe = hf.MaskGITPipeline.from_pretrained(args.pipeline).to(args.device)
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def load(args: argparse.Namespace) -> tuple[hf.MaskGITPipeline, dict[str, Any], 
 
 
 def generators(args: argparse.Namespace, num_images: int) -> list[torch.Generator]:
-    """One for each image, so that an image does not depend on the others."""
+    """One generator per image, so that an image does not depend on the other images."""
     return [torch.Generator().manual_seed(args.seed + i) for i in range(num_images)]
 
 
@@ -75,7 +75,7 @@ Row = tuple[str, str, list[Image.Image]]  # name, remark, images
 
 
 def draw_sheet(rows: list[Row], class_names: list[str], corner: str = "") -> Image.Image:
-    """A picture of rows under the names of the classes, the images enlarged to at least `SIDE`."""
+    """A picture with the rows below the classes' names, and the images enlarged to at least `SIDE`."""
     first = rows[0][2][0]
     width, height = (side * -(-SIDE // first.width) for side in first.size)
     lefts = [LEFT + column * (width + GAP) for column in range(len(class_names))]
@@ -99,7 +99,7 @@ def draw_sheet(rows: list[Row], class_names: list[str], corner: str = "") -> Ima
 
 def run(args: argparse.Namespace) -> None:
     pipe, config, call, class_names = load(args)
-    pipe(**call, num_inference_steps=1)  # the first call pays for warming up; it shall not stand in the table
+    pipe(**call, num_inference_steps=1)  # warm up, so that the table does not include it
     rows = []
     print(f"{'sampler':12}{'steps':>6}{'passes':>8}{'seconds':>9}")
     for sampler, steps in product(args.schedulers, args.steps):
@@ -116,11 +116,11 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, "samples.png")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4], help="several: a row for each sampler and number")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4], help="a row for each sampler and number")
     args = parser.parse_args(argv)
     try:
         run(args)
-    except ValueError as error:  # the package's say rule, value and remedy
+    except ValueError as error:  # the package's errors state rule, value and remedy
         parser.error(str(error))
 
 

@@ -1,4 +1,4 @@
-"""The same beginning continued by nine samplers: a text each, with its steps, model passes and seconds.
+"""Continues the same prompt with nine samplers: one text each, with its steps, model passes and seconds.
 
     python examples/generate_text.py
     python examples/generate_text.py --prompt "To be, or [MASK:12] question." --schedulers moment      # infilling
@@ -31,7 +31,7 @@ from hf_maskdiff import (
     MDLMPipeline,
 )
 
-# name -> the mask, codebook and masking schedule of a configuration, under another sampler
+# name -> a function that makes this sampler with the mask, codebook and masking schedule of a configuration
 SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
     "ancestral": lambda config: AncestralScheduler.from_config(config, choice_temperature=None),
     "first-hitting": lambda config: FirstHittingScheduler.from_config(config, choice_temperature=None),
@@ -43,12 +43,12 @@ SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
 def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     folder = Path(__file__).resolve().parents[1] / "pipelines" / "mdlm-shakespeare"
     parser.add_argument("--pipeline", default=str(folder), help="folder or Hub name of the pipeline")
-    parser.add_argument("--prompt", default="First Citizen:\n", help="with [MASK:5] for five tokens to be filled in")
+    parser.add_argument("--prompt", default="First Citizen:\n", help="[MASK:5] stands for five tokens to fill in")
     parser.add_argument("--schedulers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--steps", type=int, nargs="+", default=[16], help="several: a text for each")
+    parser.add_argument("--steps", type=int, nargs="+", default=[16], help="one or more; a text for each")
     parser.add_argument("--choice_temperature", type=float, help="default: the pipeline's, or 4")
     parser.add_argument("--max_new_tokens", type=int, help="default: as many as the model's length allows")
-    parser.add_argument("--stride", type=int, help="tokens a block adds, for texts longer than the model")
+    parser.add_argument("--stride", type=int, help="new tokens per block, for texts longer than the model")
     parser.add_argument("--stream", action="store_true", help="show the text after each step, _ for a masked token")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +56,7 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> a
 
 
 def show_step(pipe: MDLMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
-    """A callback: prints the block as it stands, on one line."""
+    """A callback that prints the current block on one line."""
     (text,) = pipe.decode_sequences(tensors["sequences"])
     print(f"{step + 1:4} {text!r}", flush=True)
     return tensors
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=True)
     config = dict(pipe.scheduler.config)
     config["choice_temperature"] = args.choice_temperature or config.get("choice_temperature") or 4.0
-    pipe(args.prompt, 1, args.max_new_tokens, stride=args.stride)  # pays for warming up; it shall not be timed
+    pipe(args.prompt, 1, args.max_new_tokens, stride=args.stride)  # warm up, before timing
     for sampler, steps in product(args.schedulers, args.steps):
         pipe.scheduler = SAMPLERS[sampler](config)
         start = time.perf_counter()
@@ -91,12 +91,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal cannot show
+    sys.stdout.reconfigure(errors="replace")  # a model may write characters that a terminal cannot show
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args = parse_args(parser, argv)
     try:
         run(args)
-    except ValueError as error:  # the package's say rule, value and remedy
+    except ValueError as error:  # the package's errors state rule, value and remedy
         parser.error(str(error))
 
 

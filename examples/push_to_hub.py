@@ -3,9 +3,9 @@
     python examples/push_to_hub.py --namespace me --dry_run
     python examples/push_to_hub.py --namespace me --private pipelines/maskgit-mnist
 
-Needs `hf auth login` or `HF_TOKEN`. Files go up as they are, but for the card, which says how to load the new
-repository. `--refresh_cards` uploads nothing and brings the folders' own cards up to date: what is generated in them
-is written anew, what was written by hand stays.
+Needs `hf auth login` or `HF_TOKEN`. Files are uploaded unchanged, except for the card, which says how to load the new
+repository. `--refresh_cards` uploads nothing; it updates the generated parts of the folders' own cards and keeps what
+was written by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def index_of(folder: Path) -> Path:
 
 
 def card_for(folder: Path, repo_id: str) -> ModelCard:
-    """The folder's card, with what is generated in it right for `repo_id`."""
+    """The folder's card, with its generated parts written for `repo_id`."""
     card = folder / "README.md"
     cls = getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"])
     return cls.from_pretrained(folder).generate_model_card(repo_id, ModelCard.load(card) if card.exists() else None)
@@ -52,13 +52,13 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="default: all under pipelines/ and schedulers/")
-    parser.add_argument("--namespace", help="user or organisation that shall own the repositories")
-    parser.add_argument("--private", action="store_true", help="for repositories that are new")
+    parser.add_argument("--namespace", help="user or organisation that will own the repositories")
+    parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--dry_run", action="store_true", help="say what would be uploaded")
     parser.add_argument("--refresh_cards", action="store_true")
     args = parser.parse_args(argv)
     if args.namespace is None and not args.refresh_cards:
-        parser.error("`--namespace` must name who shall own the repositories, got none. Pass your user name.")
+        parser.error("`--namespace` must name the owner of the repositories, got none. Pass your user name.")
     everything = (*ROOT.glob(f"pipelines/*/{INDICES[0]}"), *ROOT.glob(f"schedulers/*/{INDICES[1]}"))
     folders = [folder.resolve() for folder in args.folders or sorted(path.parent for path in everything)]
     try:

@@ -1,8 +1,8 @@
-"""Train the digit classifier whose features and verdicts judge generated digits (benchmarks/images.py).
+"""Train the digit classifier whose features and predictions judge generated digits (benchmarks/images.py).
 
     python examples/train_digit_classifier.py --dataset ylecun/mnist --output_dir runs/digit-classifier
 
-Minutes on a CPU; prints the accuracy on the test split. `--data_dir FOLDER` reads local files instead.
+Takes minutes on a CPU, and prints the accuracy on the test split. `--data_dir FOLDER` reads local files instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hf_maskdiff.evaluation.image_data import load_labelled_images
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
-    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
+    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images per class")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--max_train_steps", type=int, default=2400)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     progress = tqdm(range(args.max_train_steps), desc="digit classifier")
     for step in progress:
         chosen = torch.randint(len(images), (args.batch_size,), device=device)
-        # Shifts of up to two pixels: generated digits are not centred as carefully as MNIST's.
+        # Shift images by up to two pixels, since generated digits are not centred as carefully as MNIST's.
         shift = torch.randint(-2, 3, (2,)).tolist()
         batch = torch.roll(images[chosen].float() / 255, shift, dims=(2, 3))
         logits = model(batch).logits

@@ -3,8 +3,8 @@ r"""Train a class-conditional MaskGIT on the codes of an image tokenizer, and wr
     accelerate launch examples/train_maskgit.py --dataset ylecun/mnist --tokenizer runs/mnist-vq \
         --output_dir runs/mnist-maskgit --mixed_precision bf16
 
-`--tokenizer` is any diffusers `VQModel` that looks codes up (examples/train_vq.py makes one). `--data_dir FOLDER`
-reads local files instead; add `--resume_from_checkpoint latest` to go on after a stop. Then:
+`--tokenizer` is any diffusers `VQModel` with a codebook (examples/train_vq.py makes one). `--data_dir FOLDER` reads
+local files instead; add `--resume_from_checkpoint latest` to continue after a stop. Then:
 
     pipe = MaskGITPipeline.from_pretrained("runs/mnist-maskgit")
     pipe(class_labels=[0, 1, 2, 3], num_inference_steps=8).images[0].save("zero.png")
@@ -39,7 +39,7 @@ from hf_maskdiff.evaluation.image_data import load_labelled_images
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
-    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
+    parser.add_argument("--image_size", type=int, help="resize images to this side; default: keep their size")
     parser.add_argument("--tokenizer", required=True, help="folder or Hub name of a VQModel")
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=6)
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--masking_schedule", default="cosine")
     parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="decay of the averaged weights, which are saved")
     return parser.parse_args(argv)
 
 
@@ -65,7 +65,7 @@ def encode(tokenizer: VQModel, images: Tensor, device: torch.device) -> Tensor:
 
 
 def masked_loss(logits: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
-    """Mean cross entropy of the masked positions, in nats; the mask token itself is no answer."""
+    """Mean cross entropy of the masked positions, in nats; the mask token itself is never predicted."""
     mask_token_id = logits.shape[-1] - 1
     targets = codes.masked_fill(~masked, -100).flatten()
     total = F.cross_entropy(logits[..., :mask_token_id].flatten(0, 1).float(), targets, reduction="sum")
@@ -76,7 +76,7 @@ def masked_loss(logits: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
 def evaluate(
     model: HaltonMaskGITTransformer2DModel, scheduler: MaskGITScheduler, codes: Tensor, labels: Tensor, seed: int
 ) -> float:
-    """Mean loss over times spread evenly in (0, 1), with the same masks every time."""
+    """Mean loss over evenly spaced times in (0, 1), with the same masks in every evaluation."""
     model.eval()
     generator = torch.Generator(codes.device).manual_seed(seed)
     times = (torch.randperm(len(codes), generator=generator, device=codes.device) + 0.5) / len(codes)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     ).to(device)
     model.register_to_config(id2label=dict(enumerate(class_names)))
     if device.type == "cpu":
-        # With so few tokens plain matrix products train faster than the fused kernel there: a step by 1.4 times.
+        # With so few tokens, plain matrix products are faster there than the fused kernel: by 1.4 times per step.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer, schedule = make_optimizer(model.parameters(), args)
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         rows, classes = codes[indices], labels[indices]
         times, drop = torch.rand(2, len(rows), generator=generator, device=device)
         classes = torch.where(drop < args.label_dropout, len(class_names), classes)
-        # The scheduler that samples is the one that trains.
+        # Training uses the same scheduler as sampling.
         sample = scheduler.add_noise(rows, times, generator)
         loss = masked_loss(model(sample, classes).sample, rows, sample == codebook_size)
         accelerator.backward(loss)

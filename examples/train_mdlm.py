@@ -4,8 +4,8 @@ r"""Train a masked diffusion language model (MDLM) on texts, and write the whole
         --mixed_precision bf16
 
 `--data_dir FOLDER` reads local .txt files instead. The tokens are the characters of the training text, byte pairs
-learned from it (`--vocab_size 1024`), or those of any tokenizer of the Hub (`--tokenizer gpt2`). Add
-`--resume_from_checkpoint latest` to go on after a stop. Then:
+learned from it (`--vocab_size 1024`), or those of any tokenizer on the Hub (`--tokenizer gpt2`). Add
+`--resume_from_checkpoint latest` to continue after a stop. Then:
 
     pipe = MDLMPipeline.from_pretrained("runs/shakespeare")
     print(pipe("ROMEO:", num_inference_steps=32).texts[0])
@@ -47,23 +47,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     tokens = parser.add_mutually_exclusive_group()
-    tokens.add_argument("--tokenizer", help="folder or Hub name of a tokenizer; default: one token a character")
-    tokens.add_argument("--vocab_size", type=int, help="instead: as many byte pairs, learned from the training text")
+    tokens.add_argument("--tokenizer", help="folder or Hub name of a tokenizer; default: one token per character")
+    tokens.add_argument("--vocab_size", type=int, help="instead: number of byte pairs to learn from the training text")
     parser.add_argument("--model_length", type=int, default=128, help="tokens per row")
     parser.add_argument("--hidden_dim", type=int, default=192)
     parser.add_argument("--cond_dim", type=int, default=32)
     parser.add_argument("--n_blocks", type=int, default=5)
     parser.add_argument("--n_heads", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--time_conditioning", action="store_true", help="tell the model the time")
+    parser.add_argument("--time_conditioning", action="store_true", help="give the model the time as an input")
     parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights that are saved")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="decay of the averaged weights, which are saved")
     return parser.parse_args(argv)
 
 
 def character_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a character of the documents: byte pair encoding that merges nothing."""
+    """A tokenizer with one token per character of the documents: byte pair encoding without merges."""
     characters = sorted(set().union("\n", *documents))
     vocabulary = {token: i for i, token in enumerate([*characters, "[UNK]", "[PAD]"])}
     tokenizer = Tokenizer(BPE(vocabulary, merges=[], unk_token="[UNK]"))
@@ -74,7 +74,7 @@ def character_tokenizer(documents: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_pair_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Frequent pieces of the documents as tokens: byte pair encoding that merges until it has `vocab_size` of them."""
+    """A tokenizer of frequent pieces of the documents: byte pair encoding with `vocab_size` tokens."""
     learner = Tokenizer(BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.train_from_iterator(documents, BpeTrainer(vocab_size=vocab_size, show_progress=False))
@@ -89,7 +89,7 @@ def byte_pair_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrained
 
 
 def load_tokenizer(name: str | None, vocab_size: int | None, documents: Sequence[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer whose last token is the mask, as the last row of the model is."""
+    """Load or learn a tokenizer whose last token is the mask, like the last row of the model."""
     if name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name)
     elif vocab_size is not None:
@@ -102,7 +102,7 @@ def load_tokenizer(name: str | None, vocab_size: int | None, documents: Sequence
 
 
 def codebook_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that may be written: all before the mask, but for those that stand for no text at the end."""
+    """Number of tokens that may be generated: those before the mask, without special tokens at their end."""
     never = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
     size = len(tokenizer) - 1
     while size - 1 in never:
@@ -111,21 +111,21 @@ def codebook_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> Tensor:
-    """All documents one after the other, each followed by the end-of-text token or a line break: int64 `(length,)`."""
+    """All documents in one sequence, each followed by the end-of-text token or a line break: int64 `(length,)`."""
     end = tokenizer.eos_token or "\n"
     rows = tokenizer([text + end for text in documents], add_special_tokens=False, verbose=False).input_ids
     return torch.tensor(list(chain.from_iterable(rows)))
 
 
 def spread_times(num: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Times uniform in (0, 1), one in each of `num` equal parts: the loss varies less than at independent times."""
+    """Random times, one in each of `num` equal parts of (0, 1): the loss varies less than with independent times."""
     times = (torch.rand(1, generator=generator, device=device) + torch.arange(num, device=device)) / num % 1
     return SMALLEST_TIME + (1 - SMALLEST_TIME) * times
 
 
 @torch.no_grad()
 def evaluate(model: MDLMTransformer, scheduler: MomentScheduler, rows: Tensor, batch_size: int, seed: int) -> float:
-    """Mean bound in nats per token, with the same times and masks every time."""
+    """Mean bound in nats per token, with the same times and masks in every evaluation."""
     generator = torch.Generator(rows.device).manual_seed(seed)
     times = spread_times(len(rows), generator, rows.device)
     times = times[torch.randperm(len(rows), generator=generator, device=rows.device)]
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         time_conditioning=args.time_conditioning,
     ).to(device)
     if device.type == "cpu" and args.mixed_precision == "bf16" and length <= 128:
-        # Only there do plain matrix products train faster than the fused kernel: a step by a tenth.
+        # Only there are plain matrix products faster than the fused kernel: by a tenth per step.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer, schedule = make_optimizer(model.parameters(), args)
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     ema.to(device)
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
-    # A row starts anywhere in its part of the text, so no two epochs cut it in the same places.
+    # Each row starts at a random place in its part of the text, so that every epoch cuts the text differently.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
     progress = training_batches("mdlm", num_rows, start, args, accelerator)
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)
         rows = tokens[starts[:, None] + offsets]
         times = spread_times(len(rows), generator, device)
-        # The scheduler that samples is the one that trains.
+        # Training uses the same scheduler as sampling.
         sample = scheduler.add_noise(rows, times, generator)
         loss = nelbo(model(sample, times).logits, sample, rows, times, mask_token_id).mean()
         accelerator.backward(loss)
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             progress.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             save_checkpoint(accelerator, args.output_dir, step + 1)
-            # What is saved and judged are the averaged weights; training goes on from its own.
+            # Save and evaluate the averaged weights; training continues with the current ones.
             ema.store(trained.parameters())
             ema.copy_to(trained.parameters())
             test_loss = evaluate(trained.eval(), scheduler, test_rows, args.batch_size, args.seed)

@@ -2,9 +2,9 @@
 
     accelerate launch examples/train_vq.py --dataset ylecun/mnist --output_dir runs/mnist-vq --mixed_precision bf16
 
-`--data_dir FOLDER` reads local files instead; add `--resume_from_checkpoint latest` to go on after a stop. The folder
-loads with plain diffusers, `VQModel.from_pretrained("runs/mnist-vq")`. Images are in [0, 1] on both sides; clip what
-`decode` returns.
+`--data_dir FOLDER` reads local files instead; add `--resume_from_checkpoint latest` to continue after a stop. Plain
+diffusers loads the folder with `VQModel.from_pretrained("runs/mnist-vq")`. Inputs and outputs are images in [0, 1];
+clip the images that `decode` returns.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from hf_maskdiff.evaluation.image_data import load_labelled_images
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
-    parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
+    parser.add_argument("--image_size", type=int, help="resize images to this side; default: keep their size")
     parser.add_argument("--num_channels", type=int, help="1: grey, 3: colour; default: as the images are")
     parser.add_argument(
-        "--block_out_channels", type=int, nargs="+", default=[16, 32, 32], help="each but the last halves"
+        "--block_out_channels", type=int, nargs="+", default=[16, 32, 32], help="all but the last halve"
     )
     parser.add_argument("--latent_channels", type=int, default=16, help="width of a code vector")
     parser.add_argument("--codebook_size", type=int, default=128)
     parser.add_argument("--commitment_weight", type=float, default=0.25)
-    parser.add_argument("--codebook_decay", type=float, default=0.99, help="of the running means that are the codes")
+    parser.add_argument("--codebook_decay", type=float, default=0.99, help="of the running means, which are the codes")
     parser.add_argument("--max_train_steps", type=int, default=2500)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.998, help="of the averaged weights that are saved")
+    parser.add_argument("--ema_decay", type=float, default=0.998, help="decay of the averaged weights, which are saved")
     return parser.parse_args(argv)
 
 
 class CodebookUpdater(nn.Module):
-    """Moves each code to the running mean of the latents it stands for, and dead codes to latents just seen.
+    """Moves each code to the running mean of the latents that it encodes, and unused codes to latents just seen.
 
-    A codebook trained by gradient uses a handful of its codes. Running means (van den Oord, Vinyals, Kavukcuoglu,
+    A codebook trained by gradient uses only a few of its codes. Running means (van den Oord, Vinyals, Kavukcuoglu,
     arXiv 1711.00937, appendix A.1) with restarts (Dhariwal et al., arXiv 2005.00341) use them all. At the first step
-    every code is dead, so the codebook starts as a sample of latents.
+    no code is in use, so the codebook starts as a sample of latents.
     """
 
     def __init__(self, quantizer: nn.Module, decay: float, min_share: float = 0.03) -> None:
         super().__init__()
-        # Held in a tuple, for the quantizer is a part of the model and not of this module's state.
+        # Held in a tuple, because the quantizer is part of the model and not of this module's state.
         self.quantizer, self.decay, self.min_share = (quantizer,), decay, min_share
         codes = quantizer.embedding.weight.requires_grad_(False)
         self.register_buffer("counts", torch.zeros(len(codes)))
@@ -73,13 +73,13 @@ class CodebookUpdater(nn.Module):
 
     @torch.no_grad()
     def step(self, accelerator: Accelerator, generator: torch.Generator) -> None:
-        """Uses what the quantizer saw in its latest forward pass, on all processes together."""
+        """Update the codes from the quantizer's latest forward pass, on all processes together."""
         one_hot = F.one_hot(self.indices, len(self.counts)).to(self.latents.dtype)
         counts = accelerator.reduce(one_hot.sum(0), "sum")
         sums = accelerator.reduce(one_hot.T @ self.latents, "sum")
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        # Alive: a fair share of the latents, or at least `min_share` of it.
+        # A code is in use if it encodes a fair share of the latents, or at least `min_share` of that.
         fair = counts.sum() / len(counts)
         picks = torch.randint(len(self.latents), (len(counts),), generator=generator, device=self.latents.device)
         candidates = broadcast(self.latents[picks])

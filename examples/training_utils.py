@@ -1,4 +1,4 @@
-"""What the training programs share: arguments, batches that can be resumed, checkpoints that survive a kill."""
+"""Shared by the training programs: arguments, batches that can be resumed, checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_KEPT_CHECKPOINTS = 2
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist or karpathy/tiny_shakespeare")
     parser.add_argument(
-        "--data_dir", help="instead: folder with IDX files, with one sub-folder of images a class, or texts"
+        "--data_dir", help="instead: folder with IDX files, with one sub-folder of images per class, or texts"
     )
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--batch_size", type=int, default=128, help="per process")
@@ -48,10 +48,10 @@ def errors_in_one_line() -> Iterator[None]:
 def index_batches(
     num_examples: int, batch_size: int, start_step: int, max_steps: int, seed: int, accelerator: Accelerator
 ) -> Iterator[tuple[int, Tensor, torch.Generator]]:
-    """Yields `(step, indices, generator)`: which examples this process reads in a step, and its source of noise.
+    """Yields `(step, indices, generator)`: the examples that this process reads in a step, and its source of noise.
 
-    Both depend on the seed, the process and the step alone, so a resumed run goes on as if it had never stopped, and
-    nothing has to be skipped. Every epoch is a new permutation, cut into batches (the rest is dropped).
+    Both depend only on the seed, the process and the step, so a resumed run continues as if it had never stopped,
+    without skipping through batches. Every epoch is a new permutation, cut into full batches (the rest is dropped).
     """
     total = batch_size * accelerator.num_processes
     per_epoch = num_examples // total
@@ -72,7 +72,7 @@ def index_batches(
 def training_batches(
     name: str, num_examples: int, start: int, args: argparse.Namespace, accelerator: Accelerator
 ) -> tqdm:
-    """`index_batches` from step `start` to the last, with a progress bar."""
+    """`index_batches` from step `start` to the last step, with a progress bar."""
     batches = index_batches(num_examples, args.batch_size, start, args.max_train_steps, args.seed, accelerator)
     quiet = not accelerator.is_main_process
     return tqdm(batches, desc=name, initial=start, total=args.max_train_steps, disable=quiet)
@@ -81,9 +81,9 @@ def training_batches(
 def make_optimizer(
     weights: Iterable[nn.Parameter], args: argparse.Namespace, betas: tuple[float, float] = (0.9, 0.98)
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW, and the course of its learning rate: up, then down as a cosine.
+    """AdamW, and a learning rate schedule that rises and then falls as a cosine.
 
-    The latter shall not be prepared by accelerate: then it would take one step per process.
+    Do not prepare the schedule with accelerate: it would take one step per process.
     """
     optimizer = torch.optim.AdamW(weights, args.learning_rate, betas=betas, weight_decay=args.weight_decay)
     return optimizer, get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
@@ -95,7 +95,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
-    """Writes aside and renames: at any moment every folder named `checkpoint-*` is complete."""
+    """Write to a temporary folder and rename it, so that every folder named `checkpoint-*` is complete."""
     final = output_dir / f"{CHECKPOINT_PREFIX}{step}"
     partial = output_dir / f"partial-{final.name}"
     if accelerator.is_main_process:
@@ -104,7 +104,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # A folder of that name is there only if the run was resumed from an older one: the same again.
+        # A folder of this name exists only if the run was resumed from an older checkpoint; it has the same content.
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         for old in checkpoints(output_dir)[:-NUM_KEPT_CHECKPOINTS]:

@@ -200,7 +200,7 @@ def test_cards_are_refreshed_in_place(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"`--namespace` must name who shall own the repositories, got none\. Pass your user name\."),
+        ([], r"`--namespace` must name the owner of the repositories, got none\. Pass your user name\."),
         (["--namespace", "me", "nowhere"], r"must hold one of .*model_index\.json.*, got '.*nowhere'\. Pass one"),
     ],
 )

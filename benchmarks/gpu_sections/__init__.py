@@ -1,8 +1,8 @@
-"""The sections of `gpu.py`, in the order in which they run. A new one is a module here, and an entry below.
+"""The sections of `gpu.py`, in the order in which they run. To add one, add a module here and an entry below.
 
 A section's module has a function `cases(bench)`, a generator of pairs: the name of a case, and a function without
-arguments that gives its rows. Rows are dictionaries whose keys are the columns of the report; rows with the same keys
-become one table. A case that raises loses its own remaining rows and no others.
+arguments that yields its rows. Rows are dictionaries whose keys are the columns of the report; rows with the same keys
+form one table. If a case raises an error, only its own remaining rows are lost.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the proof.
+    """One section of the report.
 
     Args:
-        module: where its `cases` are; imported by the process that runs them alone.
-        seconds: after which that process is killed. What it has written by then counts.
-        title, reading: heading in the report, and how the tables under it are to be read.
+        module: the module with its `cases`; only the process that runs them imports it.
+        seconds: time after which that process is killed. Rows that it has written by then are kept.
+        title, reading: its heading in the report, and how to read its tables.
     """
 
     module: str

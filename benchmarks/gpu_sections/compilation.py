@@ -14,7 +14,7 @@ from hf_maskdiff import MaskedDiffusionScheduler, MomentScheduler
 from .measures import Bench, Case, Row, milliseconds
 from .models import Subject, halton, mdlm
 
-# Before a CUDA graph is recorded torch runs what it records some times by itself.
+# Before torch records a CUDA graph, it runs the work a few times.
 WARM_UP = 4
 
 
@@ -28,7 +28,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def options_of(how: str, bench: Bench) -> dict[str, Any]:
-    """Arguments of torch.compile; where code cannot or need not be generated, what torch has traced is run as it is."""
+    """Arguments of torch.compile; if code cannot or need not be generated, the traced graph is run directly."""
     if bench.tiny or not bench.on_gpu:
         return {"backend": "eager"}
     return {"mode": how} if how == "reduce-overhead" else {}
@@ -91,7 +91,7 @@ def of_step(scheduler_class: Callable[..., MaskedDiffusionScheduler], how: str, 
 
 
 def after(work: Callable[[], Any], started: float, eager: float, bench: Bench) -> Row:
-    """What compilation, begun at `started`, has cost and brought."""
+    """The cost and the gain of a compilation that began at `started`."""
     work()
     compiling = perf_counter() - started
     compiled = milliseconds(work, bench.device, warm_up=WARM_UP)
@@ -99,7 +99,7 @@ def after(work: Callable[[], Any], started: float, eager: float, bench: Bench) -
 
 
 def graphs_skipped() -> int:
-    """How often torch has given up on a CUDA graph."""
+    """How often torch could not make a CUDA graph."""
     from torch._dynamo.utils import counters
 
     return counters["inductor"]["cudagraph_skips"]

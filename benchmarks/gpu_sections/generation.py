@@ -1,4 +1,4 @@
-"""`hf_maskdiff.generation` twice on one device, with other batch sizes: do the samples agree?"""
+"""Runs `hf_maskdiff.generation` twice on one device, with different batch sizes: do the samples agree?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def agreement(name: str, dtype: str, bench: Bench) -> Iterator[Row]:
 def tokens_of(
     name: str, dtype: str, num_samples: int, batch_size: int, steps: int, folder: Path, bench: Bench
 ) -> list[list[int]]:
-    """Of a set that `generate` makes in batches of this size, in the order of the samples."""
+    """The tokens of a set that `generate` makes in batches of this size, in the order of the samples."""
     import pyarrow.parquet as pq
 
     from hf_maskdiff.generation import add_arguments, run

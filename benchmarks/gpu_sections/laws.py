@@ -1,4 +1,4 @@
-"""Every scheduler on the device: against its exact law, and against itself on the CPU."""
+"""Tests every scheduler on the device: against its exact law, and against the same scheduler on the CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALPHA = 1.5
 FALSE_ALARM = 1e-6
 MIN_EXPECTED = 10.0
 PEAKED = np.array([[0.90, 0.08, 0.02], [0.60, 0.30, 0.10], [0.40, 0.35, 0.25], [0.25, 0.70, 0.05]])
-# Marginals of each position given its left neighbour's token, the mask last: what was drawn decides what comes next.
+# Marginals of each position given its left neighbour's token (the mask is the last), so that draws affect later ones.
 TABLE = np.stack([[np.roll(PEAKED[i], left) for left in range(V)] + [PEAKED[(i + 1) % N]] for i in range(N)])
 
 
@@ -93,7 +93,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ancestral": Sampler(partial(AncestralScheduler, masking_schedule="linear"), _each_by_itself),
     "first-hitting": Sampler(partial(FirstHittingScheduler), lambda: laws.uniform_round_law(FIRST, 1)),
 }
-# A sampler, and one whose law it must fail, or the test could not fail at all.
+# A sampler, and another whose law it must not satisfy: this shows that the test can fail.
 MUTANTS = (("moment", "MaskGIT"), ("uniform", "uniform, alpha"), ("Halton", "uniform"))
 
 
@@ -111,7 +111,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def against_the_law(name: str, of: str, rounds: int, device: torch.device) -> Iterator[Row]:
-    """After the first round and after both; two rounds of one sampler are held against the law of another, too."""
+    """Tests after the first round and after both; also of a sampler's two rounds against another sampler's law."""
     counts, law = two_rounds(SAMPLERS[name].scheduler(mask_token_id=V), rounds, device), SAMPLERS[of].first_round()
     for after, observed, expected in zip(("the first", "both"), counts, (law, finished(law)), strict=True):
         statistic, freedom, p_value = goodness_of_fit(observed, expected)
@@ -157,7 +157,7 @@ def count_outcomes(sample: Tensor) -> dict[State, int]:
 
 
 def finished(first_round: Law) -> Law:
-    """The law after the second round, which draws all that is left plainly from the marginals of what is there."""
+    """The law after the second round, which draws all remaining tokens from their plain marginals."""
     law: Law = {}
     for state, chance in first_round.items():
         marginals = marginals_of(state)
@@ -172,7 +172,7 @@ def finished(first_round: Law) -> Law:
 
 
 def goodness_of_fit(counts: dict[State, int], law: Law) -> tuple[float, int, float]:
-    """Pearson's statistic, its degrees of freedom and the p-value: 0 where something happened that the law forbids.
+    """Pearson's statistic, its degrees of freedom and the p-value, which is 0 if an impossible outcome occurred.
 
     Outcomes that are expected fewer than `MIN_EXPECTED` times share cells.
     """

@@ -1,4 +1,4 @@
-"""What the sections measure with. On a CPU each measure does the nearest thing, so that it can be tried there."""
+"""The measures that the sections use. On a CPU each uses the nearest equivalent, so that it can be tried there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Size = TypeVar("_Size")
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how large: `tiny` tries the program out, on any device, with sizes that say nothing."""
+    """The device and the sizes; `tiny` means meaningless sizes, to try the program on any device."""
 
     device: torch.device
     tiny: bool = False
@@ -37,7 +37,7 @@ class Bench:
 
 
 class Clock:
-    """Time stamps in the device's queue of work: taking one makes nobody wait."""
+    """Time stamps in the device's queue of work, which do not make the host wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -59,7 +59,7 @@ class Clock:
 
 
 def milliseconds(work: Work, device: torch.device, repeats: int = 5, warm_up: int = 2) -> float:
-    """Median over repeats of what `work` takes on the device."""
+    """Median over repeats of the time that `work` takes on the device."""
     clock = Clock(device)
     for _ in range(warm_up):
         work()
@@ -73,7 +73,7 @@ def milliseconds(work: Work, device: torch.device, repeats: int = 5, warm_up: in
 
 
 def milliseconds_to_issue(work: Work, device: torch.device, repeats: int = 3) -> float:
-    """Median over repeats of what `work` takes the host, with nothing queued before it."""
+    """Median over repeats of the time that the host needs for `work`, with nothing queued before it."""
     clock, times = Clock(device), []
     for _ in range(repeats):
         clock.wait()
@@ -85,7 +85,7 @@ def milliseconds_to_issue(work: Work, device: torch.device, repeats: int = 3) ->
 
 
 def take_turns(works: dict[str, Work], device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each, repeat by repeat, in an order that changes; one round more warms up."""
+    """Milliseconds of each in every repeat, in an order that changes, after one more repeat to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     order, shuffle = list(works), random.Random(0)
     for repeat in range(repeats + 1):
@@ -106,7 +106,7 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
 
 
 def peak_gib(work: Work, device: torch.device) -> float | None:
-    """The most that was allocated on the device during `work`, weights included; None on a CPU."""
+    """The peak memory allocated on the device during `work`, including weights; None on a CPU."""
     if device.type != "cuda":
         work()
         return None
@@ -117,7 +117,7 @@ def peak_gib(work: Work, device: torch.device) -> float | None:
 
 
 def free_bytes(device: torch.device) -> float:
-    """What may still be allocated; a CPU's memory is not looked at."""
+    """The memory that is still free on the device; on a CPU it is not checked."""
     if device.type != "cuda":
         return float("inf")
     torch.cuda.empty_cache()
@@ -129,7 +129,7 @@ def free_bytes(device: torch.device) -> float:
 
 @contextmanager
 def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New tensors go to the device, those without a dtype in `dtype`: a model is made where it will run."""
+    """In this context, new tensors are made on the device and by default in `dtype`, so that models are too."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -55,7 +55,7 @@ class Subject:
 
     @contextmanager
     def in_groups(self, num_substeps: int, **config: Any) -> Iterator[None]:
-        """Partial caching for a while; with one group the model is left alone."""
+        """Switch partial caching on inside this context; with one group it stays off."""
         if num_substeps == 1:
             yield
             return
@@ -82,12 +82,12 @@ def moment(mask_token_id: int, masking_schedule: str = "linear") -> MomentSchedu
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Of one word: no run here reads text."""
+    """A tokenizer of one word, since no run here reads text."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """A new model's blocks are the identity, and its logits all the same."""
+    """Give a new model random weights, because its blocks are the identity and its logits all equal."""
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.02)
     return model.eval()
@@ -98,7 +98,7 @@ def generator(device: torch.device) -> torch.Generator:
 
 
 def mdlm(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
-    """768 wide, 12 layers, 1024 tokens, as mdlm-owt."""
+    """The sizes of mdlm-owt: width 768, 12 layers, 1024 tokens."""
     sizes = {"vocab_size": 50258, "model_length": 1024, "hidden_dim": 768, "cond_dim": 128, "n_blocks": 12}
     small = {"vocab_size": 30, "model_length": 16, "hidden_dim": 16, "cond_dim": 8, "n_blocks": 2}
     with building(bench.device, dtype):
@@ -119,7 +119,7 @@ def mdlm(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
 
 
 def halton(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
-    """1024 wide, 24 layers, 24 x 24 codes, as the large model for images of 384 pixels, with LlamaGen's tokenizer."""
+    """The large model for images of 384 pixels: width 1024, 24 layers, 24 x 24 codes, with LlamaGen's tokenizer."""
     sizes = {"sample_size": 24, "codebook_size": 16384, "num_classes": 1000, "hidden_size": 1024}
     sizes |= {"num_layers": 24, "num_attention_heads": 16, "intermediate_size": 2816}
     small = {"sample_size": 4, "codebook_size": 20, "num_classes": 10, "hidden_size": 16}
@@ -144,7 +144,7 @@ def halton(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
 
 
 def vq(bench: Bench) -> VQModel:
-    """LlamaGen's, of stride 16."""
+    """LlamaGen's tokenizer, with stride 16."""
     if bench.tiny:
         return VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=20, lookup_from_codebook=True)
     attention = [False] * 4 + [True]
@@ -161,7 +161,7 @@ def vq(bench: Bench) -> VQModel:
 
 
 def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
-    """LLaDA-8B, a Llama in all but its attention's direction: a prompt of 512 tokens, 256 new ones."""
+    """The sizes of LLaDA-8B, a Llama with bidirectional attention: a prompt of 512 tokens and 256 new ones."""
     sizes = {"vocab_size": 126464, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32}
     sizes |= {"num_attention_heads": 32, "max_position_embeddings": 4096, "mask_token_id": 126336}
     small = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

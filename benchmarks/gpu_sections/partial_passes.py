@@ -1,4 +1,4 @@
-"""What a partial pass costs beside a full one, and runs with two groups a step beside plain ones."""
+"""The cost of a partial pass relative to a full one, and of runs with two groups per step relative to plain ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 @torch.no_grad()
 def passes(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
-    """Of k of the positions that are filled in, beside a full pass over all L."""
+    """A partial pass over k of the positions to fill in, relative to a full pass over all L."""
     tokens = subject.masked(batch_size, bench.device)
     works: dict[str, Work] = {"full": lambda: subject.apply(tokens)}
     counts = sorted({max(1, int(share * subject.new)) for share in SHARES})
@@ -36,7 +36,7 @@ def passes(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
         at = at.expand(batch_size, -1).contiguous()
         works[str(count)] = _partial_pass(subject, tokens.gather(1, at), at)
     with subject.in_groups(2):
-        subject.apply(tokens)  # a partial pass needs one before it
+        subject.apply(tokens)  # the full pass that a partial pass needs before it
         times = take_turns(works, bench.device, repeats=bench.pick(5, 1))
     for count in counts:
         yield {

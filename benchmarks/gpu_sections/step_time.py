@@ -29,7 +29,7 @@ TINY_SHAPES = ((2, 16, 40),)
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS = 8
 GOAL = 1.5  # reads of the logits
-# diffusers' step holds probabilities, noise and copies of the logits: so many times their size, generously.
+# diffusers' step holds probabilities, noise and copies of the logits; this is a generous multiple of their size.
 AMUSED_COPIES = 5
 
 SCHEDULERS: dict[str, Callable[..., Any]] = {
@@ -39,7 +39,7 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "confidence": ConfidenceScheduler,
     "confidence, margin": partial(ConfidenceScheduler, measure="margin"),
     "confidence, entropy": partial(ConfidenceScheduler, measure="entropy"),
-    # Its counts adapt, but flat logits such as these let no position in beyond the schedule's.
+    # Its counts adapt to the logits, but with logits as flat as these they are the schedule's.
     "entropy-bounded": partial(EntropyBoundedScheduler, follow_schedule=True),
     "uniform": UniformScheduler,
     "Halton": HaltonScheduler,
@@ -49,7 +49,7 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Logits:
-    """What all schedulers of a table are given."""
+    """The input that all schedulers of a table get."""
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
@@ -73,7 +73,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 @torch.no_grad()
 def amused(kind: Logits, bench: Bench, baselines: dict[Logits, float]) -> Iterator[Row]:
-    """Notes diffusers' time of a step in `baselines`, where its step fits into the memory."""
+    """Records diffusers' time per step in `baselines`, if its step fits into the memory."""
     logits = kind.make(bench.device)
     if AMUSED_COPIES * logits.numel() * logits.element_size() < free_bytes(bench.device):
         scheduler = AmusedScheduler(mask_token_id=kind.shape[2])
@@ -107,7 +107,7 @@ def ours(kind: Logits, bench: Bench, baselines: dict[Logits, float]) -> Iterator
 
 
 def run(scheduler: Any, logits: Tensor, most: list[int | None]) -> None:
-    """A run as the pipelines' loop makes it: the host knows how many positions a step reveals at most."""
+    """A run as in the pipelines' loop, where the host knows how many positions a step reveals at most."""
     batch_size, length, vocabulary = logits.shape
     sample = torch.full((batch_size, length), vocabulary, device=logits.device)
     generator = torch.Generator(logits.device).manual_seed(0)
@@ -116,7 +116,7 @@ def run(scheduler: Any, logits: Tensor, most: list[int | None]) -> None:
 
 
 def amused_run(scheduler: AmusedScheduler, logits: Tensor) -> None:
-    """The same by diffusers, whose `AmusedPipeline` sends a grid: the view here is what it makes of that."""
+    """The same run by diffusers; the view of the logits is the one that its `AmusedPipeline` passes."""
     batch_size, length, vocabulary = logits.shape
     sample = torch.full((batch_size, length), vocabulary, device=logits.device)
     generator = torch.Generator(logits.device).manual_seed(0)

@@ -36,7 +36,7 @@ COUNT_PLANNED = (
     ConfidenceScheduler,
     FirstHittingScheduler,
 )
-# Groups of a step, options of the cache, and what the rows call it.
+# Groups per step, options of the cache, and the name in the rows.
 CACHING: dict[str, tuple[int, dict[str, Any]]] = {
     "off": (1, {}),
     "2 groups": (2, {"full_pass_threshold": 1.0}),
@@ -47,9 +47,8 @@ CACHING: dict[str, tuple[int, dict[str, Any]]] = {
 class Watch:
     """torch's synchronisation mode from a pipeline's first model call to the end of its loop.
 
-    It stands in for the pipeline's progress bar, which the loop leaves when it has taken its last step. What comes
-    before the first call (the number of masks) and after the loop (whether all was drawn) is read by the host on
-    purpose.
+    It replaces the pipeline's progress bar, whose context the loop leaves after its last step. Before the first call
+    the host reads the number of masks, and after the loop whether all tokens were drawn: these waits are intended.
     """
 
     def __init__(self, pipe: Any, mode: str, device: torch.device) -> None:
@@ -105,7 +104,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def possible(scheduler: type) -> Iterable[str]:
-    """MaskGIT does not know its positions before its tokens; what the loop does of full passes one scheduler shows."""
+    """The caching modes to run: MaskGIT allows none, and one scheduler suffices for the options of the cache."""
     if scheduler is MaskGITScheduler:
         return ["off"]
     return CACHING if scheduler is MomentScheduler else ["off", "2 groups"]
@@ -137,7 +136,7 @@ def one_run(subject: Subject, scheduler: type, caching: str, bench: Bench, optio
 
 
 def waits(subject: Subject, device: torch.device, options: dict[str, Any]) -> list[str]:
-    """All lines of a run that make the host wait: the mode that raises names the first alone."""
+    """All lines of a run that make the host wait; the mode that raises an error names only the first."""
     places: dict[str, None] = {}
 
     def note(message: Any, *_: Any, **__: Any) -> None:
@@ -152,7 +151,7 @@ def waits(subject: Subject, device: torch.device, options: dict[str, Any]) -> li
 
 
 def place_of(stack: traceback.StackSummary) -> str:
-    """The innermost line of this package, and the innermost of all where that is another."""
+    """The innermost line of this package, and the innermost line of all if that is a different one."""
     package = Path(hf_maskdiff.__file__).parent
     frames = [frame for frame in stack if frame.filename not in (__file__, warnings.__file__)]
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]

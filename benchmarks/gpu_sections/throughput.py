@@ -1,4 +1,4 @@
-"""Tokens and images a second, the share of a call that is not the model's, and memory."""
+"""Tokens and images per second, the share of a call that is spent outside the model, and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .models import Subject, subjects
 
 BATCH_SIZES = {"MDLM": (1, 16), "Halton-MaskGIT large": (1, 32), "LLaDA-8B": (1, 8)}
 STEPS = {"MDLM": 32, "Halton-MaskGIT large": 16, "LLaDA-8B": 16}
-GOAL = 0.02  # of the time outside the model
+GOAL = 0.02  # for the share of time outside the model
 
 
 class ModelClock:
@@ -39,7 +39,7 @@ class ModelClock:
 def cases(bench: Bench) -> Iterator[Case]:
     for name, build in subjects(bench).items():
         subject = None
-        gc.collect()  # what the last one took is no part of this one's memory
+        gc.collect()  # so that memory of the previous case does not count
         subject = build()
         for batch_size in bench.pick(BATCH_SIZES[name], (2,)):
             for num_substeps in (1, 2):
@@ -77,7 +77,7 @@ def of_calls(subject: Subject, batch_size: int, num_substeps: int, steps: int, b
 def timed_calls(
     subject: Subject, batch_size: int, steps: int, bench: Bench, **options: Any
 ) -> tuple[float, float, int]:
-    """Milliseconds of a call of the pipeline, and of the model in it, in its median repeat; and the model's calls."""
+    """Milliseconds of a pipeline's call, and of the model within it, in the median repeat; and the model's calls."""
     clock = Clock(bench.device)
     model, repeats = ModelClock(subject.pipe, clock), []
     try:

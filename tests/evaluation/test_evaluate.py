@@ -332,7 +332,7 @@ def test_fewer_samples_than_features(classifier: Path, tmp_path: Path, capsys: p
     error = refused(capsys, few, "--network", classifier, "--reference", real)
     assert "in 12 features needs more samples than that, got 12" in error
     one = images_in(tmp_path / "one", 1)
-    assert "at least one sample a split, 10, got 1" in refused(capsys, one, "--network", classifier)
+    assert "at least one sample per split, 10, got 1" in refused(capsys, one, "--network", classifier)
 
 
 def test_references_of_another_network(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

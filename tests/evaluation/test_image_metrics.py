@@ -35,7 +35,7 @@ def test_inception_score_of_certain_and_of_equal_classes() -> None:
     assert inception_score(certain, num_splits=1)[0] == pytest.approx(10)
     assert inception_score(torch.zeros(20, 10)) == pytest.approx((1.0, 0.0))
     assert inception_score(1000 * torch.eye(10)[:1].repeat(20, 1))[0] == pytest.approx(1)
-    with pytest.raises(ValueError, match="at least one sample a split, 10, got 9"):
+    with pytest.raises(ValueError, match="at least one sample per split, 10, got 9"):
         inception_score(torch.zeros(9, 10))
 
 

@@ -113,7 +113,7 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
 
     images, labels = read("images"), read("labels")
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise ValueError(f"images and labels must be as many, got the shapes {images.shape} and {labels.shape}.")
+        raise ValueError(f"images and labels must be equally many, got the shapes {images.shape} and {labels.shape}.")
     if num_channels == 3 or image_size not in (None, images.shape[1]):
         raise ValueError(
             f"IDX files are read as they are: grey, {images.shape[1]} pixels a side; got num_channels={num_channels} "

@@ -38,7 +38,7 @@ def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]
     """
     if len(logits) < num_splits:
         raise ValueError(
-            f"the Inception score needs at least one sample a split, {num_splits}, got {len(logits)}. Pass more."
+            f"the Inception score needs at least one sample per split, {num_splits}, got {len(logits)}. Pass more."
         )
     order = np.random.RandomState(2020).permutation(len(logits))  # torch-fidelity's own
     log_p = logits.double()[torch.from_numpy(order)].log_softmax(-1)
