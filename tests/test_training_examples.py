@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from diffusers import VQModel
+from diffusers import DiffusionPipeline, VQModel
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -115,10 +115,8 @@ def text_folder(tmp_path: Path) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    if (folder / "transformer").exists() and not (folder / "model_index.json").exists():
-        return MDLMTransformer.from_pretrained(folder, subfolder="transformer").state_dict()
     if (folder / "model_index.json").exists():
-        return MaskGITPipeline.from_pretrained(folder).transformer.state_dict()
+        return DiffusionPipeline.from_pretrained(folder).transformer.state_dict()
     return VQModel.from_pretrained(folder).state_dict()
 
 

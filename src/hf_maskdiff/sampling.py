@@ -41,10 +41,8 @@ def float64_device(device: torch.device) -> torch.device:
 
 def check_generators(generator: Generators, batch_size: int) -> None:
     """Raise `ValueError` unless this is a generator, None, or a list with one generator for each row."""
-    several = isinstance(generator, Sequence)
-    given = [] if generator is None else generator if isinstance(generator, Sequence) else [generator]
-    strange = next((one for one in given if not isinstance(one, torch.Generator)), None)
-    if strange is not None or (several and None in given):
+    single = [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in (generator if isinstance(generator, Sequence) else single)):
         raise ValueError(
             f"`generator` must be a torch.Generator, a list of them, or None, got {generator!r}. For a seed pass "
             "`torch.Generator().manual_seed(seed)`."

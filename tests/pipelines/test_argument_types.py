@@ -177,9 +177,10 @@ def streams(values: list) -> dict[str, Any]:
     def generator() -> Iterator[Any]:
         yield from values
 
+    has_streams = hasattr(datasets.iterable_dataset, "IterableColumn")  # not in the oldest supported release
     return {
+        **({"streamed column": column.to_iterable_dataset()["x"]} if has_streams else {}),
         "column": column["x"],
-        "streamed column": column.to_iterable_dataset()["x"],
         "generator": generator(),
         "iterator": iter(values),
         "dictionary view": dict(enumerate(values)).values(),

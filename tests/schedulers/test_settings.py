@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import AmusedScheduler
 
 from hf_maskdiff import (
     AncestralScheduler,
     ChooseThenSampleScheduler,
+    EntropyBoundedScheduler,
+    FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
+    MaskGITPipeline,
     MaskGITScheduler,
     MomentScheduler,
 )
@@ -60,6 +65,21 @@ def test_a_setting_of_the_other_scheduler_is_kept_for_the_way_back() -> None:
     assert MomentScheduler.from_config(there.config).config.choice_temperature == 5.0
     default = AncestralScheduler.from_config(MomentScheduler(mask_token_id=3).config, choice_temperature=5.0)
     assert MomentScheduler.from_config(default.config).config.choice_temperature == 5.0
+
+
+@pytest.mark.parametrize("cls", [AncestralScheduler, FirstHittingScheduler, EntropyBoundedScheduler])
+@pytest.mark.parametrize("schedule", [{}, {"choice_temperature_schedule": "constant"}])
+def test_what_is_kept_for_another_scheduler_does_nothing(
+    cls: type[ChooseThenSampleScheduler], schedule: dict[str, Any], make_pipeline: Callable[..., MaskGITPipeline]
+) -> None:
+    """A sampler without a choice temperature draws from the model's own marginals, wherever its settings come from."""
+    config = MomentScheduler(mask_token_id=16, codebook_size=16, choice_temperature=2.0, **schedule).config
+    scheduler = cls.from_config(config)
+    scheduler.set_timesteps(4)
+    choice = scheduler.choose(torch.zeros(1, 16, 16), 1.0, torch.full((1, 16), 16))
+    assert (choice.beta == 1).all()
+    with pytest.raises(ValueError, match=r"`temperature` must be left out with a .* that has no choice temperature"):
+        make_pipeline(scheduler)(0, temperature=3.0)
 
 
 @pytest.mark.parametrize("base", [MaskedDiffusionScheduler, ChooseThenSampleScheduler])

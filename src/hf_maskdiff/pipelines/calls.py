@@ -55,7 +55,7 @@ class PipelineCall:
         guidance_scale: GuidanceScale = 1.0,
         sampling_temperature: float | None = None,
     ) -> None:
-        if temperature is not None and scheduler.config.get("choice_temperature") is None:
+        if temperature is not None and scheduler.choice_temperature is None:
             raise ValueError(
                 f"`temperature` must be left out with a {type(scheduler).__name__} that has no choice temperature, got "
                 f"{temperature!r}. Pass `sampling_temperature` for the temperature at which tokens are drawn."

@@ -262,8 +262,8 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
         Generate images, or edit some: draw a part anew (`image`, `mask_image`), or vary what is there (`strength`).
 
         Args:
-            class_labels (`int`, `str`, list of them, or int64 tensor, *optional*): ids, or names where the
-                transformer's config has `id2label`; None draws an image of no class.
+            class_labels (`int`, `str`, or several in a list, tensor, array or column, *optional*): ids, or names where
+                the transformer's config has `id2label`; None draws an image of no class.
             num_inference_steps (`int`, *optional*): model passes; one step reveals several positions. None is the
                 pipeline's own number, 8 where it has none.
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,

@@ -165,6 +165,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             (made[0] if return_unused_kwargs else made)._loaded_from = pretrained_model_name_or_path
         return made
 
+    @property
+    def choice_temperature(self) -> ChoiceTemperature | None:
+        """That of the configuration; None where there is none, also where it is kept for another scheduler only."""
+        return self.config.choice_temperature if "choice_temperature" in self._get_init_keys(type(self)) else None
+
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         return [*_schedulers(), diffusers.AmusedScheduler]
@@ -199,7 +204,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         self._run_keys = RunKeys()
 
     def _anneal(self, override: ChoiceTemperature | None) -> list[float] | None:
-        value, num_steps = self.config.get("choice_temperature"), self._require_run()
+        value, num_steps = self.choice_temperature, self._require_run()
         if value is None:
             return None
         if override is not None:
