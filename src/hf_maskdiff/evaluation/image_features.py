@@ -15,6 +15,7 @@ from .digit_classifier import DigitClassifier
 from .samples import ImageSamples
 
 INCEPTION_LAYERS = (64, 192, 768, 2048)
+_MODES = {1: "L", 3: "RGB"}  # of PIL, by number of channels
 
 
 class FeatureNetwork(Protocol):
@@ -91,15 +92,24 @@ class ClassifierNetwork:
     """A [`DigitClassifier`] as a network for the measures: small, and no download. Images are resized to its size.
 
     Args:
-        folder: of the classifier, or its Hub id.
+        folder: of the classifier, or its Hub id; its weights in safetensors, no pickle is looked for.
         device: where it runs.
+
+    Raises:
+        ValueError: a classifier of images that are neither grey nor of three colours.
+        OSError: no classifier in safetensors.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
-        self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
+        self.classifier = DigitClassifier.from_pretrained(folder, use_safetensors=True).to(device).eval()
         config = self.classifier.config
         self.name, self.num_features = f"classifier {folder}", config.feature_size
-        self.mode = {1: "L", 3: "RGB"}[config.in_channels]
+        if config.in_channels not in _MODES:
+            raise ValueError(
+                f"--network must read images of 1 or 3 channels, got a classifier of {config.in_channels} in "
+                f"{str(folder)!r}. Pass another one."
+            )
+        self.mode = _MODES[config.in_channels]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
