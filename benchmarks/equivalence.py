@@ -166,7 +166,7 @@ def along_trajectories(args: argparse.Namespace) -> list[dict[str, Any]]:
     pipes = {"image": MaskGITPipeline, "text": MDLMPipeline}
     rows = []
     for kind in args.kinds:
-        pipe = pipes[kind].from_pretrained(getattr(args, f"{kind}_pipeline"))
+        pipe = pipes[kind].from_pretrained(getattr(args, f"{kind}_pipeline"), trust_remote_code=False)
         pipe.set_progress_bar_config(disable=True)
         wanted = [(steps, alpha) for steps in args.steps for alpha in args.choice_temperatures]
         for steps, alpha in tqdm(wanted, desc=kind):

@@ -95,9 +95,11 @@ class Bench:
         self.pipeline = MaskGITPipeline.from_pretrained(args.pipeline).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         if args.classifier:
-            self.classifier = DigitClassifier.from_pretrained(args.classifier)
+            self.classifier = DigitClassifier.from_pretrained(args.classifier, use_safetensors=True)
         else:
-            self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
+            self.classifier = DigitClassifier.from_pretrained(
+                args.pipeline, subfolder="digit_classifier", use_safetensors=True
+            )
         self.classifier.to(device).eval()
         self.shared = {key: self.pipeline.scheduler.config[key] for key in SHARED_KEYS}
         images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir)

@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "schedulers": {"torch", "diffusers", "hub", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
     "caching": {"torch", "diffusers", "transformers"},
-    "published": {"torch", "diffusers", "transformers"},
+    "published": {"torch", "safetensors", "diffusers", "transformers"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published"},
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive"},
     "pipelines": {

@@ -22,6 +22,8 @@ from hf_maskdiff.generation import add_arguments as add_generate_arguments
 from hf_maskdiff.generation import add_sampling_arguments
 from hf_maskdiff.generation import run as generate
 from hf_maskdiff.parallel import cost_of, start_processes
+from hf_maskdiff.published import open_tokenizer
+from hf_maskdiff.published.malformed import settings_of
 
 from .frechet import Statistics, feature_statistics
 from .image_features import INCEPTION_LAYERS, ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
@@ -260,11 +262,11 @@ def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]
     Raises:
         ValueError: neither a folder nor a repository with such a model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
-        return model, AutoTokenizer.from_pretrained(tokenizer or name)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        return model.to(device).eval(), open_tokenizer(tokenizer or name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--judge must name a causal language model with its tokenizer, got {name!r}: {str(error).splitlines()[0]}"
@@ -287,7 +289,8 @@ JUDGES: dict[type, type[ImageJudge] | type[TextJudge]] = {ImageSamples: ImageJud
 def kind_of(pipeline: str) -> type[Samples]:
     """What a pipeline makes: texts where it has a tokenizer, or is a model without a pipeline's index."""
     try:
-        return TextSamples if "tokenizer" in DiffusionPipeline.load_config(pipeline) else ImageSamples
+        index = settings_of(f"model_index.json in {pipeline!r}", lambda: DiffusionPipeline.load_config(pipeline))
+        return TextSamples if "tokenizer" in index else ImageSamples
     except OSError:
         return TextSamples
 

@@ -190,7 +190,7 @@ def _of_hub(name: str, limit: int | None) -> Samples:
 
     repo, _, split = name.partition(":")
     try:
-        rows = datasets.load_dataset(repo, split=split or "train")
+        rows = datasets.load_dataset(repo, split=split or "train", trust_remote_code=False)
     except Exception as error:  # the Hub's client raises those of the library that it connects with, too
         raise ValueError(
             f"samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got {name!r}: "

@@ -26,7 +26,9 @@ from hf_maskdiff.models.mdlm_layers import (
     log_linear_noise,
     rotate,
 )
+from hf_maskdiff.published.malformed import refusing, settings_of
 from hf_maskdiff.published.mdlm_weights import LOCATION, published_weights
+from hf_maskdiff.published.sizes import check_sizes
 
 __all__ = ["AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
 
@@ -148,7 +150,8 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
                 not known for it.
         """
         location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
-        config = cls.load_config(pretrained_model_name_or_path, **location)
+        what = f"config.json in {str(pretrained_model_name_or_path)!r}"
+        config = settings_of(what, lambda: cls.load_config(pretrained_model_name_or_path, **location))
         if config.get("model_type") != "mdlm":
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -163,11 +166,13 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
         missing = [name for name in required if name not in config]
         if missing:
             raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
-        with torch.device("meta"):
+        weights = published_weights(pretrained_model_name_or_path, location)
+        check_sizes(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        with torch.device("meta"), refusing(what, "Take config.json and weights from one model."):
             model = cls(**{name: config[name] for name in settings if name in config})
 
         try:
-            model.load_state_dict(published_weights(pretrained_model_name_or_path, location), assign=True)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"The weights in {str(pretrained_model_name_or_path)!r} do not fit its config.json. {error}"

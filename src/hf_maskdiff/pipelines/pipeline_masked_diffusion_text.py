@@ -18,6 +18,7 @@ from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
+from ..published.malformed import settings_of
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .calls import CallStateMixin, PipelineCall
@@ -93,11 +94,16 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
         Those are LLaDA, Dream, dLLM's models, and every masked language model of transformers: see
         `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token first, unless
-        `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name.
+        `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types do not tell
+        its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where the
+        repository is not called one.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         try:
-            cls.load_config(pretrained_model_name_or_path, **location)
+            settings_of(
+                f"model_index.json in {str(pretrained_model_name_or_path)!r}",
+                lambda: cls.load_config(pretrained_model_name_or_path, **location),
+            )
         except OSError:  # no pipeline
             scheduler = kwargs.pop("scheduler", None)
             return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)

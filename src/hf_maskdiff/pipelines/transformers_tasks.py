@@ -10,12 +10,13 @@ from itertools import islice
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
 from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
-from ..published import PUBLISHED_TYPES
+from ..published import PUBLISHED_TYPES, open_tokenizer
+from ..published.malformed import settings_of
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
 from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
@@ -62,9 +63,15 @@ class Repository:
     def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
         """The pipeline; `ValueError` where the repository holds anything else."""
         try:
-            name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
+            index = settings_of(
+                f"model_index.json in {self.name!r}", lambda: DiffusionPipeline.load_config(self.name, **self.location)
+            )
+            name = index.get("_class_name")
         except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
-            config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
+            config = settings_of(
+                f"config.json in {self.name!r}",
+                lambda: PreTrainedConfig.get_config_dict(self.name, **self.location)[0],
+            )
             is_mdlm = config.get("model_type") == MDLMConfig.model_type
             name = (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
         found = next((pipeline for pipeline in expected if pipeline.__name__ == name), None)
@@ -73,7 +80,7 @@ class Repository:
                 f"`model` must be a repository of type {expected[0].__name__} for this task, got {self.name!r}, which "
                 f"is of type {name}. The tasks of this package are {list(TASKS)}."
             )
-        pipe = found.from_pretrained(self.name, **self.location, **self.loading, **components)
+        pipe = found.from_pretrained(self.name, trust_remote_code=False, **self.location, **self.loading, **components)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -152,7 +159,7 @@ def _(model: MaskGITPipeline) -> MaskGITPipeline:
 
 
 def _load_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    return open_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
 def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionScheduler:
