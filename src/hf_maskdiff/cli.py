@@ -64,10 +64,20 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for sizes that were not published; for MAGE encoder's and decoder's",
     )
+    command.add_argument(
+        "--attention", choices=["full"], help="of a model of dLLM that its type and name do not tell: full for an MDLM"
+    )
     command.set_defaults(run=_convert)
 
 
 def _convert(options: argparse.Namespace) -> None:
-    output = convert(options.source, options.output, options.tokenizer, options.revision, options.num_attention_heads)
+    output = convert(
+        options.source,
+        options.output,
+        options.tokenizer,
+        options.revision,
+        options.num_attention_heads,
+        options.attention,
+    )
     name = json.loads((output / "model_index.json").read_text())["_class_name"]
     print(f"{output}: open it with `{name}.from_pretrained({str(output)!r})`, read {output / 'README.md'}")

@@ -33,7 +33,8 @@ from hf_maskdiff import (
     MomentScheduler,
 )
 from hf_maskdiff.cli import main
-from hf_maskdiff.conversion.convert import convert, write_whole
+from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.models import HaltonMaskGITTransformer2DModel
 
 IMAGES = ["halton_maskgit", "mage", "maskgit_jax", "maskgit_pytorch_v1"]
@@ -525,7 +526,7 @@ def test_tokenizers_that_are_not_there(source: Path, tmp_path: Path, capsys: pyt
         ("/no/where", r"got '/no/where'\. Pass for"),
         (source, r"cannot be opened\. Pass the f"),
     ):
-        message = rf"`tokenizer` must be a folder or the name of a tokenizer of transformers, .*{message}"
+        message = rf"`--tokenizer` must be a folder or the name of a tokenizer of transformers, .*{message}"
         expect_error(capsys, tmp_path, message, tmp_path / "mdlm.ckpt", tmp_path / "out", "--tokenizer", tokenizer)
 
 
@@ -572,13 +573,15 @@ def test_missing_extra_and_misshapen_weights(source: Path, tmp_path: Path, capsy
 
 def test_the_tokenizer_must_be_the_model_s(tmp_path: Path, golden_folder: Path) -> None:
     halton, v1 = golden_folder / "halton_maskgit", golden_folder / "maskgit_pytorch_v1"
-    with pytest.raises(ValueError, match=r"must be one tokenizer for 'cls_base\.pth', got none\. Pass .*LlamaGen"):
+    message = r"`--tokenizer`: there must be one tokenizer for 'cls_base\.pth', got none\. Pass .*LlamaGen"
+    with pytest.raises(ValueError, match=message):
         convert(halton / "cls_base.pth", tmp_path / "out", tokenizer=v1 / "vqgan_last.ckpt", num_attention_heads=[4])
     with pytest.raises(ValueError, match="codes must be the tokenizer's, got 40 and 48"):
         convert(halton / "cls_oddhead.pth", tmp_path / "out", tokenizer=halton / "vq.pt", num_attention_heads=[3])
-    with pytest.raises(ValueError, match=r"`num_attention_heads` must be given for a model of width 64"):
+    with pytest.raises(ValueError, match=r"`--num_attention_heads`: must be given for a model of width 64"):
         convert(halton / "cls_base.pth", tmp_path / "out", tokenizer=halton / "vq.pt")
-    with pytest.raises(ValueError, match=r"`num_attention_heads` must be given for a model of width 16, .* MAGE two"):
+    message = r"`--num_attention_heads`: must be given for a model of width 16, .* Pass 2, encoder's"
+    with pytest.raises(ValueError, match=message):
         convert(golden_folder / "mage" / "mage.pth", tmp_path / "out", num_attention_heads=[3])
     assert not list(tmp_path.iterdir())
 
@@ -623,14 +626,15 @@ def test_an_output_that_is_there_is_left_alone(
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
 def test_what_interrupts_the_writing_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        assert folder.parent == tmp_path
-        (folder / "part").write_text("some")
-        assert not (tmp_path / "out").exists()
-        raise error
+    def write(output: Path) -> None:
+        with whole_folder(output) as folder:
+            assert folder.parent.parent == output.parent
+            (folder / "part").write_text("some")
+            assert not output.exists()
+            raise error
 
     with pytest.raises(type(error)):
-        write_whole(tmp_path / "out", write)
+        write(tmp_path / "deep" / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -638,13 +642,13 @@ KILLED = """
 import os, signal, sys
 from hf_maskdiff import MaskGITTransformer2DModel
 from hf_maskdiff.cli import main
-from hf_maskdiff.conversion import convert
+from hf_maskdiff.conversion import whole_folders
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-where = {"between two parts": (MaskGITTransformer2DModel, "save_pretrained"), "before it is named": (convert, "_flush")}
-setattr(*where[sys.argv[1]], die)
+transformer, flush = (MaskGITTransformer2DModel, "save_pretrained"), (whole_folders, "_flush")
+setattr(*{"between two parts": transformer, "before it is named": flush}[sys.argv[1]], die)
 main(sys.argv[2:])
 """
 
@@ -652,14 +656,15 @@ main(sys.argv[2:])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill")
 @pytest.mark.parametrize("when", ["between two parts", "before it is named"])
 def test_what_is_killed_leaves_no_output(when: str, source: Path, tmp_path: Path) -> None:
-    """Nothing can clean up after that: a hidden folder stays, under another name, and is in nobody's way."""
+    """Nothing can clean up after that: a hidden folder stays, and the next conversion takes it away."""
     command = [sys.executable, "-c", KILLED, when, "convert", source, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = (path for path in tmp_path.iterdir() if path != source)
-    assert left.name.startswith(".out-")
-    assert any(left.iterdir())
+    assert left.name == ".out.partial"
+    assert [path for path in left.rglob("*") if path.is_file() and path.name != "lock"]
     assert run(source, tmp_path / "out") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     assert MaskGITPipeline.from_pretrained(tmp_path / "out").transformer.config.codebook_size == 8
 
 

@@ -6,10 +6,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 from hf_maskdiff.hub import CARD
+from hf_maskdiff.published.malformed import refusing
 
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -120,4 +122,22 @@ def checkpoint_files(path: Path, argument: str = "source") -> list[Path]:
 def model_type(folder: Path) -> str | None:
     """What the `config.json` of a folder says it holds."""
     config = folder / "config.json"
-    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    return read_settings(config).get("model_type") if config.is_file() else None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a .json file of unknown origin says, which must be a dictionary.
+
+    Raises:
+        ValueError: it holds anything else, or no text.
+    """
+    try:
+        with refusing(f"{path.name!r}", "Fetch it again."):  # nested without end, for one
+            settings = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"`source` must hold readable .json files, {str(path)!r} is none: {error}. Fetch it again."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{str(path)!r} must hold settings by name, got {type(settings).__name__}. Fetch it again.")
+    return settings
