@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 from hf_maskdiff.hub import CARD
-from hf_maskdiff.published.malformed import refusing
+from hf_maskdiff.published.malformed import read_json, settings_of
 
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -131,13 +130,4 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds anything else, or no text.
     """
-    try:
-        with refusing(f"{path.name!r}", "Fetch it again."):  # nested without end, for one
-            settings = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"`source` must hold readable .json files, {str(path)!r} is none: {error}. Fetch it again."
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{str(path)!r} must hold settings by name, got {type(settings).__name__}. Fetch it again.")
-    return settings
+    return settings_of(f"`source`'s {path.name!r}", lambda: read_json(path))

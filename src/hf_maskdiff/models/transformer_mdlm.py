@@ -15,7 +15,6 @@ from torch import nn
 from transformers.modeling_outputs import MaskedLMOutput
 
 from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
-from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.mdlm_layers import (
     AdaLayerNorm,
     MDLMNoiseEmbedding,
@@ -26,6 +25,7 @@ from hf_maskdiff.models.mdlm_layers import (
     log_linear_noise,
     rotate,
 )
+from hf_maskdiff.models.sized_model import SizedModelMixin
 from hf_maskdiff.published.malformed import refusing, settings_of
 from hf_maskdiff.published.mdlm_weights import LOCATION, published_weights
 from hf_maskdiff.published.sizes import check_sizes
@@ -33,7 +33,7 @@ from hf_maskdiff.published.sizes import check_sizes
 __all__ = ["AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
 
 
-class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
+class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
     """Text denoiser that takes the weights published with MDLM, at any length, on any device.
 
     A bidirectional transformer with rotary positions over token ids of which some are masked. All masked positions

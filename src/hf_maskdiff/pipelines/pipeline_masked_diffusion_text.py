@@ -18,7 +18,7 @@ from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
-from ..published.malformed import settings_of
+from ..published.malformed import refusing, settings_of
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .calls import CallStateMixin, PipelineCall
@@ -107,7 +107,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         except OSError:  # no pipeline
             scheduler = kwargs.pop("scheduler", None)
             return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
+        with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_model(

@@ -15,8 +15,11 @@ SIZES = (
     *("intermediate_size", "moe_intermediate_size", "d_ff", "head_dim", "num_attention_heads", "num_key_value_heads"),
     *("n_heads", "num_heads", "num_hidden_layers", "n_layers", "num_layers", "n_blocks", "num_experts"),
     *("num_local_experts", "codebook_size", "num_vq_embeddings", "vq_embed_dim", "latent_channels", "layers_per_block"),
-    *("block_out_channels", "in_channels", "out_channels"),
+    *("block_out_channels", "in_channels", "out_channels", "base_channels", "feature_size", "decoder_hidden_size"),
+    *("decoder_intermediate_size", "num_decoder_attention_heads"),
 )
+# The same, but that there may be none of them.
+_OR_NONE = ("num_classes", "num_register_tokens", "num_decoder_layers", "mid_layers")
 _LARGEST = 2**31 - 1  # where no weights are there to be looked at
 _MOST_PER_NUMBER = 16  # parameters for a number of the weights, which quantised ones pack
 
@@ -47,15 +50,16 @@ def check_sizes(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
     largest = _LARGEST
     if shapes is not None:
         largest = max([len(shapes), *(side for shape in shapes.values() for side in shape)])
-    for name in SIZES:
+    for name in (*SIZES, *_OR_NONE):
+        least = 0 if name in _OR_NONE else 1
         stated = settings.get(name)
         for size in stated if isinstance(stated, list | tuple) else [stated]:  # some differ from layer to layer
             if size is None:
                 continue
-            if type(size) is not int or not 1 <= size <= largest:
+            if type(size) is not int or not least <= size <= largest:
                 most = "" if shapes is None else ", the largest that its weights have"
                 raise ValueError(
-                    f"`{name}` in config.json must be a number from 1 to {largest}{most}, got {size!r}. Take "
+                    f"`{name}` in config.json must be a number from {least} to {largest}{most}, got {size!r}. Take "
                     "config.json and weights from one model."
                 )
 

@@ -1,0 +1,35 @@
+"""What every model here has of loading: sizes that are held against the weights first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_maskdiff.hub import ModelCardMixin
+from hf_maskdiff.published.malformed import read_json, refusing, settings_of
+from hf_maskdiff.published.sizes import check_sizes, shapes_of
+
+
+class SizedModelMixin(ModelCardMixin):
+    """Refuses a folder whose `config.json` is malformed, or describes a larger model than its weights.
+
+    Goes before diffusers' bases, as `ModelCardMixin`, which it is.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As for every diffusers model.
+
+        Raises:
+            ValueError: settings that are malformed, or do not fit the weights beside them.
+            OSError: no such model.
+        """
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        what = f"config.json in {str(folder)!r}"
+        config = folder / "config.json"
+        if config.is_file():  # else on the Hub, or nowhere
+            files = map(str, folder.glob("*.safetensors"))
+            check_sizes(settings_of(what, lambda: read_json(config)), shapes_of(files) or None)
+        with refusing(what, "Take config.json and weights from one model.", passed=(RuntimeError, MemoryError)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
