@@ -23,7 +23,7 @@ from hf_maskdiff.generation import add_sampling_arguments
 from hf_maskdiff.generation import run as generate
 from hf_maskdiff.parallel import cost_of, start_processes
 from hf_maskdiff.published import open_tokenizer
-from hf_maskdiff.published.malformed import settings_of
+from hf_maskdiff.published.malformed import refusing, settings_of
 
 from .frechet import Statistics, feature_statistics
 from .image_features import INCEPTION_LAYERS, ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
@@ -265,7 +265,8 @@ def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        with refusing(f"config.json in {name!r}", "Fetch it again.", passed=(RuntimeError, MemoryError)):
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
         return model.to(device).eval(), open_tokenizer(tokenizer or name)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -167,8 +167,9 @@ def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionSchedu
     found: Any = scheduler
     config, own = present, {}
     if isinstance(found, str) and found not in schedulers.__all__:
-        config, own = MaskedDiffusionScheduler.load_config(found), dict(present)
-        found = config["_class_name"]
+        name, own = found, dict(present)
+        config = settings_of(f"the scheduler in {name!r}", lambda: MaskedDiffusionScheduler.load_config(name))
+        found = config.get("_class_name")
     if isinstance(found, str):
         found = getattr(schedulers, found, None)
     if isinstance(found, type) and issubclass(found, MaskedDiffusionScheduler):

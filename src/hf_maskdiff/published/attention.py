@@ -44,7 +44,7 @@ def require_attention(model_type: str, name_or_path: str | os.PathLike[str], att
     """`ValueError` where somebody must say what a model was trained with."""
     unknown = attention_unknown(model_type, name_or_path, attention)
     if unknown is not None:
-        raise ValueError(f"`attention` must be given: {unknown}, as `attention={FULL!r}`.")
+        raise ValueError(f"`attention` must be given: {unknown}, as `attention={FULL!r}`, or convert it once with it.")
 
 
 def _words_of(name_or_path: str | os.PathLike[str]) -> set[str]:

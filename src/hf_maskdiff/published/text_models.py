@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -203,10 +204,8 @@ def load_published_text(
         config = _native_config(name_or_path, location, model_type) if family is None else family.config(published)
     architecture = _architecture(config, name_or_path, model_type)
     shapes = _shapes(name_or_path, location, kwargs)
-    with refusing(what, "Take config.json and weights from one model."), torch.device("meta"):
-        check_sizes(config.to_dict(), shapes)
-        if shapes is not None:
-            check_count(sum(parameter.numel() for parameter in architecture(config).parameters()), shapes)
+    with refusing(what, "Take config.json and weights from one model."):
+        _check_size(architecture, config, shapes)
 
     found: Any = tokenizer
     if not isinstance(found, PreTrainedTokenizerBase):
@@ -240,6 +239,8 @@ def _native_config(name_or_path: str | os.PathLike, location: Mapping[str, Any],
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **location)
     except (ValueError, KeyError) as error:
+        if model_type in CONFIG_MAPPING:  # what it says is of that type's settings
+            raise
         raise _unsupported(name_or_path, model_type) from error
 
 
@@ -266,3 +267,14 @@ def _shapes(
     if kwargs.get("variant") is not None or kwargs.get("use_safetensors") is False:
         return None
     return shapes_of(weight_files(name_or_path, location)) or None
+
+
+def _check_size(
+    architecture: type[PreTrainedModel], config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]] | None
+) -> None:
+    """Holds a configuration against the shapes of its weights, before memory is taken for it."""
+    check_sizes(config.to_dict(), shapes)
+    if shapes is not None:
+        with torch.device("meta"):
+            model = architecture(config)
+        check_count(sum(parameter.numel() for parameter in model.parameters()), shapes)
