@@ -5,13 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "published"))
 from small_models import change_json, save_a2d, save_bert, save_tokenizer
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline

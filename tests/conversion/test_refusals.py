@@ -152,6 +152,21 @@ def test_more_heads_than_there_is_use_for(golden_folder: Path, out: Path) -> Non
         convert(golden_folder / "maskgit_jax", out, num_attention_heads=[2])
 
 
+def test_options_that_would_have_no_effect(golden_folder: Path, amused: Path, out: Path) -> None:
+    for source, option in (
+        (amused, {"tokenizer": "me/words"}),
+        (amused, {"num_attention_heads": [2]}),
+        (amused, {"attention": "full"}),
+        (golden_folder / "mdlm", {"num_attention_heads": [2]}),
+        (golden_folder / "mdlm" / "mdlm.ckpt", {"num_attention_heads": [2]}),
+        (golden_folder / "mdlm" / "mdlm.ckpt", {"attention": "full"}),
+        (golden_folder / "dream", {"num_attention_heads": [2]}),
+        (golden_folder / "mage", {"attention": "full"}),
+    ):
+        with pytest.raises(ValueError, match=rf"`--{next(iter(option))}` must be left out for .*, got"):
+            convert(source, out, **option)
+
+
 # --- aMUSEd, whose files are copied -----------------------------------------------------------------------------------
 
 

@@ -166,8 +166,9 @@ def test_sizes_of_mdlm(size: object, little_memory: object, tmp_path: Path) -> N
     whole = (tmp_path / "config.json").read_text()
     for name in ("vocab_size", "hidden_dim", "cond_dim", "n_blocks", "n_heads"):
         change_json(tmp_path / "config.json", lambda before, name=name: before | {name: size})
-        with pytest.raises(ValueError, match=r"config\.json"):
-            MDLMTransformer.from_pretrained(tmp_path)
+        for opened in (MDLMTransformer, MDLMForMaskedLM):
+            with pytest.raises(ValueError, match=r"config\.json"):
+                opened.from_pretrained(tmp_path)
         with pytest.raises(ValueError, match=r"config\.json"):
             MDLMPipeline.from_pretrained(tmp_path, tokenizer=str(save_tokenizer(tmp_path / "tokenizer", 11)))
         (tmp_path / "config.json").write_text(whole)
@@ -211,6 +212,15 @@ def test_settings_that_are_none(content: str, file: str, tmp_path: Path) -> None
 def test_settings_that_make_no_sense(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json|multiple of the number|must hold a LLaDA"):
         load(save_bert(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 0.5])
+def test_weights_that_are_cut_short(kept: float, tmp_path: Path) -> None:
+    folder = save_bert(tmp_path)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    with pytest.raises(ValueError, match=r"model\.safetensors' must hold whole safetensors, it does not: .* Fetch it"):
+        load(folder)
 
 
 # --- masks and ends of texts ------------------------------------------------------------------------------------------

@@ -89,20 +89,32 @@ def _writer(
     """What writes the folder: all that can be wrong with the source is found before it is called."""
     folder = found.path if found.path.is_dir() else None
     if folder and amused.is_amused(folder):
+        _leave_out("aMUSEd", tokenizer=tokenizer, num_attention_heads=heads, attention=attention)
         amused.check_amused(folder)
         return lambda written: _write_amused(found, written, output)
     if folder and model_type(folder) == "mdlm":
+        _leave_out("MDLM", num_attention_heads=heads, attention=attention)
         return _mdlm_writer(MDLMTransformer.from_pretrained(folder), found, output, tokenizer)
     if folder and text_models.is_text_model(folder):
+        _leave_out("a language model", num_attention_heads=heads)
         return _text_writer(folder, found, output, tokenizer, attention)
+    _leave_out("a checkpoint of this kind", attention=attention)
     trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
+        _leave_out("MDLM", num_attention_heads=heads)
         return _mdlm_writer(mdlm.load_mdlm_checkpoint(next(iter(trees))), found, output, tokenizer)
     if tokenizer is None:
         return _image_writer(trees, found, output, None, heads)
     beside = locate(tokenizer, argument="tokenizer")
     trees |= {path: read_checkpoint(path) for path in checkpoint_files(beside.path, "tokenizer")}
     return _image_writer(trees, found, output, beside.origin, heads)
+
+
+def _leave_out(what: str, **options: object) -> None:
+    """`ValueError` for an option that would have no effect."""
+    for name, value in options.items():
+        if value not in (None, (), []):
+            raise ValueError(f"`--{name}` must be left out for {what}, got {value!r}. It would have no effect.")
 
 
 # --- what it holds ----------------------------------------------------------------------------------------------------

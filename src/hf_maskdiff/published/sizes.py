@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 # Of the architectures that are opened by name, whatever they call them. All are also dimensions of weights, or counts
 # of layers, of which each has weights.
@@ -28,12 +28,15 @@ def shapes_of(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shapes by name of what safetensors hold; no weight is read.
 
     Raises:
-        SafetensorError: a file that is none.
+        ValueError: a file that is none, or is cut short.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with safe_open(file, "pt") as weights:
-            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, "pt") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file!r} must hold whole safetensors, it does not: {error}. Fetch it again.") from error
     return shapes
 
 
