@@ -95,9 +95,11 @@ class Bench:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = open_pipeline(MaskGITPipeline, args.pipeline).to(device)
         if args.classifier:
-            self.classifier = DigitClassifier.from_pretrained(args.classifier)
+            self.classifier = DigitClassifier.from_pretrained(args.classifier, use_safetensors=True)
         else:
-            self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
+            self.classifier = DigitClassifier.from_pretrained(
+                args.pipeline, subfolder="digit_classifier", use_safetensors=True
+            )
         self.classifier.to(device).eval()
         self.shared = shared_config(self.pipeline.scheduler)
         channels = self.classifier.config.in_channels

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
     device = accelerator.device
     set_seed(args.seed)
-    tokenizer = VQModel.from_pretrained(args.tokenizer).to(device).requires_grad_(False).eval()
+    tokenizer = VQModel.from_pretrained(args.tokenizer, use_safetensors=True).to(device).requires_grad_(False).eval()
     source = (args.dataset, args.data_dir, args.image_size, tokenizer.config.in_channels)
     with accelerator.main_process_first(), errors_in_one_line():
         (images, labels, class_names), (test_images, test_labels, _) = (

@@ -91,7 +91,7 @@ def byte_pair_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrained
 def load_tokenizer(name: str | None, vocab_size: int | None, documents: Sequence[str]) -> PreTrainedTokenizerBase:
     """Load or learn a tokenizer whose last token is the mask, like the last row of the model."""
     if name is not None:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     elif vocab_size is not None:
         tokenizer = byte_pair_tokenizer(documents, vocab_size)
     else:

@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "devices": {"torch"},
     "pictures": {"torch", "PIL"},
     "caching": {"torch", "diffusers", "transformers", "integers"},
-    "published": {"torch", "diffusers", "transformers"},
+    "published": {"torch", "safetensors", "diffusers", "transformers"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published"},
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive"},
     "pipelines": {

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for sizes that were not published; for MAGE encoder's and decoder's",
     )
+    add("--attention", choices=["full"], help="of a model of dLLM that its type and name do not tell: full for an MDLM")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> Path:
     check_arguments(args)
     from hf_maskdiff.conversion.convert import convert
 
-    output = convert(args.source, args.output, args.tokenizer, args.revision, args.num_attention_heads)
+    output = convert(args.source, args.output, args.tokenizer, args.revision, args.num_attention_heads, args.attention)
     name = json.loads((output / "model_index.json").read_text())["_class_name"]
     print(f"{output}: open it with `{name}.from_pretrained({str(output)!r})`, read {output / 'README.md'}")
     return output

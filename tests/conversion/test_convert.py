@@ -35,7 +35,8 @@ from hf_maskdiff import (
     MomentScheduler,
 )
 from hf_maskdiff.cli import main
-from hf_maskdiff.conversion.convert import convert, write_whole
+from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.models import HaltonMaskGITTransformer2DModel
 
 IMAGES = ["halton_maskgit", "mage", "maskgit_jax", "maskgit_pytorch_v1"]
@@ -539,7 +540,7 @@ def test_tokenizers_that_are_not_there(source: Path, tmp_path: Path, capsys: pyt
         ("/no/where", r"got '/no/where'\. Pass for"),
         (source, r"cannot be opened\. Pass the f"),
     ):
-        message = rf"`tokenizer` must be a folder or the name of a tokenizer of transformers, .*{message}"
+        message = rf"`--tokenizer` must be a folder or the name of a tokenizer of transformers, .*{message}"
         expect_error(capsys, tmp_path, message, tmp_path / "mdlm.ckpt", tmp_path / "out", "--tokenizer", tokenizer)
 
 
@@ -589,7 +590,8 @@ def test_the_tokenizer_must_be_the_model_s(tmp_path: Path, golden_folder: Path) 
     model, vq, out, other = sampled_model(halton), image_tokenizer(halton), tmp_path / "out", tmp_path / "other.pt"
     arguments = {"num_attention_heads": [model.config["heads"]]}
     source = model.checkpoint
-    with pytest.raises(ValueError, match=rf"must be one tokenizer for '{source.name}', got none\. Pass .*LlamaGen"):
+    message = rf"`--tokenizer`: there must be one tokenizer for '{re.escape(source.name)}', got none\. Pass .*LlamaGen"
+    with pytest.raises(ValueError, match=message):
         convert(source, out, tokenizer=image_tokenizer(v1).checkpoint, **arguments)
     weights = torch.load(vq.checkpoint, weights_only=True)["model"]
     for name in ("quantize.embedding.weight", "quantize.codebook_used"):
@@ -599,13 +601,12 @@ def test_the_tokenizer_must_be_the_model_s(tmp_path: Path, golden_folder: Path) 
     with pytest.raises(ValueError, match=f"codes must be the tokenizer's, got {codes} and {codes - 1}"):
         convert(source, out, tokenizer=other, **arguments)
     width = model.config["hidden_dim"]
-    with pytest.raises(ValueError, match=rf"`num_attention_heads` must be given for a model of width {width}"):
+    with pytest.raises(ValueError, match=rf"`--num_attention_heads`: must be given for a model of width {width}"):
         convert(source, out, tokenizer=vq.checkpoint)
     mage = Model(golden_folder / "mage")
     heads, width = [mage.config["num_heads"]], mage.config["decoder_embed_dim"]
-    with pytest.raises(
-        ValueError, match=rf"`num_attention_heads` must be given for a model of width {width}, .* MAGE two"
-    ):
+    message = rf"`--num_attention_heads`: must be given for a model of width {width}, .* Pass 2, encoder's"
+    with pytest.raises(ValueError, match=message):
         convert(mage.checkpoint, out, num_attention_heads=heads)
     assert [path.name for path in tmp_path.iterdir()] == ["other.pt"]
 
@@ -650,14 +651,15 @@ def test_an_output_that_is_there_is_left_alone(
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
 def test_what_interrupts_the_writing_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        assert folder.parent == tmp_path
-        (folder / "part").write_text("some")
-        assert not (tmp_path / "out").exists()
-        raise error
+    def write(output: Path) -> None:
+        with whole_folder(output) as folder:
+            assert folder.parent.parent == output.parent
+            (folder / "part").write_text("some")
+            assert not output.exists()
+            raise error
 
     with pytest.raises(type(error)):
-        write_whole(tmp_path / "out", write)
+        write(tmp_path / "deep" / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -665,13 +667,13 @@ KILLED = """
 import os, signal, sys
 from hf_maskdiff import MaskGITTransformer2DModel
 from hf_maskdiff.cli import main
-from hf_maskdiff.conversion import convert
+from hf_maskdiff.conversion import whole_folders
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-where = {"between two parts": (MaskGITTransformer2DModel, "save_pretrained"), "before it is named": (convert, "_flush")}
-setattr(*where[sys.argv[1]], die)
+transformer, flush = (MaskGITTransformer2DModel, "save_pretrained"), (whole_folders, "_flush")
+setattr(*{"between two parts": transformer, "before it is named": flush}[sys.argv[1]], die)
 main(sys.argv[2:])
 """
 
@@ -679,13 +681,14 @@ main(sys.argv[2:])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill")
 @pytest.mark.parametrize("when", ["between two parts", "before it is named"])
 def test_what_is_killed_leaves_no_output(when: str, source: Path, tmp_path: Path) -> None:
-    """Nothing can clean up after that: a hidden folder stays, under another name, and is in nobody's way."""
+    """Nothing can clean up after that: a hidden folder stays, and the next conversion takes it away."""
     done = fresh.run(KILLED, when, "convert", source, tmp_path / "out")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = (path for path in tmp_path.iterdir() if path != source)
-    assert left.name.startswith(".out-")
-    assert any(left.iterdir())
+    assert left.name == ".out.partial"
+    assert [path for path in left.rglob("*") if path.is_file() and path.name != "lock"]
     assert run(source, tmp_path / "out") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     assert MaskGITPipeline.from_pretrained(tmp_path / "out").transformer.config.codebook_size == 8
 
 

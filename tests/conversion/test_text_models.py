@@ -217,7 +217,7 @@ def test_one_clear_error_and_nothing_written(
     source = copy_of(DREAM, tmp_path / "a")
     assert "There must be a tokenizer beside the model" in refused(source)
     assert main(["convert", str(source), str(tmp_path / "out"), "--tokenizer", "/no/where"]) == 1
-    assert "`tokenizer` must be a folder or the name of a tokenizer" in capsys.readouterr().err
+    assert "`--tokenizer` must be a folder or the name of a tokenizer" in capsys.readouterr().err
 
     source = copy_of(DREAM, tmp_path / "b", tokenizer_of(DREAM))
     weights = load_file(source / "model.safetensors")

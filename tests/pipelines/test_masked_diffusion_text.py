@@ -424,7 +424,8 @@ def test_a_repository_of_a_model_is_opened_too(name: str, tmp_path: Path) -> Non
     if name == "qwen3":
         config = (tmp_path / "config.json").read_text().replace('"model_type": "qwen3"', '"model_type": "a2d-qwen3"')
         (tmp_path / "config.json").write_text(config.replace('"mask_token_id": 4,', ""))
-    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    said = {"attention": "full"} if name == "qwen3" else {}
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, dtype=torch.float32, **said)
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe.transformer) is type(model)
     assert pipe.mask_token_id == MASK
@@ -435,7 +436,8 @@ def test_a_repository_of_a_model_is_opened_too(name: str, tmp_path: Path) -> Non
         expected = MaskedDiffusionTextPipeline(pipe.tokenizer, model, pipe.scheduler).denoiser(ids)
         torch.testing.assert_close(pipe.denoiser(ids), expected)
     assert pipe(CHAT, max_new_tokens=8, num_inference_steps=4, block_length=4).num_model_passes == [8]
-    other = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, scheduler=HaltonScheduler(mask_token_id=MASK))
+    scheduler = HaltonScheduler(mask_token_id=MASK)
+    other = MaskedDiffusionTextPipeline.from_pretrained(tmp_path, scheduler=scheduler, **said)
     assert isinstance(other.scheduler, HaltonScheduler)
 
 
@@ -463,7 +465,8 @@ def test_as_a_task_of_transformers(model_type: str, tmp_path: Path) -> None:
     config |= {"model_type": model_type, "auto_map": {"AutoModelForMaskedLM": "modeling.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     call = {"max_new_tokens": 5, "num_inference_steps": 2}
-    from_folder = pipeline("masked-diffusion-text-generation", model=str(tmp_path))
+    said = {"model_kwargs": {"attention": "full"}} if model_type.startswith("a2d-") else {}
+    from_folder = pipeline("masked-diffusion-text-generation", model=str(tmp_path), **said)
     from_model = pipeline("masked-diffusion-text-generation", model=model, tokenizer=make_tokenizer())
     for write in (from_folder, from_model):
         (made,) = write("w7 w8", **call)

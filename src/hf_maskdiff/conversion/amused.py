@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import transformers
+from diffusers import ModelMixin
+from transformers import PreTrainedModel
+
+from hf_maskdiff.conversion.parts import check_scheduler_ids, require_finite
+from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset
+from hf_maskdiff.published.malformed import refusing
+from hf_maskdiff.published.sizes import check_sizes, shapes_of
 from hf_maskdiff.schedulers import MaskGITScheduler
 
 LICENCE = "openrail++"
 _COPIED = {".json", ".txt", ".model", ".safetensors"}
+_SETTINGS = ("config.json", "scheduler_config.json")
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"}
 NOTES = """\
 A copy of the published pipeline, which stock diffusers opens as it is. Its sampler is `AmusedScheduler`; any scheduler
@@ -32,7 +42,75 @@ image = pipe("a small red house by the sea", num_inference_steps=12, temperature
 def is_amused(folder: Path) -> bool:
     """Whether a folder is a saved pipeline of aMUSEd."""
     index = folder / "model_index.json"
-    return index.is_file() and str(json.loads(index.read_text()).get("_class_name")).startswith("Amused")
+    return index.is_file() and str(read_settings(index).get("_class_name")).startswith("Amused")
+
+
+def check_amused(folder: Path) -> None:
+    """Everything that is copied must fit together, and every weight be there, and a number.
+
+    Raises:
+        ValueError: a component of another library than diffusers and transformers; weights that are missing, of
+            another shape, or no numbers; sizes that do not fit each other.
+    """
+    settings = {}
+    for name, stated in read_settings(folder / "model_index.json").items():
+        if isinstance(stated, list) and any(part is not None for part in stated):
+            found = _class_of(name, stated)
+            file = next((file for file in _SETTINGS if (folder / name / file).is_file()), None)
+            settings[name] = read_settings(folder / name / file) if file else {}
+            if issubclass(found, ModelMixin | PreTrainedModel):
+                _check_model(folder, name, found, settings[name])
+    missing = sorted({"transformer", "vqvae", "scheduler"} - settings.keys())
+    if missing:
+        raise ValueError(f"model_index.json must name the parts of an aMUSEd, {missing} are not there. Fetch it again.")
+    rows, codes = (settings["transformer"].get(size, 0) for size in ("vocab_size", "codebook_size"))
+    own = settings["vqvae"].get("num_vq_embeddings")
+    if codes != own:
+        raise ValueError(f"The transformer's codes must be the tokenizer's, got {codes} and {own}. Fetch both again.")
+    check_scheduler_ids(settings["scheduler"], rows)
+
+
+def _class_of(name: str, stated: list[Any]) -> Any:
+    """The class of a component, which must be one of diffusers or transformers: no other is imported."""
+    library, found = next(
+        ((lib, stated[1]) for lib in (diffusers, transformers) if lib.__name__ == stated[0]), (None, "")
+    )
+    cls = getattr(library, str(found), None)
+    if len(stated) != 2 or not isinstance(cls, type):
+        raise ValueError(
+            f"{name!r} in model_index.json must be a class of diffusers or transformers, got {stated}. Code of a "
+            "repository is never run: pass a revision without."
+        )
+    return cls
+
+
+def _check_model(folder: Path, name: str, found: Any, settings: dict[str, Any]) -> None:
+    """Opens one component, which is let go of at the end: no more than one is ever in memory."""
+    files = sorted(map(str, (folder / name).glob("*.safetensors")))
+    _require_safetensors(folder / name)
+    check_sizes(settings, shapes_of(files))
+    try:
+        with refusing(f"{name!r}", "Fetch its files again."):
+            part, info = found.from_pretrained(
+                folder / name, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+    except ValueError as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"{name!r} must be what its config.json says: {reason}. Fetch both again.") from error
+    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
+    if wrong:
+        raise ValueError(f"The weights of {name!r} must fit its config.json, got {wrong}. Fetch both again.")
+    for key, tensor in part.state_dict().items():
+        require_finite(tensor, f"{name}.{key}")
+
+
+def _require_safetensors(component: Path) -> None:
+    weights = [path for path in component.iterdir() if path.suffix in _OTHER_WEIGHTS]
+    if weights and not list(component.glob("*.safetensors")):
+        raise ValueError(
+            f"{component.name!r} must have its weights in safetensors, got {weights[0].name!r} alone. Pass a "
+            "revision that has them."
+        )
 
 
 def copy_amused(folder: Path, output: Path) -> None:
@@ -42,12 +120,7 @@ def copy_amused(folder: Path, output: Path) -> None:
         ValueError: a component whose weights are there as pickles only.
     """
     for component in (path for path in folder.iterdir() if path.is_dir()):
-        weights = [path for path in component.iterdir() if path.suffix in _OTHER_WEIGHTS]
-        if weights and not list(component.glob("*.safetensors")):
-            raise ValueError(
-                f"{component.name!r} must have its weights in safetensors, got {weights[0].name!r} alone. Pass a "
-                "revision that has them."
-            )
+        _require_safetensors(component)
     for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix in _COPIED):
         relative = file.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):

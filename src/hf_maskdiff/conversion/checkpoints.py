@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -15,38 +13,9 @@ from typing import Any
 
 import torch
 
+from hf_maskdiff.conversion.pickles import RestrictedUnpickler
+
 # --- torch.save -------------------------------------------------------------------------------------------------------
-
-# All that a checkpoint's tensors and containers need to be put together; storages are recognised by torch itself.
-_ADMITTED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-}
-
-
-class _Foreign:
-    """Stands for anything not admitted: it takes whatever a pickle does to an object, and does nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Foreign:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __call__(self, *args: object) -> _Foreign:
-        return self
-
-    def ignore(self, *args: object) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = ignore
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _ADMITTED.get((module, name), _Foreign)
 
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -75,7 +44,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(
             path,
             map_location="cpu",
-            pickle_module=SimpleNamespace(Unpickler=_RestrictedUnpickler, __name__=__name__),
+            pickle_module=SimpleNamespace(Unpickler=RestrictedUnpickler, __name__=__name__),
             weights_only=False,  # torch's own restriction would refuse the foreign classes instead of dropping them
             mmap=True,
         )
@@ -264,4 +233,22 @@ def require_tensors(weights: object, where: str) -> dict[str, torch.Tensor]:
     for key, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor) or not isinstance(key, str):
             raise ValueError(f"{where} must hold tensors, {key!r} is not one. Do not use this file.")
+        require_stored(tensor, key)
     return dict(weights)
+
+
+def require_stored(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The same tensor, once it is known that the file holds a number for each of its entries.
+
+    A shape alone may promise more than any memory: what repeats one number costs nothing until it is written.
+
+    Raises:
+        ValueError: it is larger than what is stored of it.
+    """
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
+        raise ValueError(
+            f"{name!r} must be stored whole, got {stored} bytes for the shape {tuple(tensor.shape)}. Save the "
+            "checkpoint again from contiguous tensors."
+        )
+    return tensor

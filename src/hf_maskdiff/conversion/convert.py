@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
 from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm, text_models
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
-from hf_maskdiff.conversion.sources import Source, locate, model_type
-from hf_maskdiff.conversion.upstream import Tree, Upstream
+from hf_maskdiff.conversion.options import MissingOptions
+from hf_maskdiff.conversion.parts import check_parts
+from hf_maskdiff.conversion.sources import Source, locate, model_type, read_settings
+from hf_maskdiff.conversion.upstream import Tree, Upstream, missing_heads
+from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
-from hf_maskdiff_cli.convert import checkpoint_files, require_new_or_empty
+from hf_maskdiff.published import open_tokenizer
+from hf_maskdiff_cli.convert import checkpoint_files
 
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
@@ -35,10 +34,12 @@ def convert(
     tokenizer: str | Path | None = None,
     revision: str | None = None,
     num_attention_heads: Sequence[int] = (),
+    attention: str | None = None,
 ) -> Path:
     """Write a pipeline folder in safetensors, ready for `from_pretrained` and for the Hub, of a published checkpoint.
 
-    The format is found out. Nothing in a checkpoint is run, whatever it holds. `output` appears whole or not at all.
+    The format is found out. Nothing in a checkpoint is run, whatever it holds. `output` appears whole or not at all,
+    and only where weights, tokenizer and sampler have been found to fit each other.
 
     Example:
 
@@ -54,50 +55,57 @@ def convert(
         revision: Branch, tag or commit of `source` on the Hub.
         num_attention_heads: What no tensor tells, for models of sizes that were not published; MAGE takes two numbers,
             encoder's and decoder's.
+        attention: "full" says that a model of dLLM whose type and name do not tell was trained as MDLM.
 
     Returns:
         `output`.
 
     Raises:
-        ValueError: A source that is of no known format, incomplete, or has weights that are missing, unknown or of the
-            wrong shape.
+        MissingOptions: A `ValueError` that names all arguments that this source needs besides.
+        ValueError: A source that is of no known format or incomplete, or has weights that are missing, unknown, of the
+            wrong shape or no numbers, or a tokenizer that is larger than the model; an output that is there, or that
+            another program is writing.
         OSError: Files that cannot be read or written.
     """
-    output = Path(output)
-    require_new_or_empty(output)
-    found = locate(source, revision)
-    try:
-        write = _writer(found, output, tokenizer, num_attention_heads)
-    except SafetensorError as error:
-        raise ValueError(
-            f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"`source` must hold readable .json files, {str(source)!r} does not: {error}. Fetch it again."
-        ) from error
-    except (ArithmeticError, LookupError, RuntimeError) as error:  # sizes are read off the weights
-        raise ValueError(
-            f"`source` must hold weights shaped as published, {str(source)!r} does not: {error}. Fetch it again."
-        ) from error
-    write_whole(output, write)
-    return output
+    with whole_folder(Path(output)) as folder:
+        found = locate(source, revision)
+        try:
+            write = _writer(found, Path(output), tokenizer, num_attention_heads, attention)
+        except SafetensorError as error:
+            raise ValueError(
+                f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
+            ) from error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            # Sizes are read off the weights.
+            raise ValueError(
+                f"`source` must hold weights shaped as published, {str(source)!r} does not: {error}. Fetch it again."
+            ) from error
+        write(folder)
+    return Path(output)
 
 
-def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int]) -> Callable[[Path], None]:
+def _writer(
+    found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int], attention: str | None
+) -> Callable[[Path], None]:
     """Find out what the source holds, and return the function that writes it to a folder.
 
     All that can be wrong with the source is raised here, before anything is written.
     """
     folder = found.path if found.path.is_dir() else None
     if folder and amused.is_amused(folder):
+        _leave_out("aMUSEd", tokenizer=tokenizer, num_attention_heads=heads, attention=attention)
+        amused.check_amused(folder)
         return lambda written: _write_amused(found, written, output)
     if folder and model_type(folder) == "mdlm":
+        _leave_out("MDLM", num_attention_heads=heads, attention=attention)
         return _mdlm_writer(MDLMTransformer.from_pretrained(folder), found, output, tokenizer)
     if folder and text_models.is_text_model(folder):
-        return _text_writer(folder, found, output, tokenizer)
+        _leave_out("a language model", num_attention_heads=heads)
+        return _text_writer(folder, found, output, tokenizer, attention)
+    _leave_out("a checkpoint of this kind", attention=attention)
     trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
+        _leave_out("MDLM", num_attention_heads=heads)
         return _mdlm_writer(mdlm.load_mdlm_checkpoint(next(iter(trees))), found, output, tokenizer)
     if tokenizer is None:
         return _image_writer(trees, found, output, None, heads)
@@ -106,10 +114,17 @@ def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Se
     return _image_writer(trees, found, output, beside.origin, heads)
 
 
+def _leave_out(what: str, **options: object) -> None:
+    """`ValueError` for an option that would have no effect."""
+    for name, value in options.items():
+        if value not in (None, (), []):
+            raise ValueError(f"`--{name}` must be left out for {what}, got {value!r}. It would have no effect.")
+
+
 # --- what it holds ----------------------------------------------------------------------------------------------------
 
 
-def _parts(trees: dict[Path, Tree], found: Source) -> tuple[Upstream, Tree, Tree]:
+def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tuple[Upstream, Tree, Tree]:
     """Find the one denoiser among the checkpoints, and the tokenizer that goes with it.
 
     Returns:
@@ -132,10 +147,13 @@ def _parts(trees: dict[Path, Tree], found: Source) -> tuple[Upstream, Tree, Tree
         raise ValueError(f"`source` must hold one transformer, {found.name!r} holds {names}. Pass the file itself.")
     ((upstream, path),) = transformers
     tokenizers = parts.get((upstream, "vqvae"), [])
+    missing = missing_heads(upstream.widths(trees[path]), heads)
     if len(tokenizers) != 1:
         names = [tokenizer.name for tokenizer in tokenizers] or "none"
         hint = upstream.tokenizer_source or "the file as published"
-        raise ValueError(f"There must be one tokenizer for {path.name!r}, got {names}. Pass `tokenizer`: {hint}.")
+        missing["tokenizer"] = f"there must be one tokenizer for {path.name!r}, got {names}. Pass {hint}."
+    if missing:
+        raise MissingOptions(missing)
     return upstream, trees[path], trees[tokenizers[0]]
 
 
@@ -152,7 +170,7 @@ def _text_tokenizer(tokenizer: str | Path | None) -> str | Path | None:
     if tokenizer is None or Path(tokenizer).exists() or _HUB_NAME.fullmatch(str(tokenizer)):
         return tokenizer
     raise ValueError(
-        f"`tokenizer` must be a folder or the name of a tokenizer of transformers, got {str(tokenizer)!r}. Pass for "
+        f"`--tokenizer` must be a folder or the name of a tokenizer of transformers, got {str(tokenizer)!r}. Pass for "
         f"example {PUBLISHED_TOKENIZER!r}."
     )
 
@@ -165,18 +183,22 @@ def _mdlm_writer(
 ) -> Callable[[Path], None]:
     preset, name = mdlm.mdlm(transformer.config.vocab_size), _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
     try:
-        opened = AutoTokenizer.from_pretrained(name)
+        opened = open_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:  # the last of what another format of tokenizers would need
         raise ValueError(
-            f"`tokenizer` must be a folder or the name of a tokenizer of transformers, {str(name)!r} cannot be opened. "
-            f"Pass the folder of one. ({error})"
+            f"`--tokenizer` must be a folder or the name of a tokenizer of transformers, {str(name)!r} cannot be "
+            f"opened. Pass the folder of one. ({error})"
         ) from error
+    mdlm.check_mask(opened, transformer)
     pipe = MDLMPipeline(opened, transformer, preset.scheduler)
     return _pipeline_writer(pipe, found, output, Description(*mdlm.DESCRIPTION, tokenizer=f"`{name}`"))
 
 
-def _text_writer(folder: Path, found: Source, output: Path, tokenizer: str | Path | None) -> Callable[[Path], None]:
-    pipe, upstream = text_models.open_text_model(folder, _text_tokenizer(tokenizer))
+def _text_writer(
+    folder: Path, found: Source, output: Path, tokenizer: str | Path | None, attention: str | None
+) -> Callable[[Path], None]:
+    name = found.repo_id or folder
+    pipe, upstream = text_models.open_text_model(folder, _text_tokenizer(tokenizer), attention, name)
     terms = f"Its publisher states the licence {upstream.licence}; read the card of the repository it came from."
     origin = None if tokenizer is None else f"`{tokenizer}`"
     description = Description(upstream.name, upstream.licence, upstream.notes, terms, origin)
@@ -186,7 +208,7 @@ def _text_writer(folder: Path, found: Source, output: Path, tokenizer: str | Pat
 def _image_writer(
     trees: dict[Path, Tree], found: Source, output: Path, tokenizer: str | None, heads: Sequence[int]
 ) -> Callable[[Path], None]:
-    upstream, transformer, vqvae = _parts(trees, found)
+    upstream, transformer, vqvae = _parts(trees, found, heads)
     pipe = _image_pipeline(upstream, transformer, vqvae, heads)
     description = Description(upstream.name, upstream.licence, upstream.notes, tokenizer=tokenizer)
     return _pipeline_writer(pipe, found, output, description)
@@ -195,6 +217,8 @@ def _image_writer(
 def _pipeline_writer(
     pipe: MaskGITPipeline | MaskedDiffusionTextPipeline, found: Source, output: Path, description: Description
 ) -> Callable[[Path], None]:
+    check_parts(pipe)
+
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
         pipe.generate_model_card(output.as_posix(), card_of(found, description)).save(folder / CARD)
@@ -204,46 +228,11 @@ def _pipeline_writer(
 
 def _write_amused(found: Source, folder: Path, output: Path) -> None:
     amused.copy_amused(found.path, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    DiffusionPipeline.from_pretrained(folder)  # it must open before anything of it appears
+    index = read_settings(folder / "model_index.json")
+    DiffusionPipeline.from_pretrained(
+        folder, trust_remote_code=False, use_safetensors=True
+    )  # it must open before anything of it appears
     notes = amused.NOTES.format(folder=output.as_posix())
     card = card_of(found, Description(f"{index['_class_name']} of diffusers", amused.LICENCE, notes))
     card.text = f"# {output.name}\n\n{card.text}"
     card.save(folder / CARD)
-
-
-def write_whole(output: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `output`, and give it that name once all is on the disk.
-
-    Raises:
-        OSError: what cannot be written, such as on a full disk; nothing is left behind.
-    """
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        write(folder)
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)  # a temporary folder is its owner's alone
-        for path in [*folder.rglob("*"), folder]:
-            _flush(path)
-        if output.exists():
-            output.rmdir()
-        folder.rename(output)
-        _flush(output.parent)
-    except SafetensorError as error:
-        raise OSError(f"`output` must be writable, {str(output)!r} is not: {error}. Free some space.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -188,6 +188,12 @@ def valeoai_confidence(codebook_size: int = 16384, num_tokens: int = 256, num_in
     return Preset(scheduler, num_inference_steps, (1.0, 4.0))
 
 
+def _widths(tree: Tree) -> list[tuple[int, int | None]]:
+    weights = require_tensors(tree["model_state_dict"], '"model_state_dict"')
+    table = require_key({_WRAPPERS.sub("", key): tensor for key, tensor in weights.items()}, "cls_emb.weight", _WHAT)
+    return [(table.shape[1], _HEADS.get(table.shape[1]))]
+
+
 def _contents(tree: Tree) -> set[str]:
     if "cls_emb.weight" in {_WRAPPERS.sub("", name) for name in names_in(tree, "model_state_dict")}:
         return {"transformer"}
@@ -203,6 +209,7 @@ UPSTREAM = Upstream(
     ),
     vqvae=lambda tree: llamagen_vq(require_tensors(tree["model"], '"model"')),
     preset=lambda transformer: valeoai_halton(transformer.config.codebook_size),
+    widths=_widths,
     notes=(
         "The scheduler is the Halton sampler of its README. The original may draw the mask itself as a token, and "
         "replaces it at the end; here it is never drawn. Where a step's count is a whole number the original's float32 "

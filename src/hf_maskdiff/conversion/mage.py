@@ -143,6 +143,13 @@ def mage(codebook_size: int = 1024, mask_token_id: int = 2024) -> Preset:
     return Preset(scheduler, 20)
 
 
+def _widths(tree: Tree) -> list[tuple[int, int | None]]:
+    weights = require_tensors(tree["model"], '"model"')
+    encoder = require_key(weights, "token_emb.word_embeddings.weight", _WHAT).shape[1]
+    decoder = require_key(weights, "decoder_pos_embed_learned", _WHAT).shape[-1]
+    return [(encoder, _HEADS.get(encoder)), (decoder, _DECODER_HEADS.get(decoder))]
+
+
 def _contents(tree: Tree) -> set[str]:
     names = names_in(tree, "model")
     found = {"transformer"} if "decoder_pos_embed_learned" in names else set()
@@ -163,6 +170,7 @@ UPSTREAM = Upstream(
     ),
     vqvae=lambda tree: convert_vqvae(_vqgan_of(tree)),
     preset=lambda transformer: mage(transformer.config.codebook_size, transformer.mask_token_id),
+    widths=_widths,
     notes=(
         "The model knows no classes. The original takes the counts of all images from the first one, which changes "
         "nothing where all begin with as many masks, and ranks with strict comparisons the other way round, which "

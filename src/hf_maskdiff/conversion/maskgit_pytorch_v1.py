@@ -125,6 +125,12 @@ def _preset(transformer: ModelMixin) -> Preset:
     return valeoai_v1(codebook_size, num_tokens)
 
 
+def _widths(tree: Tree) -> list[tuple[int, int | None]]:
+    weights = require_tensors(tree["model_state_dict"], '"model_state_dict"')
+    table = require_key({_WRAPPERS.sub("", key): tensor for key, tensor in weights.items()}, "tok_emb.weight", _WHAT)
+    return [(table.shape[1], _HEADS.get(table.shape[1]))]
+
+
 def _contents(tree: Tree) -> set[str]:
     if "first_layer.0.weight" in {_WRAPPERS.sub("", name) for name in names_in(tree, "model_state_dict")}:
         return {"transformer"}
@@ -140,6 +146,7 @@ UPSTREAM = Upstream(
     ),
     vqvae=lambda tree: taming_vqgan(require_tensors(tree["state_dict"], '"state_dict"')),
     preset=_preset,
+    widths=_widths,
     notes=(
         "The scheduler is that of branch v1.0 with its arccos counts, which fix the number of steps, and its "
         "guidance, which grows from none to its full weight. The original may draw the mask itself as a token and "

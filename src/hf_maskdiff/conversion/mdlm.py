@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_tensors
+from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_stored, require_tensors
 from hf_maskdiff.conversion.upstream import Preset, names_in
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.schedulers import AncestralScheduler
@@ -78,7 +79,7 @@ def convert_mdlm_checkpoint(checkpoint: Mapping[str, Any], use_ema: bool = True)
     shapes = [tuple(shadow.shape) for shadow in shadows if isinstance(shadow, torch.Tensor)]
     if shapes != [tuple(state_dict[name].shape) for name in names]:
         raise ValueError("The averaged weights must be tensors shaped as the weights, they are not. Use another file.")
-    return state_dict | dict(zip(names, shadows, strict=True))
+    return state_dict | {name: require_stored(shadow, name) for name, shadow in zip(names, shadows, strict=True)}
 
 
 def mdlm_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -139,6 +140,17 @@ def mdlm(vocab_size: int = 50258) -> Preset:
         mask_token_id=vocab_size - 1, codebook_size=vocab_size - 1, masking_schedule="linear"
     )
     return Preset(scheduler, 1000)
+
+
+def check_mask(tokenizer: PreTrainedTokenizerBase, transformer: MDLMTransformer) -> None:
+    """`ValueError` where the tokenizer has a text in the place of the mask, which is the model's last row."""
+    mask = transformer.config.vocab_size - 1
+    taken = next((token for token, index in tokenizer.get_vocab().items() if index == mask), None)
+    if taken not in (None, tokenizer.mask_token):
+        raise ValueError(
+            f"the model's last row, {mask}, must be the mask's alone, got a tokenizer whose {taken!r} has that id. "
+            "Pass the tokenizer that the model was trained with."
+        )
 
 
 def is_mdlm(checkpoint: Mapping[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 from hf_maskdiff.hub import CARD
+from hf_maskdiff.published.malformed import read_json, settings_of
 from hf_maskdiff_cli.convert import may_be_checkpoint, repository_of
 
 
@@ -79,4 +80,13 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
 def model_type(folder: Path) -> str | None:
     """What the `config.json` of a folder says it holds."""
     config = folder / "config.json"
-    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    return read_settings(config).get("model_type") if config.is_file() else None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a .json file of unknown origin says, which must be a dictionary.
+
+    Raises:
+        ValueError: it holds anything else, or no text.
+    """
+    return settings_of(f"`source`'s {path.name!r}", lambda: read_json(path))

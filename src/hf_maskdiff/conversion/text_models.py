@@ -6,16 +6,18 @@ transformers and no code. Each comes with its authors' sampler as a preset.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from hf_maskdiff.conversion.options import MissingOptions
+from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
 from hf_maskdiff.published import PUBLISHED_TYPES, load_published_text
+from hf_maskdiff.published.attention import FULL, attention_unknown
 from hf_maskdiff.schedulers import ConfidenceScheduler
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -111,26 +113,37 @@ _DLLM = TextUpstream("ZHZisZZ/dllm", "apache-2.0", llada, "The scheduler is LLaD
 def is_text_model(folder: Path) -> bool:
     """Whether a folder holds one of these models."""
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") in PUBLISHED_TYPES
+    return config.is_file() and read_settings(config).get("model_type") in PUBLISHED_TYPES
 
 
 def open_text_model(
-    folder: Path, tokenizer: str | Path | None = None
+    folder: Path, tokenizer: str | Path | None = None, attention: str | None = None, name: str | Path | None = None
 ) -> tuple[MaskedDiffusionTextPipeline, TextUpstream]:
     """The pipeline with its preset, weights in the dtype they are stored in.
 
+    Args:
+        attention: "full" where somebody says so, see `load_published_text`.
+        name: of the repository that the folder was fetched from.
+
     Raises:
-        ValueError: no tokenizer in the folder, and none given; weights that do not fit the configuration.
+        MissingOptions: no tokenizer in the folder, and none given; a type that does not tell the attention.
+        ValueError: weights that do not fit the configuration.
     """
-    if tokenizer is None and not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ValueError(
-            f"There must be a tokenizer beside the model, {str(folder)!r} has none. Pass `tokenizer`: the name or the "
-            "folder of one."
+    model_type = str(read_settings(folder / "config.json")["model_type"])
+    missing = {}
+    if tokenizer is None and not any((folder / file).is_file() for file in _TOKENIZERS):
+        missing["tokenizer"] = (
+            f"There must be a tokenizer beside the model, {str(folder)!r} has none. Pass the name or the folder of one."
         )
-    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    unknown = attention_unknown(model_type, name or folder, attention)
+    if unknown is not None:
+        missing["attention"] = f"{unknown}."
+    if missing:
+        raise MissingOptions(missing)
     upstream = {"llada": _LLADA, "Dream": _DREAM}.get(model_type, _DLLM)
-    name = None if tokenizer is None else str(tokenizer)
-    found = load_published_text(folder, name, dtype="auto", use_safetensors=True)
+    own = None if tokenizer is None else str(tokenizer)
+    # Either it was said, or it does not matter, or the name of the repository tells.
+    found = load_published_text(folder, own, FULL, dtype="auto", use_safetensors=True)
     size = min(len(found.tokenizer), found.model.config.vocab_size)
     scheduler = upstream.preset(found.mask_token_id, size).scheduler
     pipe = MaskedDiffusionTextPipeline(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)

@@ -65,6 +65,8 @@ class Upstream:
         transformer: `(checkpoint, codebook_size, heads)` to the denoiser; `heads` are what no tensor tells.
         vqvae: checkpoint to the tokenizer.
         preset: how it samples, for a denoiser.
+        widths: where no tensor tells the numbers of attention heads: how wide what has heads is, and how many heads
+            that width was published with.
         notes: sentences for the model card: how the preset differs from the original's sampler.
         tokenizer_source: where its tokenizer is published, where that is not in the same file.
         do_normalize: whether its tokenizer's images lie in [-1, 1], rather than in [0, 1].
@@ -77,6 +79,7 @@ class Upstream:
     vqvae: Callable[[Tree], Component]
     preset: Callable[[ModelMixin], Preset]
     notes: str
+    widths: Callable[[Tree], Sequence[tuple[int, int | None]]] = lambda tree: ()
     tokenizer_source: str = ""
     do_normalize: bool = False
     tags: tuple[str, ...] = field(default_factory=tuple)
@@ -148,8 +151,33 @@ def count_blocks(state_dict: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 
+def missing_heads(widths: Sequence[tuple[int, int | None]], heads: Sequence[int]) -> dict[str, str]:
+    """What `MissingOptions` says where numbers of attention heads are neither given nor published; else nothing.
+
+    Raises:
+        ValueError: more numbers than there is use for.
+    """
+    if len(heads) > len(widths):
+        raise ValueError(
+            f"`--num_attention_heads` must be {len(widths)} numbers at most for this model, got {list(heads)}. Leave "
+            "the others out."
+        )
+    unknown = [width for width, published in widths[len(heads) :] if published is None]
+    if not unknown:
+        return {}
+    order = "encoder's and decoder's" if len(widths) == 2 else "that the model was built with"
+    return {
+        "num_attention_heads": f"must be given for a model of width {unknown[0]}, which is not among the published "
+        f"sizes: no tensor tells it. Pass {len(widths)}, {order}."
+    }
+
+
 def one_head_count(heads: Sequence[int], published: int | None, width: int) -> int:
-    """The number of attention heads: as given, else as published for this width."""
+    """The number of attention heads: as given, else as published for this width.
+
+    Raises:
+        ValueError: neither, or one that does not divide the width.
+    """
     count = heads[0] if heads else published
     if count is None or count < 1:
         raise ValueError(

@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from hf_maskdiff.hub import ModelCardMixin
+from hf_maskdiff.models.sized_model import SizedModelMixin
 
 
 @dataclass
@@ -25,7 +25,7 @@ class DigitClassifierOutput(BaseOutput):
     features: Tensor
 
 
-class DigitClassifier(ModelCardMixin, ModelMixin, ConfigMixin):
+class DigitClassifier(SizedModelMixin, ModelMixin, ConfigMixin):
     """Classifies small grey images well enough to judge generated ones; its weights take half a megabyte.
 
     Two convolutions, each with batch normalisation and pooling, and one hidden layer. Its features replace those of

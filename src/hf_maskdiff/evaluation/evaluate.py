@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from hf_maskdiff.devices import require_device, telling_of_memory
 from hf_maskdiff.parallel import cost_of, start_processes
+from hf_maskdiff.published.malformed import settings_of
 from hf_maskdiff.sets.making import make_set
 from hf_maskdiff_cli.evaluate import add_arguments, check_arguments, run, set_folders
 from hf_maskdiff_cli.generate import add_arguments as add_generate_arguments
@@ -73,7 +74,7 @@ def _judge_all(args: argparse.Namespace) -> Report | None:
 def _kind_of(pipeline: str) -> str:
     """The kind of a pipeline's samples: texts if it has a tokenizer, or if it is a model without `model_index.json`."""
     try:
-        index = DiffusionPipeline.load_config(pipeline)
+        index = settings_of(f"model_index.json in {pipeline!r}", lambda: DiffusionPipeline.load_config(pipeline))
     except OSError:
         return TEXTS
     return kind_of_pipeline(str(index.get("_class_name")), pipeline)

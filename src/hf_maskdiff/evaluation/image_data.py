@@ -130,9 +130,9 @@ def _load_dataset(
     import datasets
 
     if dataset is not None:
-        splits = datasets.load_dataset(dataset)
+        splits = datasets.load_dataset(dataset, trust_remote_code=False)
     else:
-        splits = datasets.load_dataset("imagefolder", data_dir=str(data_dir))
+        splits = datasets.load_dataset("imagefolder", data_dir=str(data_dir), trust_remote_code=False)
     if "test" not in splits and "validation" not in splits:
         splits = splits["train"].train_test_split(test_size=0.1, seed=0)
     rows = splits["validation"] if split == "test" and "test" not in splits else splits[split]

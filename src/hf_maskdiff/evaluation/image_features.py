@@ -93,7 +93,7 @@ class ClassifierNetwork:
     """A [`DigitClassifier`] as the network for image measures: small, without a download. It resizes the images.
 
     Args:
-        folder: the classifier's folder or Hub id.
+        folder: the classifier's folder or Hub id. Its weights must be safetensors: no pickle is looked for.
         device: the device it runs on.
 
     Raises:
@@ -102,7 +102,7 @@ class ClassifierNetwork:
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         try:
-            self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
+            self.classifier = DigitClassifier.from_pretrained(folder, use_safetensors=True).to(device).eval()
             config = self.classifier.config
             self.mode = {1: "L", 3: "RGB"}[config.in_channels]
         except Exception as error:  # of several libraries, by what is wrong with the files

@@ -209,7 +209,7 @@ def _of_hub(name: str, limit: int | None) -> Samples:
 
     repo, _, split = name.partition(":")
     try:
-        rows = datasets.load_dataset(repo, split=split or "train")
+        rows = datasets.load_dataset(repo, split=split or "train", trust_remote_code=False)
     except Exception as error:  # the Hub's client also raises errors of its HTTP library
         raise not_samples(name, error) from error
     return _of_rows(rows, name, {}, limit)

@@ -40,7 +40,7 @@ def load_documents(split: str, dataset: str | None = None, data_dir: str | Path 
     import datasets
 
     name, _, configuration = str(dataset).partition(":")
-    splits = datasets.load_dataset(name, configuration or None)
+    splits = datasets.load_dataset(name, configuration or None, trust_remote_code=False)
     held_out = next((key for key in ("test", "validation") if key in splits), None)
     rows = splits[held_out if split == "test" and held_out is not None else "train"]
     columns = [name for name, feature in rows.features.items() if feature == datasets.Value("string")]

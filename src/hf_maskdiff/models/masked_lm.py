@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from hf_maskdiff.models.sized_model import check_folder
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 
 _SETTINGS = (
@@ -111,8 +113,10 @@ class MDLMForMaskedLM(PreTrainedModel):
         """As for every `PreTrainedModel`, but missing or unexpected weights are an error: there is no head to train.
 
         Raises:
-            ValueError: missing, unexpected or misshapen weights, with their names.
+            ValueError: missing, unexpected or misshapen weights, with their names; sizes that no weight has.
         """
+        if pretrained_model_name_or_path is not None:
+            check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )

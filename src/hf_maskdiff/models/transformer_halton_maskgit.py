@@ -14,8 +14,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.caching import KeyValueCache, KeyValueSlot, LayerCache, PartialCacheMixin, places_of
-from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.image_tokens import check_image_tokens
+from hf_maskdiff.models.sized_model import SizedModelMixin
 
 
 class TiedTokenEmbedding(nn.Module):
@@ -151,7 +151,7 @@ TransformerBlockRegistry.register(HaltonMaskGITTransformerBlock, TransformerBloc
 
 
 class HaltonMaskGITTransformer2DModel(
-    ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin
+    SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin
 ):
     """Class-conditional denoiser of image tokens that takes the weights published with Halton-MaskGIT.
 

@@ -12,7 +12,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
-from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.image_tokens import check_image_tokens
 from hf_maskdiff.models.maskgit_layers import (
     ACTIVATIONS,
@@ -21,10 +20,11 @@ from hf_maskdiff.models.maskgit_layers import (
     TokenTable,
     TransformerBlocks,
 )
+from hf_maskdiff.models.sized_model import SizedModelMixin
 
 
 class MaskGITTransformer2DModel(
-    ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin
+    SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin
 ):
     """BERT over an image's tokens and a class token: takes the weights of MaskGIT, of Maskgit-pytorch v1.0 and of MAGE.
 

@@ -15,7 +15,6 @@ from torch import nn
 from transformers.modeling_outputs import MaskedLMOutput
 
 from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
-from hf_maskdiff.hub import ModelCardMixin
 from hf_maskdiff.models.mdlm_layers import (
     AdaLayerNorm,
     MDLMNoiseEmbedding,
@@ -26,12 +25,15 @@ from hf_maskdiff.models.mdlm_layers import (
     log_linear_noise,
     rotate,
 )
+from hf_maskdiff.models.sized_model import SizedModelMixin
+from hf_maskdiff.published.malformed import refusing, settings_of
 from hf_maskdiff.published.mdlm_weights import LOCATION, published_weights
+from hf_maskdiff.published.sizes import check_sizes
 
 __all__ = ["AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
 
 
-class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
+class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
     """Text denoiser that takes the weights published with MDLM, at any length, on any device.
 
     A bidirectional transformer with rotary positions over partly masked token ids. All masked positions are predicted
@@ -149,7 +151,8 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
                 if a keyword is not among those above.
         """
         location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
-        config = cls.load_config(pretrained_model_name_or_path, **location)
+        what = f"config.json in {str(pretrained_model_name_or_path)!r}"
+        config = settings_of(what, lambda: cls.load_config(pretrained_model_name_or_path, **location))
         if config.get("model_type") != "mdlm":
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -164,11 +167,13 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
         missing = [name for name in required if name not in config]
         if missing:
             raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
-        with torch.device("meta"):
+        weights = published_weights(pretrained_model_name_or_path, location)
+        check_sizes(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        with torch.device("meta"), refusing(what, "Take config.json and weights from one model."):
             model = cls(**{name: config[name] for name in settings if name in config})
 
         try:
-            model.load_state_dict(published_weights(pretrained_model_name_or_path, location), assign=True)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"The weights in {str(pretrained_model_name_or_path)!r} do not fit its config.json. {error}"

@@ -12,10 +12,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_maskdiff.hub import ModelCardMixin
+from hf_maskdiff.models.sized_model import SizedModelMixin
 
 
-class VQGANModel(ModelCardMixin, VQModel):
+class VQGANModel(SizedModelMixin, VQModel):
     """A `VQModel` whose first level may be wider than its first convolution, as in taming-transformers' VQGAN.
 
     If `base_channels` equals the first of `block_out_channels`, as in the published models, it is the same as a
@@ -152,7 +152,7 @@ class MaskGITDecoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
 
 
-class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
+class MaskGITVQModel(SizedModelMixin, ModelMixin, ConfigMixin):
     """The tokenizer of MaskGIT and of MAGE, used like diffusers' `VQModel`: images in [0, 1] to codes, and back.
 
     It differs from `VQModel` in its residual blocks (see `BranchShortcutBlock`), in downsampling by averages, in

@@ -19,6 +19,7 @@ from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer, is_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
+from ..published.malformed import refusing, settings_of
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
@@ -97,15 +98,22 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
         Those are LLaDA, Dream, dLLM's models, and every masked language model of transformers: see
         `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token first, unless
-        `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name.
+        `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types do not tell
+        its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where the
+        repository is not called one.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         try:
-            cls.load_config(pretrained_model_name_or_path, **location)
+            settings_of(
+                f"model_index.json in {str(pretrained_model_name_or_path)!r}",
+                lambda: cls.load_config(pretrained_model_name_or_path, **location),
+            )
         except OSError:  # no pipeline
             scheduler = kwargs.pop("scheduler", None)
             return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
+        with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_model(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..models import MDLMTransformer
+from ..published import check_ids, open_tokenizer
+from ..published.malformed import settings_of
 from ..schedulers import AncestralScheduler
 from .pipeline_masked_diffusion_text import _LOCATION, MaskedDiffusionTextPipeline
 
@@ -50,11 +52,17 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
         is given, an object or a name. The scheduler is their own, `AncestralScheduler`, unless `scheduler` is given.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+        where = repr(str(pretrained_model_name_or_path))
         try:
-            cls.load_config(pretrained_model_name_or_path, **location)
+            settings_of(
+                f"model_index.json in {where}", lambda: cls.load_config(pretrained_model_name_or_path, **location)
+            )
         except OSError as error:  # no pipeline
             try:
-                config = MDLMTransformer.load_config(pretrained_model_name_or_path, **location)
+                config = settings_of(
+                    f"config.json in {where}",
+                    lambda: MDLMTransformer.load_config(pretrained_model_name_or_path, **location),
+                )
             except OSError:
                 raise error from None
             if config.get("model_type") != "mdlm":
@@ -62,13 +70,15 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
         else:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+        kwargs.pop("trust_remote_code", None)  # nothing there is code
         tokenizer = kwargs.pop("tokenizer", PUBLISHED_TOKENIZER)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = open_tokenizer(tokenizer)
         scheduler = kwargs.pop("scheduler", None)
         transformer = kwargs.pop("transformer", None)
         if transformer is None:
             transformer = MDLMTransformer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_ids(tokenizer, transformer.config.vocab_size)
         if scheduler is None:
             mask_token_id = transformer.config.vocab_size - 1
             scheduler = AncestralScheduler(mask_token_id=mask_token_id, codebook_size=mask_token_id)

@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
 from ..integers import as_integer
 from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
-from ..published import PUBLISHED_TYPES
+from ..published import PUBLISHED_TYPES, open_tokenizer
+from ..published.malformed import settings_of
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
 from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
@@ -65,9 +66,15 @@ class Repository:
     def pipeline_name(self) -> str:
         """The class of the pipeline that it holds, or that opens the model that it holds."""
         try:
-            return DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
+            index = settings_of(
+                f"model_index.json in {self.name!r}", lambda: DiffusionPipeline.load_config(self.name, **self.location)
+            )
+            return str(index.get("_class_name"))
         except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
-            config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
+            config = settings_of(
+                f"config.json in {self.name!r}",
+                lambda: PreTrainedConfig.get_config_dict(self.name, **self.location)[0],
+            )
             is_mdlm = config.get("model_type") == MDLMConfig.model_type
             return (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
 
@@ -80,7 +87,7 @@ class Repository:
                 f"`model` must be a repository of type {expected[0].__name__} for this task, got {self.name!r}, which "
                 f"is of type {name}. The tasks of this package are {list(TASKS)}."
             )
-        pipe = found.from_pretrained(self.name, **self.location, **self.loading, **components)
+        pipe = found.from_pretrained(self.name, trust_remote_code=False, **self.location, **self.loading, **components)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -159,7 +166,7 @@ def _(model: MaskGITPipeline) -> MaskGITPipeline:
 
 
 def _load_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    return open_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
 def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionScheduler:
@@ -167,8 +174,9 @@ def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionSchedu
     found: Any = scheduler
     config, own = present, {}
     if isinstance(found, str) and found not in schedulers.__all__:
-        config, own = MaskedDiffusionScheduler.load_config(found), dict(present)
-        found = config["_class_name"]
+        name, own = found, dict(present)
+        config = settings_of(f"the scheduler in {name!r}", lambda: MaskedDiffusionScheduler.load_config(name))
+        found = config.get("_class_name")
     if isinstance(found, str):
         found = getattr(schedulers, found, None)
     if isinstance(found, type) and issubclass(found, MaskedDiffusionScheduler):

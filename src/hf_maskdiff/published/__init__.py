@@ -2,5 +2,13 @@
 
 from hf_maskdiff.published.mdlm_weights import published_weights
 from hf_maskdiff.published.text_models import PUBLISHED_TYPES, PublishedText, load_published_text
+from hf_maskdiff.published.tokenizer_files import check_ids, open_tokenizer
 
-__all__ = ["PUBLISHED_TYPES", "PublishedText", "load_published_text", "published_weights"]
+__all__ = [
+    "PUBLISHED_TYPES",
+    "PublishedText",
+    "check_ids",
+    "load_published_text",
+    "open_tokenizer",
+    "published_weights",
+]

@@ -25,18 +25,19 @@ def published_weights(name_or_path: str | os.PathLike[str], location: dict[str, 
         ValueError: there is no `model.safetensors`.
     """
     weights: dict[str, Tensor] = {}
-    for file in _weight_files(name_or_path, location):
+    files = weight_files(name_or_path, location)
+    if not files:
+        raise ValueError(f"{str(name_or_path)!r} must hold `model.safetensors`, whole or in shards. Check the path.")
+    for file in files:
         weights |= {key.removeprefix("backbone."): tensor for key, tensor in load_state_dict(file).items()}
     return weights
 
 
-def _weight_files(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> Sequence[str]:
-    """One file, or all shards."""
+def weight_files(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> Sequence[str]:
+    """The files of a model's safetensors, which are downloaded where need be: one, all shards, or none."""
     optional = {"_raise_exceptions_for_missing_entries": False}
     file = cached_file(name_or_path, "model.safetensors", **location, **optional)
     if file is not None:
         return [file]
     index = cached_file(name_or_path, "model.safetensors.index.json", **location, **optional)
-    if index is None:
-        raise ValueError(f"{str(name_or_path)!r} must hold `model.safetensors`, whole or in shards. Check the path.")
-    return get_checkpoint_shard_files(name_or_path, index, **location)[0]
+    return [] if index is None else get_checkpoint_shard_files(name_or_path, index, **location)[0]

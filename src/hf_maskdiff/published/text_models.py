@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -23,6 +25,12 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
+
+from .attention import require_attention
+from .malformed import refusing, settings_of
+from .mdlm_weights import LOCATION, weight_files
+from .sizes import check_count, check_sizes, shapes_of
+from .tokenizer_files import check_ids, check_special_id, open_tokenizer
 
 # Names of LLaDA's weights, as patterns, and of Llama's: the same arithmetic under other names. At the top `ff_out` is
 # the head, in a block the way out of its feed-forward layer.
@@ -117,7 +125,12 @@ _FAMILIES = {
     "a2d-llama": _Family(native_config),
 }
 PUBLISHED_TYPES = tuple(_FAMILIES)
-_LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+_SUPPORTED = (
+    "a LLaDA, a Dream, an MDLM of dLLM (Qwen2, Qwen3 or Llama), or a masked or causal language model that transformers "
+    "has itself"
+)
+# What transformers makes of settings that fit no model. Too little memory is a RuntimeError, and stays one.
+_NONSENSE = (TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 def base_of_adapter(name_or_path: str | os.PathLike, location: Mapping[str, Any]) -> str | None:
@@ -141,19 +154,28 @@ class PublishedText:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Any, shift_logits: bool = False) -> PublishedText:
-        """Finds mask and ends of text in the configurations of model and tokenizer."""
+        """Finds mask and ends of text in the configurations of model and tokenizer.
+
+        Raises:
+            ValueError: no mask; a mask or an end of text that is no row of the model.
+        """
+        rows = model.config.vocab_size
         mask = getattr(model.config, "mask_token_id", None)
-        if mask is None or mask >= model.config.vocab_size:
+        if mask is None or (type(mask) is int and mask >= rows):
             mask = tokenizer.mask_token_id
         if mask is None:
             raise ValueError(
                 f"{model.name_or_path!r} must name a mask token, in `config.json` as `mask_token_id` or in its "
                 "tokenizer, got none. Pass a `tokenizer` that has one."
             )
+        check_special_id("mask_token_id", mask, rows)
         generation = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
         ends = [tokenizer.eos_token_id, *(generation if isinstance(generation, list) else [generation])]
         ends += [tokenizer.get_vocab().get(token) for token in _ENDS_OF_TURN]
-        return cls(model, tokenizer, mask, shift_logits, sorted({end for end in ends if end is not None}))
+        ends = [end for end in ends if end is not None]
+        for end in ends:
+            check_special_id("eos_token_id", end, rows)
+        return cls(model, tokenizer, mask, shift_logits, sorted(set(ends)))
 
 
 def _of_the_base(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,43 +209,67 @@ def with_adapter(found: PublishedText, name_or_path: str | os.PathLike, location
 
 
 def load_published_text(
-    name_or_path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | str | None = None, **kwargs: Any
+    name_or_path: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    attention: str | None = None,
+    **kwargs: Any,
 ) -> PublishedText:
     """Loads a masked diffusion language model of the Hub, or a masked language model, with its own tokenizer.
 
     LLaDA becomes a `LlamaForCausalLM`, Dream a `Qwen2ForCausalLM`, what dLLM made of Qwen or Llama that model itself;
     any other repository is opened as `AutoModelForMaskedLM`, or `AutoModelForCausalLM` where that is what it holds.
+    Code of a repository is never run.
 
     A repository of an adapter (LoRA) is opened with the model that it names, and applied to it; that needs `peft`.
 
     Args:
         tokenizer: an object or a name; None for that of the repository.
+        attention: "full" says that a model of a type that dLLM gives to models with full and with block-causal
+            attention is one of the former; without a need where "mdlm" is in the repository's name.
         kwargs: as for every model of transformers: `dtype`, `device_map`, `attn_implementation`, `revision`, ...
 
     Raises:
-        ValueError: no mask token, neither in the configuration nor in the tokenizer; weights that do not fit.
+        ValueError: a model of another family; a type that does not tell the attention; no mask token, neither in the
+            configuration nor in the tokenizer; ids that are no rows of the model; sizes or weights that do not fit.
+        OSError: no model there.
     """
-    location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+    if kwargs.pop("trust_remote_code", None):
+        raise ValueError(
+            "`trust_remote_code` must be left out, got True: code of a repository is never run here. Load such a model "
+            "yourself and pass it to `MaskedDiffusionTextPipeline.from_model`."
+        )
+    location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
     if (base := base_of_adapter(name_or_path, location)) is not None:
-        return with_adapter(load_published_text(base, tokenizer, **_of_the_base(kwargs)), name_or_path, location)
-    published, _ = PreTrainedConfig.get_config_dict(name_or_path, **location)
-    family = _FAMILIES.get(published.get("model_type", ""))
-    tokenizer_class = AutoTokenizer if family is None else family.tokenizer
+        found_base = load_published_text(base, tokenizer, attention, **_of_the_base(kwargs))
+        return with_adapter(found_base, name_or_path, location)
+    what = f"config.json in {str(name_or_path)!r}"
+    published = settings_of(what, lambda: PreTrainedConfig.get_config_dict(name_or_path, **location)[0])
+    model_type = str(published.get("model_type", ""))
+    require_attention(model_type, name_or_path, attention)
+    family = _FAMILIES.get(model_type)
+    with refusing(what, "Take config.json and weights from one model."):
+        config = _native_config(name_or_path, location, model_type) if family is None else family.config(published)
+    architecture = _architecture(config, name_or_path, model_type)
+    shapes = _shapes(name_or_path, location, kwargs)
+    with refusing(what, "Take config.json and weights from one model."):
+        _check_size(architecture, config, shapes)
+
     found: Any = tokenizer
     if not isinstance(found, PreTrainedTokenizerBase):
         source = name_or_path if tokenizer is None else tokenizer
-        # Said at once, since transformers asks at the terminal whether to run a repository's code.
-        found = tokenizer_class.from_pretrained(source, trust_remote_code=False, **({} if tokenizer else location))
-    if family is None:
-        config = AutoConfig.from_pretrained(name_or_path, **location)
-        is_masked_lm = type(config) in AutoModelForMaskedLM._model_mapping
-        auto = AutoModelForMaskedLM if is_masked_lm else AutoModelForCausalLM
-        model, info = auto.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    else:
-        config = family.config(published)
-        architecture = AutoModelForCausalLM._model_mapping[type(config)]
-        kwargs |= {"ignore_mismatched_sizes": True} | ({"key_mapping": family.keys} if family.keys else {})
-        model, info = architecture.from_pretrained(name_or_path, config=config, output_loading_info=True, **kwargs)
+        tokenizer_class = AutoTokenizer if family is None else family.tokenizer
+        found = open_tokenizer(source, tokenizer_class, **({} if tokenizer else location))
+    check_ids(found, config.vocab_size)
+    if family is not None:
+        kwargs |= {"config": config, "ignore_mismatched_sizes": True}
+        kwargs |= {"key_mapping": family.keys} if family.keys else {}
+    try:
+        model, info = architecture.from_pretrained(
+            name_or_path, output_loading_info=True, trust_remote_code=False, **kwargs
+        )
+    except _NONSENSE as error:
+        raise ValueError(f"{what} must describe the weights beside it: {error}. Take both from one model.") from error
+    if family is not None:
         # Else `save_pretrained` would give the weights their published names again, beside a config that is Llama's.
         model._weight_conversions = None
     # A masked language model may bring heads that are not asked for; in a model of one of these families all is known.
@@ -235,3 +281,49 @@ def load_published_text(
     published_text = PublishedText.of(model.eval(), found, family is not None and family.shift_logits)
     model.config.mask_token_id = published_text.mask_token_id  # the model is nobody else's yet
     return published_text
+
+
+def _native_config(name_or_path: str | os.PathLike, location: Mapping[str, Any], model_type: str) -> PreTrainedConfig:
+    """The configuration of a model that is transformers' own; `ValueError` where it has none of that type."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **location)
+    except (ValueError, KeyError) as error:
+        if model_type in CONFIG_MAPPING:  # what it says is of that type's settings
+            raise
+        raise _unsupported(name_or_path, model_type) from error
+
+
+def _architecture(config: PreTrainedConfig, name_or_path: str | os.PathLike, model_type: str) -> type[PreTrainedModel]:
+    """The class of transformers that a configuration is of."""
+    for auto in (AutoModelForMaskedLM, AutoModelForCausalLM):
+        if type(config) in auto._model_mapping and hasattr(config, "vocab_size"):
+            found = auto._model_mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise _unsupported(name_or_path, model_type)
+
+
+def _unsupported(name_or_path: str | os.PathLike, model_type: str) -> ValueError:
+    return ValueError(
+        f"{str(name_or_path)!r} must hold {_SUPPORTED}, got one of type {model_type!r}. Code of a repository is never "
+        "run: load such a model yourself and pass it to `MaskedDiffusionTextPipeline.from_model`."
+    )
+
+
+def _shapes(
+    name_or_path: str | os.PathLike, location: dict[str, Any], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the weights, without reading them; None where they are not the repository's safetensors."""
+    if kwargs.get("variant") is not None or kwargs.get("use_safetensors") is False:
+        return None
+    return shapes_of(weight_files(name_or_path, location)) or None
+
+
+def _check_size(
+    architecture: type[PreTrainedModel], config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]] | None
+) -> None:
+    """Holds a configuration against the shapes of its weights, before memory is taken for it."""
+    check_sizes(config.to_dict(), shapes)
+    if shapes is not None:
+        with torch.device("meta"):
+            model = architecture(config)
+        check_count(sum(parameter.numel() for parameter in model.parameters()), shapes)
