@@ -378,7 +378,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 )
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
                 row_ids = torch.tensor(rows, device=device)
-                shown = {"progress_bar": progress, "on_step_end": on_step_end}
+                shown: dict[str, Any] = {"progress_bar": progress, "on_step_end": on_step_end}
                 filled = fill_in(self.denoiser, batch, call, own, passes, row_ids, **shown)
                 for row, part, ids in zip(rows, parts, filled, strict=True):
                     sequences[row][part.window] = ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> No
     """Raise `ValueError` with rule, value and remedy unless `valid`."""
     if not valid:
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting can be compared with numbers, which a word or a list of a saved configuration cannot."""
+    return isinstance(value, Real)
 
 
 def require_steps(num_inference_steps: int) -> None:

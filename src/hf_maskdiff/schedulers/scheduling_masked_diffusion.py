@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..hub import ModelCardMixin
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, require, require_steps
+from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, is_number, require, require_steps
 from .step_context import StepContext
 
 
@@ -84,9 +84,9 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             value = config[name]
             valid = value is None or (isinstance(value, Integral) and value >= 1)
             require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
-        valid = isinstance(config.temperature, Real) and config.temperature > 0
+        valid = is_number(config.temperature) and config.temperature > 0
         require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or (isinstance(config.top_p, Real) and 0 < config.top_p <= 1)
+        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
         require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
