@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> No
 def is_number(value: object) -> bool:
     """Whether a setting can be compared with numbers, which a word or a list of a saved configuration cannot."""
     return isinstance(value, Real)
+
+
+def is_integer(value: object) -> bool:
+    """As `is_number`, of integers; numpy's too."""
+    return isinstance(value, Integral)
 
 
 def require_steps(num_inference_steps: int) -> None:

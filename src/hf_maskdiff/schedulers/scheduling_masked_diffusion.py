@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -19,7 +18,15 @@ from torch import Tensor
 from ..hub import ModelCardMixin
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, is_number, require, require_steps
+from .checks import (
+    ChoiceTemperature,
+    check_choice_temperature,
+    flatten_logits,
+    is_integer,
+    is_number,
+    require,
+    require_steps,
+)
 from .step_context import StepContext
 
 
@@ -74,7 +81,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
         mask = config.mask_token_id
-        valid = isinstance(mask, Integral) and mask >= 0
+        valid = is_integer(mask) and mask >= 0
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
         at_least_one = (
             ("codebook_size", "the number of real tokens"),
@@ -82,7 +89,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         )
         for name, meaning in at_least_one:
             value = config[name]
-            valid = value is None or (isinstance(value, Integral) and value >= 1)
+            valid = value is None or (is_integer(value) and value >= 1)
             require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
         valid = is_number(config.temperature) and config.temperature > 0
         require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
