@@ -200,6 +200,7 @@ def test_parts_of_another_description_become_no_shard(tmp_path: Path) -> None:
     shutil.copy(first.hidden / name, second.hidden / name)
     assert not second.finish_shards()
     assert first.finish_shards()
+    assert SampleSet(second.folder, {**SMALL, "guidance": "b"}).open() == [(0, 8)]  # the other one is made again
 
 
 def test_a_run_that_begins_does_not_stop_another_one_from_writing(

@@ -266,7 +266,7 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "--judge is not for images, got 'x'" in refused(capsys, images, "--network", classifier, "--judge", "x")
     assert "--image_size is not for texts, got 8" in refused(capsys, texts, "--image_size", "8")
     assert "--num_samples is for --pipeline" in refused(capsys, images, "--num_samples", "8")
-    assert "must be one of torch's, such as cpu or cuda:0, got 'gpu'" in refused(capsys, images, "--device", "gpu")
+    assert "--device must be a device of this machine, such as cpu" in refused(capsys, images, "--device", "gpu")
     assert "a set counts once" in refused(capsys, texts, texts)
     assert "must name a file that ends in .npz" in refused(capsys, images, "--save_statistics", tmp_path / "x")
     assert "must not lie among the samples" in refused(capsys, images, "--output_dir", images / "report")

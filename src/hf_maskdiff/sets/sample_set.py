@@ -18,7 +18,7 @@ from .batches import cover, seed_of
 from .claims import Claim
 from .costs import forget_costs, log_cost
 from .files import write_atomically
-from .seals import is_sealed, is_whole, read_rows, sealed_parquet
+from .seals import is_sealed, is_whole, read_note, read_rows, sealed_parquet
 
 _NAME = re.compile(r"(?:train|part)-(\d+)-(\d+)\.parquet")
 _SET = b"hf_maskdiff.set"  # among a part's metadata: whose it is
@@ -133,13 +133,10 @@ class SampleSet:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        if self._fault(content, span, must_be_sealed=self.claim.is_sealed) is not None:
+        if self._fault(content, span, self.claim.is_sealed) or self._is_another_s(content):
             return None
         table = read_rows(content)
-        metadata = dict(table.schema.metadata or {})
-        whose = metadata.pop(_SET, None)
-        if whose != self.claim.name and (self.claim.is_sealed or whose is not None):
-            return None
+        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _SET}
         return table.replace_schema_metadata(metadata)
 
     # --- damage -------------------------------------------------------------------------------------------------------
@@ -159,9 +156,18 @@ class SampleSet:
 
     def _fault_of_file(self, span: tuple[int, int], path: Path, must_be_sealed: bool) -> str | None:
         try:
-            return self._fault(path.read_bytes(), span, must_be_sealed)
+            content = path.read_bytes()
         except FileNotFoundError:  # taken away by a launch beside this one, which made a shard of it
             return None
+        fault = self._fault(content, span, must_be_sealed)
+        if fault is None and path.parent == self.hidden and self._is_another_s(content):
+            return "belongs to another set"
+        return fault
+
+    def _is_another_s(self, part: bytes) -> bool:
+        """Whether a part was written for another description; those of earlier versions do not say."""
+        whose = read_note(part, _SET)
+        return whose != self.claim.name and (self.claim.is_sealed or whose is not None)
 
     def _fault(self, content: bytes, span: tuple[int, int], must_be_sealed: bool) -> str | None:
         """What is wrong with a file that should hold the samples of an index range."""

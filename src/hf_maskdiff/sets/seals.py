@@ -46,6 +46,11 @@ def is_whole(content: bytes) -> bool:
     return content[at + len(_MARK) : stop] == digest.hexdigest().encode()
 
 
+def read_note(content: bytes, key: bytes) -> bytes | None:
+    """What a whole file says of itself under a key."""
+    return (pq.read_metadata(pa.BufferReader(content)).metadata or {}).get(key)
+
+
 def read_rows(content: bytes, columns: list[str] | None = None) -> pa.Table:
     """The rows of a file, without what it says of itself.
 
