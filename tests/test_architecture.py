@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
         *("hub", "sampling", "exclusive", "schedulers", "caching", "models", "published", "denoisers"),
     },
     "conversion": {
-        *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers"),
+        *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
         *("hub", "models", "published", "pipelines", "schedulers"),
     },
     "evaluation": ANYTHING,
