@@ -21,9 +21,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from hf_maskdiff.evaluation.evaluate import add_arguments, run
-from hf_maskdiff.evaluation.report import Report
+from hf_maskdiff_cli.evaluate import add_arguments, run  # imports nothing heavy before the arguments are checked
+
+if TYPE_CHECKING:
+    from hf_maskdiff.evaluation.report import Report
 
 
 def main(argv: Sequence[str] | None = None) -> Report | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from hf_maskdiff.generation import add_arguments, run
+from hf_maskdiff_cli.generate import add_arguments, run  # imports nothing heavy before the arguments are checked
 
 
 def main(argv: Sequence[str] | None = None) -> None:

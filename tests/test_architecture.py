@@ -1,4 +1,4 @@
-"""The arrows between the rooms of the package: what may import what. Every import in the sources is walked."""
+"""The arrows between the rooms of both packages: what may import what. Every import in the sources is walked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from os.path import normpath
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "hf_maskdiff"
+COMMAND_LINE = ROOT / "src" / "hf_maskdiff_cli"
 STANDARD = sys.stdlib_module_names
 ANYTHING = {"*"}
 
@@ -34,13 +36,18 @@ ARROWS: dict[str, set[str]] = {
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
-        *("hub", "models", "published", "pipelines", "schedulers"),
+        *("hub", "models", "published", "pipelines", "schedulers", "hf_maskdiff_cli"),
     },
     "evaluation": ANYTHING,
-    "parallel": {"torch", "accelerate", "datasets", "pyarrow", "tqdm"},
-    "generation": ANYTHING,
-    "cli": ANYTHING,
-    "__main__": ANYTHING,
+    "sets": {
+        *("torch", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
+        *("__init__", "caching", "pipelines", "hf_maskdiff_cli"),
+    },
+    "parallel": {"sets", "hf_maskdiff_cli"},
+    "generation": {"torch", "sets", "hf_maskdiff_cli"},
+    "cli": {"hf_maskdiff_cli"},
+    "__main__": {"cli"},
+    "hf_maskdiff_cli": {"conversion", "sets", "evaluation"},  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
 }
@@ -50,12 +57,14 @@ BASES = {"scheduling_masked_diffusion", "scheduling_choose_then_sample"}
 
 
 def room_of(path: Path) -> str:
+    if path.is_relative_to(COMMAND_LINE):
+        return COMMAND_LINE.name
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path, source: str) -> Iterator[tuple[str, ...]]:
     """Every import of a file as the parts of an absolute name, `from x import y` as x.y; nested ones too."""
-    package = ("hf_maskdiff", *path.relative_to(SOURCE).parts[:-1])
+    package = path.relative_to(SOURCE.parent).parts[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for name in node.names:
@@ -69,7 +78,7 @@ def imported(path: Path, source: str) -> Iterator[tuple[str, ...]]:
             "import_module",
             "__import__",
         ):
-            if str(path.relative_to(SOURCE)) in OLD_ADDRESSES:
+            if path.is_relative_to(SOURCE) and str(path.relative_to(SOURCE)) in OLD_ADDRESSES:
                 continue
             yield ("<import at run time>",)
 
@@ -89,7 +98,7 @@ def wrong_arrows(path: Path, source: str) -> list[str]:
                 continue
         else:
             target = name[0]
-            if target in STANDARD or allowed >= ANYTHING:
+            if target in STANDARD or allowed >= ANYTHING or target == room:
                 continue
         if target not in allowed:
             wrong.append(f"{room}/{path.name} -> {'.'.join(name)}")
@@ -97,7 +106,7 @@ def wrong_arrows(path: Path, source: str) -> list[str]:
 
 
 def sources() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
+    return sorted([*SOURCE.rglob("*.py"), *COMMAND_LINE.rglob("*.py")])
 
 
 def test_no_arrow_but_these() -> None:
@@ -128,13 +137,17 @@ def test_no_arrow_but_these() -> None:
         ("conversion/new.py", "from ..evaluation import laws"),
         ("evaluation/new.py", "from .._versions import SUPPORTED"),
         ("parallel.py", "from .pipelines import MaskGITPipeline"),
+        ("sets/new.py", "from ..evaluation.samples import load_samples"),
+        ("schedulers/scheduling_new.py", "from hf_maskdiff_cli import main"),
+        ("../hf_maskdiff_cli/new.py", "def run():\n    from hf_maskdiff.models import PartialCacheConfig"),
+        ("../hf_maskdiff_cli/new.py", "def run():\n    import torch"),
         ("__init__.py", "from .evaluation import laws"),
         ("new_room.py", "import torch"),
         ("models/transformer_new.py", "import importlib\nimportlib.import_module('scipy')"),
     ],
 )
 def test_wrong_arrows_are_seen(file: str, line: str) -> None:
-    assert len(wrong_arrows(SOURCE / file, line)) == 1
+    assert len(wrong_arrows(Path(normpath(SOURCE / file)), line)) == 1
 
 
 @pytest.mark.parametrize(
@@ -145,10 +158,35 @@ def test_wrong_arrows_are_seen(file: str, line: str) -> None:
         ("schedulers/__init__.py", "from .scheduling_moment import MomentScheduler"),
         ("models/transformer_new.py", "from hf_maskdiff.caching import KeyValueSlot"),
         ("evaluation/new.py", "import scipy\nfrom hf_maskdiff import MomentScheduler\nfrom ..parallel import generate"),
+        ("sets/new.py", "from hf_maskdiff import __version__\nfrom hf_maskdiff_cli.set_folder import HIDDEN"),
+        ("../hf_maskdiff_cli/new.py", "from .checks import require_positive\nfrom hf_maskdiff_cli import main"),
     ],
 )
 def test_right_arrows_are_allowed(file: str, line: str) -> None:
-    assert wrong_arrows(SOURCE / file, line) == []
+    assert wrong_arrows(Path(normpath(SOURCE / file)), line) == []
+
+
+def begins_with(path: Path, source: str) -> set[str]:
+    """The packages that importing a file imports; imports inside functions are not counted."""
+    names = set()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names |= {name[0] for name in imported(path, ast.unparse(node))}
+    return names
+
+
+def test_the_command_line_begins_with_the_standard_library_alone() -> None:
+    files = sorted(COMMAND_LINE.rglob("*.py"))
+    assert len(files) > 5
+    for path in files:
+        assert begins_with(path, path.read_text()) - STANDARD - {COMMAND_LINE.name} == set(), path.name
+
+
+def test_heavy_beginnings_are_seen() -> None:
+    path = COMMAND_LINE / "new.py"
+    assert begins_with(path, "import hf_maskdiff") == {"hf_maskdiff"}
+    assert begins_with(path, "try:\n    from torch import Tensor\nexcept ImportError:\n    pass") == {"torch"}
+    assert begins_with(path, "def run():\n    import torch") == set()
 
 
 def test_names_that_have_moved_are_found_where_they_were() -> None:
@@ -170,14 +208,14 @@ def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
     required = {name.lower().replace("-", "_") for name in names} | {"PIL"}
     needed = set()
     for path in sources():
-        if room_of(path) in ("evaluation", "conversion", "parallel", "generation", "cli", "__main__"):
+        if room_of(path) in ("evaluation", "conversion", "sets", "parallel", "generation", "cli", "__main__"):
             continue
         tree = ast.parse(path.read_text())
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 needed |= {name[0] for name in imported(path, ast.unparse(node))}
     assert "diffusers" in needed
-    assert needed - required - STANDARD - {"hf_maskdiff"} == set()
+    assert needed - required - STANDARD - {"hf_maskdiff", "hf_maskdiff_cli"} == set()
 
 
 # --- no path of anyone's machine --------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
-from time import perf_counter
 
 import pytest
 
@@ -82,16 +82,15 @@ def test_a_missing_package_is_the_same_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_import_takes_hardly_longer_than_that_of_a_diffusers_pipeline() -> None:
-    """Three alternating pairs; the machine may be busy, so the best of the pairs and of the medians counts."""
+    """Three alternating pairs, by the processor's time: other programs on the machine take none of it."""
 
     def seconds(code: str) -> float:
-        start = perf_counter()
+        before = getrusage(RUSAGE_CHILDREN).ru_utime
         assert python(code).returncode == 0
-        return perf_counter() - start
+        return getrusage(RUSAGE_CHILDREN).ru_utime - before
 
     theirs, ours = [], []
     for _ in range(3):
         theirs.append(seconds("from diffusers import AmusedPipeline"))
         ours.append(seconds("import hf_maskdiff"))
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    assert min(median(ours) / median(theirs), *ratios) <= 1.2
+    assert median(ours) <= 1.1 * median(theirs)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,6 @@ from hf_maskdiff import (
     MDLMPipeline,
     MDLMTransformer,
     MomentScheduler,
-    generation,
     parallel,
 )
 from hf_maskdiff.cli import main
@@ -56,6 +56,7 @@ from hf_maskdiff.parallel import (
     start_processes,
     write_atomically,
 )
+from hf_maskdiff.sets import processes, publishing
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "generate_dataset.py"
@@ -187,7 +188,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_what_to_do(
     def fail(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr(parallel.os, failing, fail)
+    monkeypatch.setattr(os, failing, fail)
     with pytest.raises(OSError, match=r"No space left on device; what is finished is kept.*file"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -265,6 +266,15 @@ def test_texts_open_with_prompts_in_turn(pipelines: Path, tmp_path: Path) -> Non
     assert [len(row["tokens"]) for row in found][:3] == [12, 6, 12]
     assert all(31 not in row["tokens"] for row in found)
     assert len({row["text"] for row in found}) == 10
+
+
+def test_prompts_come_through_a_pipe_too(pipelines: Path, tmp_path: Path) -> None:
+    """As from `--prompt_file <(command)`: what was read once cannot be read again."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit((tmp_path / "pipe").write_text, "w1 w2\nw3\n")
+        folder = make(pipelines / "texts", tmp_path / "set", 3, "--prompt_file", str(tmp_path / "pipe"))
+    assert pq.read_table(next(folder.glob("*.parquet")))["prompt"].to_pylist() == ["w1 w2", "w3", "w1 w2"]
 
 
 def test_classes_are_those_that_are_asked_for(pipelines: Path, tmp_path: Path) -> None:
@@ -363,7 +373,7 @@ def test_the_file_that_accelerate_config_writes(pipelines: Path, tmp_path: Path,
 
 def test_a_config_without_gpus_is_heard_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
-    monkeypatch.setattr(parallel, "PartialState", lambda cpu, timeout: started.append(cpu))
+    monkeypatch.setattr(processes, "PartialState", lambda cpu, timeout: started.append(cpu))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for use_cpu in ("True", "False"):
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
@@ -683,7 +693,7 @@ def test_a_set_that_cannot_be_pushed_is_kept(
         assert not (tmp_path / "set").exists()
     given = arguments(pipelines / "images", tmp_path / "set", 5, "--push_to_hub", "me/digits")
     with monkeypatch.context() as context:
-        context.setattr(generation, "upload_folder", lambda **_: 1 / 0)
+        context.setattr(publishing, "upload_folder", lambda **_: 1 / 0)
         assert main(["generate", *given]) == 1
     assert "run the same command again: what is finished is kept" in capsys.readouterr().err
     made = shards(tmp_path / "set")
@@ -704,7 +714,7 @@ def test_the_card_is_whole_or_not_there_and_one_s_own_is_kept(
 
     (folder / "README.md").unlink()
     with monkeypatch.context() as context:
-        context.setattr(parallel.os, "replace", fail)
+        context.setattr(os, "replace", fail)
         assert main(["generate", *arguments(pipelines / "images", folder, 5)]) == 1
     assert "No space left on device; what is finished is kept" in capsys.readouterr().err
     assert not (folder / "README.md").exists()

@@ -281,7 +281,7 @@ def test_without_torch_fidelity_faiss_or_matplotlib(
 ) -> None:
     images = images_in(tmp_path / "images", 20)
     with monkeypatch.context() as context:
-        context.setattr("hf_maskdiff.evaluation.evaluate.find_spec", lambda _: None)
+        context.setattr("hf_maskdiff_cli.evaluate.find_spec", lambda _: None)
         assert 'pip install "hf-maskdiff[evaluation]"' in refused(capsys, images, "--output_dir", tmp_path / "out")
     for name in ("torch_fidelity", "faiss"):
         monkeypatch.setitem(sys.modules, name, None)

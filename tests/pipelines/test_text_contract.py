@@ -69,7 +69,7 @@ SPANS = ["[MASK", "[MASK:]", "[MASK:-1]", "[MASK: 3]", "[MASK:3", "[MASK:1.5]", 
 def test_mask_spans_that_do_not_parse(span: str) -> None:
     pipe = make_pipeline(MomentScheduler)
     with pytest.raises(ValueError, match=r"a mask span must read \[MASK\] or \[MASK:n\], n from 1 to 999999, got"):
-        pipe(["a", f"b{span}c"])
+        pipe(["a", f"b{span} c"])
 
 
 @pytest.mark.parametrize("prompt", [5, [], ["a", None], {"text": "a"}, b"a"])

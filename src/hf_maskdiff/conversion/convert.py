@@ -27,12 +27,13 @@ from hf_maskdiff.conversion import (
 )
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
-from hf_maskdiff.conversion.sources import Source, checkpoint_files, locate, model_type
+from hf_maskdiff.conversion.sources import Source, locate, model_type
 from hf_maskdiff.conversion.upstream import Tree, Upstream
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
+from hf_maskdiff_cli.convert import checkpoint_files, require_new_or_empty
 
 Write = Callable[[Path], None]  # writes all of a pipeline folder into an empty one
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
@@ -74,8 +75,7 @@ def convert(
         OSError: Files that cannot be read or written.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}. Pass another one.")
+    require_new_or_empty(output)
     found = locate(source, revision)
     try:
         write = _writer(found, output, tokenizer, num_attention_heads)
@@ -96,7 +96,10 @@ def convert(
 
 
 def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int]) -> Write:
-    """What writes the folder: all that can be wrong with the source is found before it is called."""
+    """Find out what the source holds, and return the function that writes it to a folder.
+
+    All that can be wrong with the source is raised here, before anything is written.
+    """
     for known in _BY_FILES:
         if known.is_at(found.path):
             return known.writer(found, output, tokenizer)
@@ -114,7 +117,11 @@ def _writer(found: Source, output: Path, tokenizer: str | Path | None, heads: Se
 
 
 def _parts(trees: dict[Path, Tree], found: Source) -> tuple[Upstream, Tree, Tree]:
-    """The one denoiser among checkpoints, the tokenizer that goes with it, and whose they are."""
+    """Find the one denoiser among the checkpoints, and the tokenizer that goes with it.
+
+    Returns:
+        whose format they are in, the denoiser's weights, and the tokenizer's.
+    """
     parts: dict[tuple[Upstream, str], list[Path]] = {}
     for path, tree in trees.items():
         for upstream in UPSTREAMS:
@@ -149,7 +156,7 @@ def _image_pipeline(upstream: Upstream, transformer: Tree, vqvae: Tree, heads: S
 
 
 def _text_tokenizer(tokenizer: str | Path | None) -> str | Path | None:
-    """The same, once it is known that transformers could make something of it."""
+    """Return the tokenizer as it is; `ValueError` if it is neither a path nor a name that transformers could know."""
     if tokenizer is None or Path(tokenizer).exists() or _HUB_NAME.fullmatch(str(tokenizer)):
         return tokenizer
     raise ValueError(

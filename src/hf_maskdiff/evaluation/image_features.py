@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_maskdiff_cli.evaluate import INCEPTION_LAYERS, require_inception_weights
+
 from .digit_classifier import DigitClassifier
 from .samples import ImageSamples
-
-INCEPTION_LAYERS = (64, 192, 768, 2048)
 
 
 class FeatureNetwork(Protocol):
@@ -127,10 +127,9 @@ def read_features(
 
 def _require_weights_only(path: Path) -> None:
     """torch-fidelity unpickles the file freely: what is more than tensors is refused here, before that."""
+    require_inception_weights(path)
     try:
         torch.load(path, map_location="meta", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"the Inception weights must be a file, got {str(path)!r}. Check the path.") from None
     except Exception as error:  # of several types, by what is wrong with the file
         raise ValueError(
             f"the file of Inception weights must hold tensors only, got {str(path)!r}: {str(error).splitlines()[0]} "

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from hf_maskdiff_cli.evaluate import not_statistics
+
 from .frechet import Statistics, feature_statistics, frechet_distance
 
 NUM_GROUPS = 10
@@ -96,10 +98,7 @@ def load_statistics(path: str | Path) -> Statistics:
                 np.asarray(arrays["sigma"], dtype=np.float64),
             )
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"a reference file must be an .npz with `mu` and `sigma`, got {str(path)!r}: {error}. Write one with "
-            "--save_statistics, or pass a folder of images."
-        ) from error
+        raise not_statistics(path, error) from error
 
 
 def save_statistics(path: str | Path, features: ArrayLike) -> None:

@@ -7,17 +7,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hf_maskdiff.parallel import HIDDEN
+from hf_maskdiff_cli.samples import IMAGES, TEXTS, Form, form_of, is_image, not_samples
+from hf_maskdiff_cli.set_folder import CONFIGURATION, HIDDEN
 
 STRINGS = ("string", "large_string")
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ImageSamples:
         configuration: how they were made, where that is known.
     """
 
+    kind: ClassVar[str] = IMAGES
     name: str
     count: int
     read: Callable[[int], Image.Image]
@@ -91,6 +92,7 @@ class TextSamples:
         configuration: how they were made, where that is known.
     """
 
+    kind: ClassVar[str] = TEXTS
     name: str
     texts: Sequence[str]
     tokens: Sequence[Tensor] | None = None
@@ -105,7 +107,7 @@ Samples = ImageSamples | TextSamples
 
 
 def load_samples(source: str | Path, limit: int | None = None) -> Samples:
-    """Opens a set: images where it holds any, else texts.
+    """Open a set: images where it holds any, else texts.
 
     Example:
         >>> load_samples("out/digits")  # written by `hf-maskdiff generate`
@@ -123,32 +125,20 @@ def load_samples(source: str | Path, limit: int | None = None) -> Samples:
             finished.
     """
     folder = Path(source)
-    if not folder.exists():
-        return _of_hub(str(source), limit)
-    if not folder.is_dir():
-        raise ValueError(f"samples must lie in a folder, got the file {str(source)!r}. Pass the folder.")
-    if any(folder.glob("*.parquet")) or (folder / HIDDEN).is_dir():
-        return _of_parquet(folder, limit)
-    sets = sorted(path.parent.name for path in folder.glob(f"*/{HIDDEN}"))
-    if sets:
-        raise ValueError(
-            f"one set is one folder, got {str(source)!r}, which holds {', '.join(sets)}. Pass {folder / sets[0]} and "
-            "so on."
-        )
-    images = _some(sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS), limit)
-    if images:
-        return ImageSamples(str(source), len(images), lambda index: Image.open(images[index]))
-    files = _some(sorted(folder.glob("*.txt")), limit)
-    if files:
-        return TextSamples(str(source), [_text_of(path) for path in files])
-    raise ValueError(
-        f"a folder of samples must hold images, .txt files or parquet files, got {str(source)!r}, which holds none. "
-        "Check the path."
-    )
+    match form_of(source):
+        case Form.HUB:
+            return _of_hub(str(source), limit)
+        case Form.PARQUET:
+            return _of_parquet(folder, limit)
+        case Form.IMAGE_FILES:
+            images = _some(sorted(filter(is_image, folder.rglob("*"))), limit)
+            return ImageSamples(str(source), len(images), lambda index: Image.open(images[index]))
+        case Form.TEXT_FILES:
+            return TextSamples(str(source), [_text_of(path) for path in _some(sorted(folder.glob("*.txt")), limit)])
 
 
 def _some(things: Sequence[Any], limit: int | None) -> list[Any]:
-    """As many as the limit allows, in their order: the first ones alone might be of one class."""
+    """As many as the limit allows, in their order, chosen at random: the first ones might all be of one class."""
     if limit is None or limit >= len(things):
         return list(things)
     chosen = np.random.default_rng(0).permutation(len(things))[:limit]
@@ -167,7 +157,7 @@ def _text_of(path: Path) -> str:
 def _of_parquet(folder: Path, limit: int | None) -> Samples:
     import datasets
 
-    settings = folder / HIDDEN / "configuration.json"
+    settings = folder / HIDDEN / CONFIGURATION
     configuration = json.loads(settings.read_text()) if settings.is_file() else {}
     files = sorted(map(str, folder.glob("*.parquet")))
     try:
@@ -192,10 +182,7 @@ def _of_hub(name: str, limit: int | None) -> Samples:
     try:
         rows = datasets.load_dataset(repo, split=split or "train")
     except Exception as error:  # the Hub's client raises those of the library that it connects with, too
-        raise ValueError(
-            f"samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got {name!r}: "
-            f"{error}"
-        ) from error
+        raise not_samples(name, error) from error
     return _of_rows(rows, name, {}, limit)
 
 

@@ -15,6 +15,12 @@ from ..schedulers import MaskedDiffusionScheduler
 GuidanceScale = float | Sequence[float]
 
 
+def as_pair(guidance_scale: GuidanceScale) -> tuple[float, float]:
+    """The scales of the first and of the last step."""
+    start, end = guidance_scale if isinstance(guidance_scale, Sequence) else (guidance_scale, guidance_scale)
+    return start, end
+
+
 class PipelineCall:
     """The state of one call, which neither the next call nor one in another thread sees.
 
@@ -22,8 +28,12 @@ class PipelineCall:
         scheduler: the pipeline's. The call runs on a copy of it, with timesteps of its own; the pipeline's scheduler
             shows those of the latest call.
         num_inference_steps: see `MaskedDiffusionScheduler.set_timesteps`.
-        temperature: see there.
+        temperature: the choice temperature, see there.
         guidance_scale: one for all steps, or a pair (start, end).
+        sampling_temperature: of the tokens, 0 for the most probable ones; None keeps the scheduler's.
+
+    Raises:
+        ValueError: a number of steps or a temperature that the scheduler cannot use.
 
     Attributes:
         scheduler: the copy.
@@ -39,8 +49,17 @@ class PipelineCall:
         num_inference_steps: int,
         temperature: float | Sequence[float] | None = None,
         guidance_scale: GuidanceScale = 1.0,
+        sampling_temperature: float | None = None,
     ) -> None:
-        self._shared, self.scheduler = scheduler, copy.copy(scheduler)
+        if temperature is not None and scheduler.config.get("choice_temperature") is None:
+            raise ValueError(
+                f"`temperature` must be left out with a {type(scheduler).__name__} that has no choice temperature, got "
+                f"{temperature!r}. Pass `sampling_temperature` for the temperature at which tokens are drawn."
+            )
+        self._shared = scheduler
+        self.scheduler = copy.copy(scheduler)
+        if sampling_temperature is not None:
+            self.scheduler = scheduler.with_sampling_temperature(sampling_temperature)
         self.scheduler.set_timesteps(num_inference_steps, temperature)
         self._shared.adopt_run(self.scheduler)
         self.guidance_scale = guidance_scale
@@ -55,10 +74,9 @@ class PipelineCall:
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
         """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
-        scale, num_steps = self.guidance_scale, self.scheduler.num_inference_steps
-        start, end = scale if isinstance(scale, Sequence) else (scale, scale)
-        step_index = round((1 - float(timestep)) * (num_steps or 1))
-        return start + (end - start) * step_index / max((num_steps or 1) - 1, 1)
+        start, end = as_pair(self.guidance_scale)
+        num_steps = self.scheduler.num_inference_steps or 1
+        return start + (end - start) * round((1 - float(timestep)) * num_steps) / max(num_steps - 1, 1)
 
 
 # The calls that run in this thread with the pipelines they are of, the innermost last: a callback may call another one.
@@ -129,8 +147,7 @@ class CallStateMixin:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether some step of the run has a scale above 1."""
-        scale = self._guidance_scale
-        return max(scale if isinstance(scale, Sequence) else (scale,)) > 1
+        return max(as_pair(self._guidance_scale)) > 1
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
         """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""

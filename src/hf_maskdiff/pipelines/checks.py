@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from ..schedulers import MaskedDiffusionScheduler
+from .calls import GuidanceScale
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -36,4 +39,14 @@ def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}. Leave it out to get the "
             f"{known[0]}."
+        )
+
+
+def check_guidance_scale(guidance_scale: GuidanceScale) -> None:
+    """It must be a finite number of at least 0, or a pair of such."""
+    scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
+    if len(scales) != 2 or not all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in scales):
+        raise ValueError(
+            "`guidance_scale` must be a finite number or a pair (start, end) of such, none below 0, got "
+            f"{guidance_scale!r}. Pass 1.0 for no guidance."
         )

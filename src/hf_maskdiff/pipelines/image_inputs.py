@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -11,7 +10,7 @@ import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from torch import Tensor
 
-from .calls import GuidanceScale
+from .calls import GuidanceScale, as_pair
 
 Label = int | str
 
@@ -111,18 +110,12 @@ def check_counts(given: Mapping[str, int]) -> None:
         )
 
 
-def check_guidance_scale(guidance_scale: GuidanceScale, has_null_class: bool) -> None:
-    """It must be a finite number or a pair of such, and none above 1 without a null class."""
-    scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
-    if len(scales) != 2 or not all(isinstance(scale, Real) and math.isfinite(scale) for scale in scales):
+def check_unguided(guidance_scale: GuidanceScale) -> None:
+    """No scale may exceed 1: for models that know no image of no class."""
+    if max(as_pair(guidance_scale)) > 1:
         raise ValueError(
-            "`guidance_scale` must be a finite number or a pair (start, end) of such, got "
-            f"{guidance_scale!r}. Pass 1.0 for no guidance."
-        )
-    if max(scales) > 1 and not has_null_class:
-        raise ValueError(
-            f"`guidance_scale` must not exceed 1, got {guidance_scale!r}: this model was never shown an image "
-            "without its class. Leave it out."
+            f"`guidance_scale` must not exceed 1, got {guidance_scale!r}: this model was never shown an image without "
+            "its class. Leave it out."
         )
 
 

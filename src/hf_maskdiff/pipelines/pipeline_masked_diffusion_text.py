@@ -20,11 +20,11 @@ from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
-from .calls import CallStateMixin, PipelineCall
-from .checks import check_callback_inputs, check_count, check_output_type, check_scheduler
+from .calls import CallStateMixin, GuidanceScale, PipelineCall
+from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .text_denoising import fill_in
 from .text_output import MaskedDiffusionTextPipelineOutput, cut_at_end, decode_with_masks
-from .text_prompts import NewTokens, Prompt, PromptEncoder, are_prompts, as_list, check_tokens
+from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, are_prompts, as_list, check_tokens
 from .text_windows import WindowBatch, first, next_part
 
 if is_torch_xla_available():
@@ -160,6 +160,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         num_return_sequences: int,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> None:
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
         check_scheduler(self.scheduler)
@@ -173,6 +175,12 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             )
         if mask is not None and input_ids is None:
             raise ValueError("`mask` must come with `input_ids`, got it alone. In a prompt write [MASK:5].")
+        if attention_mask is not None and input_ids is None:
+            raise ValueError("`attention_mask` must come with `input_ids`, got it alone. Leave it out.")
+        if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+            raise ValueError(
+                "`token_type_ids` must be 0 everywhere, got others. Pass texts one by one rather than as pairs."
+            )
         for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(
@@ -193,14 +201,14 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
     def encode_prompt(self, prompt: Prompt) -> Tensor:
         """Ids of a prompt, int64 `(length,)`: of a text the mask where it says `[MASK]`, n of them for `[MASK:n]`.
 
-        The text on either side of a mask span is tokenized by itself, without special tokens. A chat goes through the
+        They are what the tokenizer itself builds of the text, its special tokens included. A chat goes through the
         tokenizer's chat template, up to where the answer begins.
 
         Raises:
             ValueError: an empty prompt, a mask span that does not parse, ids that the model does not have, or a chat
                 for a tokenizer without a template.
         """
-        return self._encoder().encode(prompt)
+        return self._encoder().encode(prompt).ids
 
     def _encoder(self) -> PromptEncoder:
         return PromptEncoder(self.tokenizer, self.mask_token_id, self.denoiser.vocab_size)
@@ -212,16 +220,16 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         mask: Tensor | None,
         max_new_tokens: int | None,
         stride: int | None,
-    ) -> list[Tensor]:
-        """The sequences to fill in, one for each prompt, int64 `(length,)`, masks included."""
+        attention_mask: Tensor | None = None,
+    ) -> list[EncodedPrompt]:
+        """The sequences to fill in, one for each prompt, masks included."""
+        encoder = self._encoder()
         if input_ids is not None:
-            known = self._encoder().rows_of_ids(input_ids, mask)
-        elif prompt is not None:
-            known = [self.encode_prompt(one) for one in as_list(prompt)]
+            known = encoder.rows_of_ids(input_ids, mask, attention_mask)
         else:
-            known = [torch.empty(0, dtype=torch.int64)]
+            known = [encoder.encode(one) for one in ([None] if prompt is None else as_list(prompt))]
         room = NewTokens(self.denoiser.model_length, self.default_max_new_tokens, max_new_tokens, stride is not None)
-        return [room.after(ids, self.mask_token_id, fills_in=mask is not None) for ids in known]
+        return [room.after(one, self.mask_token_id, fills_in=mask is not None) for one in known]
 
     # --- output -------------------------------------------------------------------------------------------------------
 
@@ -250,26 +258,31 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         stride: int | None = None,
         block_length: int | None = None,
         stop_at_eos: bool | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         temperature: float | Sequence[float] | None = None,
         generator: Generators = None,
         output_type: str = "text",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sequences",),
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sampling_temperature: float | None = None,
     ) -> MaskedDiffusionTextPipelineOutput | tuple:
         """
         Write text.
 
         Args:
             prompt (`str`, chat, or list of these, *optional*): texts to go on from, of any lengths; where one holds
-                `[MASK]` or `[MASK:n]` these places are filled in instead. A chat, a list of messages with `role` and
-                `content`, is answered. None writes freely.
+                `[MASK]` or `[MASK:n]` these places are filled in instead; `\\[MASK]` is text, and so is the
+                tokenizer's own mask. The tokenizer's special tokens stand around a text, where only the model sees
+                them. A chat, a list of messages with `role` and `content`, is answered. None writes freely.
             num_inference_steps (`int`): the most model passes for a block; see the scheduler.
             max_new_tokens (`int`, *optional*): tokens to write after the prompt; None fills the model's length, at most
                 `default_max_new_tokens`, or only the places to be filled in.
             num_return_sequences (`int`): texts of each prompt.
-            input_ids (int64 tensor, *optional*): ids `(batch_size, length)` instead of a prompt.
+            input_ids (int64 tensor, array or lists, *optional*): ids `(batch_size, length)` instead of a prompt; lists
+                may differ in length. The mask's id is a place to fill in.
             mask (bool tensor, *optional*): with `input_ids`, True where a token is to be filled in; the others come
                 back unchanged.
             stride (`int`, *optional*): allows sequences longer than the model, filled in from left to right block by
@@ -278,10 +291,11 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 sees all of the sequence; `num_inference_steps` are those of a block. None fills in all at once.
             stop_at_eos (`bool`, *optional*): end a sequence with the first end of text after its prompt; None does so
                 for chats.
-            guidance_scale (`float`): w in `l + (w - 1) (l - l')`, l the logits and l' those with the prompt masked; 1
-                is no guidance, anything else runs the model twice as often.
-            temperature (`float` or pair, *optional*): choice temperature for this call, see
-                `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's.
+            guidance_scale (`float` or pair): w in `l + (w - 1) (l - l')`, l the logits and l' those with the prompt
+                masked; 1 is no guidance, anything else runs the model twice as often. A pair `(start, end)` is spaced
+                evenly over the steps of a block.
+            temperature (`float` or pair, *optional*): *choice* temperature for this call, see
+                `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's. Not for schedulers without one.
             generator (`torch.Generator` or list, *optional*): one for the batch, or one per sequence, which makes a
                 text independent of the others in its batch.
             output_type (`str`): `"text"`, or `"ids"` to leave the texts out.
@@ -290,6 +304,12 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 each step, with the block that is being filled in, `(rows, block_length)`, padded at the end; returns
                 such a dict, whose sequences are used from there on. `pipe.decode_sequences` shows them.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
+            attention_mask (tensor, array or lists, *optional*): with `input_ids`, 0 or False where padded, on the left
+                or on the right: `pipe(**tokenizer(texts, padding=True, return_tensors="pt"))`. What pads does not come
+                back.
+            token_type_ids (*optional*): what such tokenizers give besides; must be 0.
+            sampling_temperature (`float`, *optional*): temperature at which tokens are drawn in this call, 0 for the
+                most probable ones; None keeps the scheduler's.
 
         Examples:
 
@@ -312,17 +332,22 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             num_return_sequences,
             output_type,
             callback_on_step_end_tensor_inputs,
+            attention_mask,
+            token_type_ids,
         )
-        prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride)
+        check_guidance_scale(guidance_scale)
+        prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
-        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale)
+        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 
         device, mask_token_id, ends = self._execution_device, self.mask_token_id, self._ends()
-        sequences = [ids.to(device).clone() for ids in prepared for _ in range(num_return_sequences)]
-        prompts = [ids != mask_token_id for ids in sequences]
-        prompt_lengths = [first(~known) for known in prompts]
+        each = [one for one in prepared for _ in range(num_return_sequences)]
+        sequences = [one.ids.to(device).clone() for one in each]
+        # What a pass without the prompt does not see; special tokens around a text are not the user's.
+        prompts = [(one.ids != mask_token_id).logical_and(one.is_text()).to(device) for one in each]
+        prompt_lengths = [first(ids == mask_token_id) for ids in sequences]
         is_chat = [False] * len(prepared) if prompt is None else [not isinstance(one, str) for one in as_list(prompt)]
         answers = [chat for chat in is_chat for _ in range(num_return_sequences)]
         stops = [chat if stop_at_eos is None else stop_at_eos for chat in answers]

@@ -18,10 +18,10 @@ from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel,
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import CallStateMixin, GuidanceScale, PassCaches, PipelineCall
-from .checks import check_callback_inputs, check_count, check_output_type, check_scheduler
+from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
-from .image_inputs import check_counts, check_editing, check_guidance_scale, check_latents, label_ids, read_images
+from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images
 from .substeps import Denoiser
 
 if is_torch_xla_available():
@@ -159,7 +159,9 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         check_scheduler(self.scheduler)
         check_count("num_images_per_prompt", num_images_per_prompt, "Pass how many images you want of each class.")
         check_counts(counts)
-        check_guidance_scale(guidance_scale, self.transformer.has_null_class)
+        check_guidance_scale(guidance_scale)
+        if not self.transformer.has_null_class:
+            check_unguided(guidance_scale)
         check_editing(counts, strength, latents)
         check_output_type(output_type, OUTPUT_TYPES)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
@@ -252,6 +254,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         image: PipelineImageInput | None = None,
         mask_image: PipelineImageInput | None = None,
         strength: float = 1.0,
+        sampling_temperature: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         Generate images, or edit some: draw a part anew (`image`, `mask_image`), or vary what is there (`strength`).
@@ -267,8 +270,8 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
                 pass; the others, and all where no class is given, are not guided. None is the pipeline's own, 1.0
                 where it has none.
             num_images_per_prompt (`int`): images of each label.
-            temperature (`float` or pair, *optional*): choice temperature for this call, see
-                `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's.
+            temperature (`float` or pair, *optional*): *choice* temperature for this call, see
+                `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's. Not for schedulers without one.
             generator (`torch.Generator` or list, *optional*): one for the batch, or one per image, which makes an
                 image independent of the others in its batch.
             latents (int64 tensor, *optional*): codes `(batch_size, height, width)` to start from, the scheduler's
@@ -287,6 +290,8 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             strength (`float`): in (0, 1]: the last `round(strength * num_inference_steps)` steps are run, from codes of
                 which the scheduler's `add_noise` has masked as many as are at that time. 1 draws the white part anew
                 whatever it held.
+            sampling_temperature (`float`, *optional*): temperature at which codes are drawn in this call, 0 for the
+                most probable ones; None keeps the scheduler's.
 
         Examples:
 
@@ -324,7 +329,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale)
+        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         first_step = num_inference_steps - round(strength * num_inference_steps)
         if first_step == num_inference_steps:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,11 +17,44 @@ from ..denoisers import TextDenoiser
 # A chat is a list of messages, each with a role and a content.
 Prompt = str | Sequence[Mapping[str, str]]
 
-MASK_SPAN = re.compile(r"\[MASK(?::([1-9][0-9]{0,5}))?\]")
+# Where tokens are missing. Behind a backslash it is text like any other.
+MASK_SPAN = re.compile(r"(?<!\\)\[MASK(?::([1-9][0-9]{0,5}))?\]")
+_ESCAPED_SPAN = re.compile(r"\\(?=\[MASK)")
+# What looks like a span and is none; `[MASKED]` is a word.
+_FAULTY_SPAN = re.compile(r"(?<!\\)\[MASK(?![A-Za-z_])")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model sees it.
+
+    Args:
+        ids: int64 `(length,)`, the mask's where a token is missing.
+        num_before: special tokens that the tokenizer has put before the text.
+        num_after: those behind it. What is written goes before them.
+    """
+
+    ids: Tensor
+    num_before: int = 0
+    num_after: int = 0
+
+    def with_new_tokens(self, count: int, mask_token_id: int) -> EncodedPrompt:
+        """The prompt with so many masks behind its text."""
+        end = len(self.ids) - self.num_after
+        ids = torch.cat([self.ids[:end], self.ids.new_full((count,), mask_token_id), self.ids[end:]])
+        return EncodedPrompt(ids, self.num_before, self.num_after)
+
+    def is_text(self) -> Tensor:
+        """Where the ids are not special tokens that the tokenizer has put around the text, bool `(length,)`."""
+        places = torch.arange(len(self.ids), device=self.ids.device)
+        return (places >= self.num_before) & (places < len(self.ids) - self.num_after)
 
 
 class PromptEncoder:
-    """Token ids of prompts.
+    """Token ids of prompts, as the tokenizer itself builds them.
+
+    Places to fill in come from spans that somebody wrote as such, `[MASK]` or `[MASK:n]`. The tokenizer's own mask in a
+    text is text.
 
     Args:
         tokenizer: of the model.
@@ -31,43 +65,104 @@ class PromptEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_token_id: int, vocab_size: int) -> None:
         self.tokenizer, self.mask_token_id, self.vocab_size = tokenizer, mask_token_id, vocab_size
 
-    def encode(self, prompt: Prompt) -> Tensor:
-        """Ids of one prompt, int64 `(length,)`.
+    def encode(self, prompt: Prompt | None) -> EncodedPrompt:
+        """One prompt; None is an empty text.
 
         Raises:
             ValueError: an empty prompt, a mask span that does not parse, ids that the model does not have, or a chat
                 for a tokenizer without a template.
         """
-        return self.checked(self._of_text(prompt) if isinstance(prompt, str) else self._of_chat(prompt), "prompt")
+        if prompt is None:
+            return self._with_special_tokens([])
+        encoded = self._of_text(prompt) if isinstance(prompt, str) else self._of_chat(prompt)
+        self.checked(encoded.ids, "prompt")
+        return encoded
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    # --- text and chats -----------------------------------------------------------------------------------------------
 
-    def _of_chat(self, chat: Sequence[Mapping[str, str]]) -> Tensor:
+    def _of_chat(self, chat: Sequence[Mapping[str, str]]) -> EncodedPrompt:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise ValueError(
                 "a chat needs a tokenizer with a `chat_template`, got one without. Pass a text, or set it."
             )
         text = self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-        return torch.tensor(self._ids(str(text)))
+        return EncodedPrompt(torch.tensor(self._ids_of_text(str(text))))
 
-    def _of_text(self, prompt: str) -> Tensor:
-        ids, end = [], 0
-        for span in [*MASK_SPAN.finditer(prompt), None]:
-            text = prompt[end : len(prompt) if span is None else span.start()]
-            if "[MASK" in text:
+    def _of_text(self, prompt: str) -> EncodedPrompt:
+        texts, counts, end = [], [], 0
+        for span in MASK_SPAN.finditer(prompt):
+            texts.append(prompt[end : span.start()])
+            counts.append(int(span[1] or 1))
+            end = span.end()
+        texts.append(prompt[end:])
+        for text in texts:
+            if faulty := _FAULTY_SPAN.search(text):
                 raise ValueError(
                     "a mask span must read [MASK] or [MASK:n], n from 1 to 999999, got "
-                    f"{text[text.index('[MASK') :][:20]!r}. Write for example [MASK:5] where five tokens are missing."
+                    f"{text[faulty.start() :][:20]!r}. Write for example [MASK:5] where five tokens are missing, and "
+                    r"\[MASK where these letters are meant."
                 )
-            if text:
-                ids += self._ids(text)
-            if span is not None:
-                ids += [self.mask_token_id] * int(span[1] or 1)
-                end = span.end()
+        texts = [_ESCAPED_SPAN.sub("", text) for text in texts]
+        ids = self._ids_in_one_piece(texts, counts)
+        if ids is None:
+            ids = self._ids_of_text(texts[0])
+            for count, text in zip(counts, texts[1:], strict=True):
+                ids += [self.mask_token_id] * count + self._ids_of_text(text)
         if not ids:
             raise ValueError("`prompt` must hold at least one token, got ''. Pass None to write freely.")
-        return torch.tensor(ids)
+        return self._with_special_tokens(ids)
+
+    def _with_special_tokens(self, ids: list[int]) -> EncodedPrompt:
+        before, after = self.special_tokens
+        return EncodedPrompt(torch.tensor([*before, *ids, *after], dtype=torch.int64), len(before), len(after))
+
+    def _ids_in_one_piece(self, texts: list[str], counts: list[int]) -> list[int] | None:
+        """Ids of the whole prompt with the tokenizer's own mask in its spans: so it takes the spaces around them.
+
+        None where the tokenizer writes no mask, or where the mask stands in the text too.
+        """
+        mask = self._mask_literal
+        if not counts or mask is None or any(mask in text for text in texts):
+            return None
+        whole = texts[0] + "".join(mask * count + text for count, text in zip(counts, texts[1:], strict=True))
+        ids = self._tokenized(whole)
+        return ids if ids.count(self.mask_token_id) == sum(counts) else None
+
+    def _ids_of_text(self, text: str) -> list[int]:
+        """Ids of a text in which the tokenizer's mask is a word like any other: it is cut in two."""
+        mask = self._mask_literal
+        pieces = [text] if mask is None else text.split(mask)
+        head, tail = ("", "") if mask is None else (mask[:1], mask[1:])
+        last = len(pieces) - 1
+        parts = [tail * (i > 0) + piece + head * (i < last) for i, piece in enumerate(pieces)]
+        ids = [token for part in parts if part for token in self._tokenized(part)]
+        if self.mask_token_id in ids:
+            raise ValueError(
+                f"`prompt` must not hold the tokenizer's mask as text, got {text[:40]!r}. Write [MASK] where a token "
+                "is missing."
+            )
+        return ids
+
+    def _tokenized(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    @cached_property
+    def _mask_literal(self) -> str | None:
+        """How the tokenizer writes the mask, if it does."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return str(added[self.mask_token_id]) if self.mask_token_id in added else None
+
+    @cached_property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind a text."""
+        for text in ("a", "A", "0", "."):
+            plain, whole = self._tokenized(text), list(self.tokenizer(text, verbose=False).input_ids)
+            for start in range(len(whole) - len(plain) + 1 if plain else 0):
+                if whole[start : start + len(plain)] == plain:
+                    return whole[:start], whole[start + len(plain) :]
+        return [], []
+
+    # --- ids ----------------------------------------------------------------------------------------------------------
 
     def checked(self, ids: Tensor, name: str) -> Tensor:
         """The ids, if they are rows of the model; else `ValueError`."""
@@ -78,28 +173,76 @@ class PromptEncoder:
             )
         return ids
 
-    def rows_of_ids(self, input_ids: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """Rows of ids, the mask's where `mask` is True.
+    def rows_of_ids(self, input_ids: Any, mask: Any, attention_mask: Any) -> list[EncodedPrompt]:
+        """Rows of ids without their padding, the mask's where `mask` is True.
 
         Args:
-            input_ids: int64 `(batch_size, length)`.
+            input_ids: int64 `(batch_size, length)`, as tensor, array or lists; lists may differ in length.
             mask: bool of the same shape, or None.
+            attention_mask: 0 or False where padded, of the same shape, or None where nothing is.
 
         Raises:
-            ValueError: another dtype or shape, or ids that the model does not have.
+            ValueError: another dtype or shape, a row of padding alone, or ids that the model does not have.
         """
-        if input_ids.ndim != 2 or input_ids.dtype != torch.int64 or not input_ids.numel():
+        rows = _as_rows("input_ids", input_ids)
+        if any(row.ndim != 1 or row.dtype != torch.int64 or not row.numel() for row in rows) or not rows:
+            got = [(str(row.dtype), *row.shape) for row in rows[:3]]
             raise ValueError(
-                f"`input_ids` must be int64 of shape (batch_size, length), got {input_ids.dtype} "
-                f"{tuple(input_ids.shape)}. Pass `tokenizer(texts, return_tensors='pt').input_ids`."
+                f"`input_ids` must be int64 of shape (batch_size, length), got rows {got}. Pass "
+                "`tokenizer(texts, return_tensors='pt').input_ids`."
             )
-        if mask is not None and (mask.shape != input_ids.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"`mask` must be bool of the shape of `input_ids`, {tuple(input_ids.shape)}, got {mask.dtype} "
-                f"{tuple(mask.shape)}. True is where a token is to be filled in."
-            )
-        ids = self.checked(input_ids, "input_ids")
-        return list(ids if mask is None else ids.masked_fill(mask.to(ids.device), self.mask_token_id))
+        real = _like("attention_mask", "0 or 1", attention_mask, rows, "1 is a real token, 0 is padding.")
+        missing = _like("mask", "bool", mask, rows, "True is where a token is to be filled in.")
+        encoded = []
+        for ids, is_real, is_missing in zip(rows, real, missing, strict=True):
+            self.checked(ids, "input_ids")
+            if is_missing is not None:
+                if is_missing.dtype != torch.bool:
+                    raise ValueError(
+                        f"`mask` must be bool, got {is_missing.dtype}. True is where a token is to be filled in."
+                    )
+                ids = ids.masked_fill(is_missing.to(ids.device), self.mask_token_id)
+            if is_real is not None:
+                ids = ids[is_real.to(ids.device, torch.bool)]
+            if not len(ids):
+                raise ValueError("`attention_mask` must leave a token in each row, got a row of padding. Leave it out.")
+            encoded.append(self._found_special_tokens(ids))
+        return encoded
+
+    def _found_special_tokens(self, ids: Tensor) -> EncodedPrompt:
+        """The row, with the special tokens around it known as such where they are those of the tokenizer."""
+        before, after = self.special_tokens
+        listed = ids.tolist()
+        num_before = len(before) if before and listed[: len(before)] == before else 0
+        num_after = len(after) if after and listed[len(listed) - len(after) :] == after else 0
+        fits = num_before + num_after <= len(listed)
+        return EncodedPrompt(ids, num_before, num_after) if fits else EncodedPrompt(ids)
+
+
+def _as_rows(name: str, values: Any) -> list[Tensor]:
+    """One tensor for each row, of a tensor, an array, or lists that may differ in length."""
+    try:
+        if isinstance(values, Tensor):
+            return list(values)
+        return [torch.as_tensor(row) for row in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`{name}` must hold rows of numbers, got {values!r:.60}. Pass a tensor, or a list of lists."
+        ) from error
+
+
+def _like(name: str, kind: str, values: Any, rows: list[Tensor], meaning: str) -> list[Tensor] | list[None]:
+    """Rows of the same lengths as `rows`, or Nones."""
+    if values is None:
+        return [None] * len(rows)
+    found = _as_rows(name, values)
+    if [row.shape for row in found] != [row.shape for row in rows]:
+        raise ValueError(
+            f"`{name}` must be {kind} of the shape of `input_ids`, got {len(found)} rows of "
+            f"{sorted({tuple(row.shape) for row in found})} for {len(rows)} of "
+            f"{sorted({tuple(row.shape) for row in rows})}. {meaning}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,33 +261,33 @@ class NewTokens:
     wanted: int | None
     may_be_longer: bool
 
-    def after(self, ids: Tensor, mask_token_id: int, fills_in: bool) -> Tensor:
-        """The ids of a prompt, int64 `(length,)`, and masks for the new tokens behind them.
+    def after(self, prompt: EncodedPrompt, mask_token_id: int, fills_in: bool) -> EncodedPrompt:
+        """The prompt with masks for the new tokens behind its text.
 
         Args:
-            ids: of the prompt. Where it holds masks, no others are added unless they are asked for.
+            prompt: where it holds masks, no others are added unless they are asked for.
             mask_token_id: what stands where a token is to be filled in.
             fills_in: the prompt is to be filled in, whether it holds masks or not.
 
         Raises:
             ValueError: there is no room for what is wanted.
         """
-        fills_in = fills_in or bool((ids == mask_token_id).any())
-        length = self.model_length
-        room = [n for n in (self.default, length and max(length - len(ids), 0)) if n is not None]
+        fills_in = fills_in or bool((prompt.ids == mask_token_id).any())
+        length, known = self.model_length, len(prompt.ids)
+        room = [n for n in (self.default, length and max(length - known, 0)) if n is not None]
         free = 0 if fills_in else min(room)
         new = free if self.wanted is None else self.wanted
-        if length is not None and len(ids) + new > length and not self.may_be_longer:
+        if length is not None and known + new > length and not self.may_be_longer:
             raise ValueError(
-                f"prompt and new tokens must fit the model's length {length}, got {len(ids)} + {new}. Pass "
+                f"prompt and new tokens must fit the model's length {length}, got {known} + {new}. Pass "
                 f"`stride`, for example {max(length // 2, 1)}, to write block by block, or fewer tokens."
             )
         if not new and not fills_in:
             raise ValueError(
-                f"a prompt must leave room for new tokens, got one of {len(ids)} for a model of {length}. Pass "
+                f"a prompt must leave room for new tokens, got one of {known} for a model of {length}. Pass "
                 "`max_new_tokens` and `stride` to write on."
             )
-        return torch.nn.functional.pad(ids, (0, new), value=mask_token_id)
+        return prompt.with_new_tokens(new, mask_token_id)
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, denoiser: TextDenoiser, mask_token_id: int) -> None:

@@ -175,8 +175,9 @@ def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionSchedu
 
 
 def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
-    """The pipeline with other components; the one that was given stays as it is."""
-    replaced = type(pipe)(**{**pipe.components, **components})
+    """The pipeline with other components and the same settings; the one that was given stays as it is."""
+    settings = {name: value for name, value in pipe.config.items() if name in inspect.signature(type(pipe)).parameters}
+    replaced = type(pipe)(**{**settings, **pipe.components, **components})
     replaced.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return replaced
 

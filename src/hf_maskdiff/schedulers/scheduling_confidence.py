@@ -66,6 +66,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")
         self.check_config()
 
+    def with_sampling_temperature(self, value: float) -> ConfidenceScheduler:
+        """A copy that draws tokens at another temperature, in the same order of positions."""
+        return self.from_config(self.config, token_temperature=value)
+
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         certainty = CERTAINTIES[self.config.measure](marginals, context, Purpose.CHOICE)
         if context.choice_temperature is None:

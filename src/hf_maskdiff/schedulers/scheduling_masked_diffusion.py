@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,6 +168,12 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
         initial = None if initial is None else initial.cpu()
         return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
+
+    def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
+        """A copy that draws tokens at another temperature; 0 draws the most probable ones."""
+        remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
+        require(0 <= value < math.inf, "sampling_temperature", "a number of at least 0", value, remedy)
+        return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
 
     def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
         """Show the run of another scheduler as this one's: a pipeline's call runs on a copy, and users look here."""

@@ -1,0 +1,41 @@
+"""The processes that share the work, as `accelerate launch` starts them: one, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+_Result = TypeVar("_Result")
+
+
+def start_processes() -> PartialState:
+    """Join the processes of `accelerate launch`; without it this process is the only one.
+
+    Several processes talk to each other over their GPUs, or on CPUs by gloo.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    # The slowest process may be hours behind the others where GPUs differ.
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def on_main_process(deed: Callable[[], _Result], state: PartialState) -> _Result:
+    """Call `deed` in one process, and return or raise in all of them what it returned or raised.
+
+    Args:
+        deed: may raise `ValueError` or `OSError`; its result must be picklable.
+    """
+    news: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            news = [deed(), None]
+        except (ValueError, OSError) as error:
+            news = [None, error]
+    broadcast_object_list(news)
+    if news[1] is not None:
+        raise news[1]
+    return news[0]

@@ -1,0 +1,154 @@
+"""What makes the samples of a set: a pipeline of images, or one of texts."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from datasets import Features, Image, Value
+from torch import Tensor
+
+from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline
+from hf_maskdiff_cli.generate import require_arguments_of
+from hf_maskdiff_cli.samples import IMAGES, TEXTS, kind_of_pipeline
+
+
+class Source(Protocol):
+    """What makes samples, of whatever kind. `generate` knows no other difference between images and texts.
+
+    Args:
+        features: the columns of the set.
+        passes: of the model, over all samples made so far; a pass over part of a sample counts as that part.
+    """
+
+    features: Features
+    passes: float
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """The samples of these indices, made together: a column each, in the order of `indices`."""
+
+    def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns as `features` store them; called in a second thread, while the next batch is made."""
+
+
+class PassCounter:
+    """Counts the passes of a model by what its calls read.
+
+    Args:
+        model: whose first tensor argument is the tokens, `(batch_size, ...)`.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.calls: list[tuple[int, int]] = []
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    @torch.compiler.disable
+    def _count(self, _: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        tokens = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
+        self.calls.append((tokens.shape[0], tokens[0].numel()))
+
+    def take(self) -> float:
+        """Passes since the last time, summed over all rows; the longest call among them is taken for a full pass."""
+        length = max((length for _, length in self.calls), default=1)
+        passes = sum(rows * positions for rows, positions in self.calls) / length
+        self.calls.clear()
+        return passes
+
+
+class ImageSource:
+    """Images of the classes in turn, stored as PNG with their label and codes.
+
+    Args:
+        pipe: the pipeline.
+        args: of `hf-maskdiff generate`; its `class_labels` and `decode_chunk_size` are read.
+        call: arguments of every call of the pipeline.
+    """
+
+    features = Features(
+        index=Value("int64"), seed=Value("int64"), label=Value("int64"), image=Image(), tokens=[Value("int32")]
+    )
+
+    def __init__(self, pipe: MaskGITPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
+        self.pipe, self.call, self.decode_chunk_size = pipe, call, args.decode_chunk_size
+        self.counter, self.passes = PassCounter(pipe.transformer), 0.0
+        num_classes = pipe.transformer.config.num_classes
+        # A model without classes draws images without labels.
+        labels = pipe.get_label_ids(args.class_labels) if args.class_labels else range(num_classes)
+        self.labels: list[int | None] = [*labels] or [None]
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """Images before they are converted, `(channels, height, width)`, with labels and codes."""
+        labels = [self.labels[i % len(self.labels)] for i in indices]
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        which = {"num_images_per_prompt": len(labels)} if labels[0] is None else {"class_labels": labels}
+        codes = self.pipe(**which, **self.call, generator=generator, output_type="latent").images
+        self.passes += self.counter.take()
+        images = torch.cat([self._decode(chunk) for chunk in codes.split(self.decode_chunk_size)])
+        self.pipe.maybe_free_model_hooks()
+        return {"label": labels, "tokens": codes.flatten(1).cpu().tolist(), "image": list(images)}
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """In chunks of one size: how many images are decoded together decides their last bits."""
+        padded = torch.cat([codes, codes[-1:].expand(self.decode_chunk_size - len(codes), *codes.shape[1:])])
+        return self.pipe.decode_latents(padded)[: len(codes)].float().cpu()
+
+    def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The images as bytes of PNG."""
+        pictures = self.pipe.image_processor.postprocess(torch.stack(columns["image"]), "pil")
+        return {**columns, "image": [{"bytes": _png(picture), "path": None} for picture in pictures]}
+
+
+def _png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class TextSource:
+    """Texts after the prompts in turn, or free ones, stored with their prompt and token ids.
+
+    Args:
+        pipe: the pipeline.
+        args: of `hf-maskdiff generate`; its `prompts` and `max_new_tokens` are read.
+        call: arguments of every call of the pipeline.
+    """
+
+    features = Features(
+        index=Value("int64"), seed=Value("int64"), prompt=Value("string"), text=Value("string"), tokens=[Value("int32")]
+    )
+
+    def __init__(self, pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
+        self.pipe, self.counter, self.passes = pipe, PassCounter(pipe.transformer), 0.0
+        self.call = call | ({} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens})
+        self.prompts = args.prompts or [None]
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """Texts with their prompts and token ids."""
+        prompts = [self.prompts[i % len(self.prompts)] for i in indices]
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        which = {"num_return_sequences": len(prompts)} if prompts[0] is None else {"prompt": prompts}
+        made = self.pipe(**which, **self.call, generator=generator)
+        self.passes += self.counter.take()
+        return {"prompt": prompts, "text": made.texts, "tokens": [ids.tolist() for ids in made.sequences]}
+
+    def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns as they are."""
+        return columns
+
+
+_SOURCES: dict[str, Any] = {IMAGES: ImageSource, TEXTS: TextSource}
+
+
+def source_of(pipe: Any, args: argparse.Namespace) -> Source:
+    """The source of a pipeline's samples: texts where the pipeline has a tokenizer, else images.
+
+    Raises:
+        ValueError: an argument for the other kind, or a class that the model does not have.
+    """
+    kind = kind_of_pipeline(pipe.components)
+    require_arguments_of(kind, args)
+    wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    return _SOURCES[kind](pipe, args, {name: value for name, value in wanted.items() if value is not None})

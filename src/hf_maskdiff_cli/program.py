@@ -1,0 +1,80 @@
+"""The program `hf-maskdiff`: its sub-commands, and how an error is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from . import convert, evaluate, generate
+
+
+class Command(NamedTuple):
+    """A sub-command.
+
+    Args:
+        help: what the list of commands says of it.
+        description: what its own `--help` begins with.
+        add_arguments: declares its arguments.
+        run: checks the arguments, then imports what it needs and does the work.
+    """
+
+    help: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], object]
+
+
+COMMANDS = {
+    "convert": Command(
+        "write a pipeline folder of a published checkpoint",
+        "Write a pipeline folder, in safetensors and with preset and model card, of a published checkpoint; its format "
+        "is found out, and nothing in it is run.",
+        convert.add_arguments,
+        convert.run,
+    ),
+    "generate": Command(
+        "make any number of images or texts, as a data set",
+        "Make any number of images or texts, as a data set that `datasets.load_dataset` opens; on many processes with "
+        "`accelerate launch -m hf_maskdiff generate ...`. Stopped, the same command completes the set.",
+        generate.add_arguments,
+        generate.run,
+    ),
+    "evaluate": Command(
+        "judge samples, or a pipeline: Frechet distance, Inception score, perplexity, entropy, MAUVE",
+        "Judge folders of samples, or a pipeline; prints a table, and writes it with a picture to --output_dir. Sets "
+        "that differ in their seed alone become one row with error bars.",
+        evaluate.add_arguments,
+        evaluate.run,
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    program = argparse.ArgumentParser(prog="hf-maskdiff", description="Swappable samplers for masked diffusion.")
+    commands = program.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help, description=command.description)
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return program
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status: 0, or 1 after an error, which is printed as one message.
+
+    Args:
+        arguments: the words of the command line after the program's name; None takes them from `sys.argv`.
+
+    Raises:
+        SystemExit: with status 2 where the words are not those of a command, and with 0 after `--help`.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"hf-maskdiff {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0

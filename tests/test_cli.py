@@ -1,0 +1,255 @@
+"""The command line answers wrong arguments at once: before torch, or anything else that is heavy, is imported."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from configparser import ConfigParser
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DIGITS, PLAYS = ROOT / "pipelines" / "maskgit-mnist", ROOT / "pipelines" / "mdlm-shakespeare"
+GENERATE, EVALUATE = ROOT / "examples" / "generate_dataset.py", ROOT / "examples" / "evaluate.py"
+
+# Runs many commands in one process, and says of each what it printed, how it ended, and what it imported besides the
+# standard library and the command line itself.
+DRIVER = """\
+import contextlib, io, json, runpy, sys, time
+present = set(sys.modules)
+from hf_maskdiff_cli import main
+
+def run(program, arguments):
+    if program == "hf-maskdiff":
+        return main(arguments)
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+told = []
+for program, *arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = run(program, arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+    packages = {name.partition(".")[0] for name in set(sys.modules) - present}
+    heavy = sorted(packages - sys.stdlib_module_names - {"hf_maskdiff_cli"})
+    told.append({"status": status, "out": out.getvalue(), "err": err.getvalue(), "heavy": heavy})
+print(json.dumps({"told": told, "seconds": time.process_time()}))
+"""
+
+
+def answers(commands: Sequence[Sequence[object]]) -> dict[str, Any]:
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run([sys.executable, "-c", DRIVER, words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def generate(*more: object, pipeline: object = DIGITS, output_dir: object = "new") -> list[object]:
+    required = ["--pipeline", pipeline, "--num_samples", 2, "--output_dir", output_dir]
+    return ["hf-maskdiff", "generate", *required, *more]
+
+
+def evaluate(*arguments: object) -> list[object]:
+    return ["hf-maskdiff", "evaluate", *arguments]
+
+
+def convert(*arguments: object) -> list[object]:
+    return ["hf-maskdiff", "convert", *arguments]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Things that are wrong in one place or another: empty and full folders, files, prompts, samples."""
+    for name in ("empty", "full", "images", "texts", "several/seed-0/.generation", "listed"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "full" / "thesis.tex").write_text("Chapter 1")
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "prompts").write_text("a king\n \n")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "listed" / "model_index.json").write_text("3")
+    for number in range(3):
+        Image.new("L", (8, 8), number).save(tmp_path / "images" / f"{number}.PNG")
+        (tmp_path / "texts" / f"{number}.txt").write_text("the king speaks")
+    return tmp_path
+
+
+Case = tuple[list[object], int, str]  # a command, the status it ends with, and part of what it says
+
+
+def refused_by_generate(folder: Path) -> list[Case]:
+    full, prompts = folder / "full", folder / "prompts"
+    return [
+        (["hf-maskdiff", "generate"], 2, "are required: --pipeline, --num_samples, --output_dir"),
+        (generate("--dtype", "int8"), 2, "argument --dtype: invalid choice: 'int8'"),
+        (generate("--device_map", "cpu", "--group_offload"), 2, "not allowed with argument --device_map"),
+        (generate("--batch_size", 0), 1, "`batch_size` must be at least 1, got 0. Pass a positive number."),
+        (generate("--prompt_file", prompts, pipeline=PLAYS), 1, "a prompt a line, got nothing in line 2 of"),
+        (generate("--prompt_file", folder / "none", pipeline=PLAYS), 1, "No such file or directory: "),
+        (generate(output_dir=full), 1, f"new, empty, or hold a set that shall be completed, got '{full}'"),
+        (generate(output_dir=folder / "file"), 1, "`output_dir` must be new, empty, or hold a set"),
+        (generate("--scheduler_config", "top_k"), 1, "`scheduler_config` must be key=value pairs"),
+        (generate("--scheduler_config", "=4"), 1, "`scheduler_config` must be key=value pairs"),
+        (generate("--scheduler", "/no/where"), 1, "`scheduler` must be a folder that exists, or a repository"),
+        (generate(pipeline="/no/where"), 1, "`pipeline` must be a folder that exists, or a repository of the Hub, got"),
+        (generate("--max_new_tokens", 3), 1, "`max_new_tokens` must be left out for a pipeline of images, got 3"),
+        (generate("--class_labels", 3, pipeline=PLAYS), 1, "`class_labels` must be left out for a pipeline of texts"),
+    ]
+
+
+def refused_by_evaluate(folder: Path) -> list[Case]:
+    images, texts, file = folder / "images", folder / "texts", folder / "file"
+    made = ["--num_samples", 2, "--output_dir", folder / "new"]
+    return [
+        (evaluate(), 1, "pass either folders of samples or --pipeline, got [] and None"),
+        (evaluate(images, "--inception_layer", 5), 2, "argument --inception_layer: invalid choice: 5"),
+        (evaluate(images, "--eval_batch_size", 0), 1, "`eval_batch_size` must be at least 1, got 0"),
+        (evaluate(images, "--num_samples", 3), 1, "--num_samples is for --pipeline, got 3 with folders"),
+        (evaluate(images, "--save_statistics", "mu"), 1, "must name a file that ends in .npz, got 'mu'"),
+        (evaluate(images, images), 1, "a set counts once"),
+        (evaluate(images, texts), 1, "sets in one table must be all images or all texts"),
+        (evaluate(images, "--output_dir", images / "report"), 1, "--output_dir must not lie among the samples"),
+        (evaluate(images, "--output_dir", file), 1, "--output_dir must be a folder, got the file"),
+        (evaluate(images, "--judge", "gpt2"), 1, "--judge is not for images, got 'gpt2'. Leave it out."),
+        (evaluate(images, "--reference", "no.npz"), 1, "must be an .npz with `mu` and `sigma`, got 'no.npz'"),
+        (evaluate(images, "--reference", "a.npz", "--max_reference", 5), 1, "--max_reference is not for statistics"),
+        (evaluate(images, "--reference", texts), 1, "the reference of images must be images, got texts in"),
+        (evaluate(folder / "several" / "seed-0", "--reference", "/no/where"), 1, "samples must be a folder, or a data"),
+        (evaluate(images, "--network", "/no/where"), 1, "--network must be a folder that exists, or a repository"),
+        (evaluate(images, "--inception_weights", "a.pth"), 1, "the Inception weights must be a file, got 'a.pth'"),
+        (evaluate(texts, "--image_size", 8), 1, "--image_size is not for texts, got 8"),
+        (evaluate(texts, "--reference", texts), 1, "a reference of texts serves MAUVE, which needs --judge"),
+        (evaluate(texts, "--ngram", images), 1, "texts are compared with texts, got images in"),
+        (evaluate(folder / "empty"), 1, "which holds none. Check the path."),
+        (evaluate(file), 1, "samples must lie in a folder, got the file"),
+        (evaluate(folder / "none"), 1, "samples must be a folder, or a data set of the Hub"),
+        (evaluate(folder / "several"), 1, "one set is one folder"),
+        (evaluate("--pipeline", DIGITS), 1, "--pipeline needs --num_samples and --output_dir"),
+        (evaluate("--pipeline", DIGITS, *made, "--num_threads", 0), 1, "`num_threads` must be at least 1, got 0"),
+        (evaluate("--pipeline", PLAYS, *made, "--image_size", 8), 1, "--image_size is not for texts, got 8"),
+        (evaluate("--pipeline", PLAYS, *made, "--prompt_file", folder / "prompts"), 1, "got nothing in line 2 of"),
+    ]
+
+
+def refused_by_convert(folder: Path) -> list[Case]:
+    full, file, new = folder / "full", folder / "file", folder / "new"
+    return [
+        (convert("them/model"), 2, "the following arguments are required: output"),
+        (convert(file, new, "--num_attention_heads", "x"), 2, "invalid int value: 'x'"),
+        (convert(file, full), 1, f"`output` must be a new or empty folder, got '{full}'. Pass another one."),
+        (convert("/no/where", new), 1, "`source` must be a file, a folder, a repository on the Hub or a file in one"),
+        (convert("./model.pth", new), 1, "`source` must be a file, a folder, a repository on the Hub or a file in one"),
+        (convert(file, new, "--revision", "main"), 1, "`revision` must be left out for a path on this machine"),
+        (convert(folder / "empty", new), 1, "`source` must hold a checkpoint (.pth, .pt, .ckpt, or flax without"),
+        (convert(folder / "model.safetensors", new), 1, "must be the folder of 'model.safetensors'"),
+    ]
+
+
+def refused_by_all(folder: Path) -> list[Case]:
+    by_examples: list[Case] = [
+        (
+            [GENERATE, *generate("--batch_size", 0)[2:]],
+            2,
+            "generate_dataset.py: error: `batch_size` must be at least 1",
+        ),
+        ([EVALUATE, folder / "empty"], 2, "evaluate.py: error: a folder of samples must hold images"),
+    ]
+    by_none: Case = (["hf-maskdiff"], 2, "the following arguments are required: command")
+    by_commands = [*refused_by_generate(folder), *refused_by_evaluate(folder), *refused_by_convert(folder)]
+    return [by_none, *by_commands, *by_examples]
+
+
+def test_wrong_arguments_are_answered_before_anything_heavy_is_imported(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    cases = refused_by_all(folder)
+    found = answers([command for command, _, _ in cases])
+    for (command, status, said), answer in zip(cases, found["told"], strict=True):
+        assert (answer["status"], answer["heavy"], answer["out"]) == (status, [], ""), (command, answer)
+        assert said in answer["err"], (command, answer)
+        assert "Traceback" not in answer["err"]
+    assert found["seconds"] < 3  # all of them together
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_help_is_there_at_once() -> None:
+    programs = [["hf-maskdiff"], ["hf-maskdiff", "convert"], ["hf-maskdiff", "generate"], ["hf-maskdiff", "evaluate"]]
+    found = answers([[*program, "--help"] for program in [*programs, [GENERATE], [EVALUATE]]])
+    assert all((answer["status"], answer["heavy"], answer["err"]) == (0, [], "") for answer in found["told"])
+    first, *others = [answer["out"] for answer in found["told"]]
+    assert all(command in first for command in ("convert", "generate", "evaluate"))
+    for option, text in zip(
+        ("--revision", "--num_substeps", "--judge", "--num_substeps", "--judge"), others, strict=True
+    ):
+        assert option in text
+    assert found["seconds"] < 3
+
+
+def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The program in a new process, as the script does it that an installer makes of setup.cfg."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    name, _, target = setup["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, function = target.partition(":")
+    program = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
+    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_console_script_fails_within_three_seconds(folder: Path) -> None:
+    start = perf_counter()
+    done = console_script("generate", "--pipeline", DIGITS, "--num_samples", 2, "--output_dir", folder / "full")
+    assert perf_counter() - start < 3
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("hf-maskdiff generate: `output_dir` must be new, empty, or hold a set")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_console_script_works(tmp_path: Path) -> None:
+    command = ("generate", "--pipeline", DIGITS, "--num_samples", 2, "--output_dir", tmp_path / "set")
+    done = console_script(*command, "--num_inference_steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'set'}: open it with `datasets.load_dataset(" in done.stdout
+    assert [path.name for path in (tmp_path / "set").glob("*.parquet")] == ["train-000000000-000000002.parquet"]
+
+
+@pytest.mark.parametrize("module", ["hf_maskdiff", "hf_maskdiff_cli"])
+def test_both_packages_are_the_program(
+    module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", "convert", str(folder / "file"), str(folder / "full")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(module, run_name="__main__")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("hf-maskdiff convert: `output` must be a new or empty folder")
+
+
+def test_the_library_refuses_what_the_command_line_refuses(folder: Path) -> None:
+    """The rules are not the program's alone: the functions that do the work apply them, too."""
+    from hf_maskdiff.conversion.convert import convert
+    from hf_maskdiff.evaluation.samples import load_samples
+    from hf_maskdiff.parallel import SampleSet
+
+    with pytest.raises(ValueError, match="`output` must be a new or empty folder"):
+        convert(folder / "file", folder / "full")
+    with pytest.raises(ValueError, match="`source` must be a file, a folder"):
+        convert("/no/where", folder / "new")
+    with pytest.raises(ValueError, match="`source` must hold a checkpoint"):
+        convert(folder / "empty", folder / "new")
+    with pytest.raises(ValueError, match="which holds none"):
+        load_samples(folder / "empty")
+    with pytest.raises(ValueError, match="`output_dir` must be new, empty"):
+        SampleSet(folder / "full", {"num_samples": 1, "shard_size": 1, "block_size": 1}).open()
+
+
+def test_an_index_that_is_none_is_left_to_those_who_open_it(folder: Path) -> None:
+    from hf_maskdiff_cli.samples import kind_of_saved_pipeline
+
+    assert [kind_of_saved_pipeline(str(where)) for where in (DIGITS, PLAYS)] == ["images", "texts"]
+    assert [kind_of_saved_pipeline(str(folder / name)) for name in ("listed", "empty", "none")] == [None] * 3
