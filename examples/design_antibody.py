@@ -1,4 +1,4 @@
-"""Designs for the third loop (CDR-H3) of an antibody's heavy chain, by five samplers: a list, a table and a picture.
+"""Designs for the third loop (CDR-H3) of an antibody's heavy chain, by six samplers: a list, a table and a picture.
 
     python examples/design_antibody.py
     python examples/design_antibody.py --schedulers moment --steps 13 --num_designs 32
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generate_text import SAMPLERS
+from generate_text import SAMPLERS as TEXT_SAMPLERS
 
-from hf_maskdiff import MaskedDiffusionTextPipeline
+from hf_maskdiff import ConfidenceScheduler, MaskedDiffusionTextPipeline
 from hf_maskdiff.evaluation.pseudo_likelihood import pseudo_log_likelihood
 
 # The heavy chain of trastuzumab before and after its third loop.
@@ -34,20 +34,23 @@ LOOP = "SRWGGDGFYAMDY"
 AFTER = "WGQGTLVTVSS"
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 CLASSES = {
-    "hydrophobic": ("AILMVPG", "#5b6770"),
+    "nonpolar": ("AILMVPG", "#5b6770"),
     "aromatic": ("FWY", "#8e44ad"),
     "polar": ("NQSTC", "#2e8b57"),
     "positive": ("KRH", "#1f5fbf"),
     "negative": ("DE", "#c0392b"),
 }
 MOST_COLUMNS = 60  # of a picture
+SAMPLERS = TEXT_SAMPLERS | {
+    "greedy": lambda config: ConfidenceScheduler.from_config(config, choice_temperature=None, token_temperature=0.0)
+}
 
 
 def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pipeline", default="antiberty", help="folder or Hub name of the pipeline")
     parser.add_argument("--prompt", default=f"{BEFORE}[MASK:{len(LOOP)}]{AFTER}", help="a chain with [MASK:n] in it")
     parser.add_argument("--natural", help="what nature has in the masked places; default: trastuzumab's loop")
-    default = ["uniform", "confidence", "maskgit", "moment", "first-hitting"]
+    default = ["greedy", "uniform", "confidence", "maskgit", "moment", "first-hitting"]
     parser.add_argument("--schedulers", nargs="+", choices=SAMPLERS, default=default)
     parser.add_argument("--steps", type=int, default=4, help="first-hitting takes one for every residue")
     parser.add_argument("--choice_temperature", type=float, help="default: the pipeline's, or 6")
@@ -110,7 +113,7 @@ def draw_logos(rows: Sequence[tuple[str, Sequence[str]]], places: Sequence[int],
         counts = [Counter(column) for column in zip(*designs, strict=True)]
         shares = [[count[letter] / len(designs) for letter in RESIDUES] for count in counts]
         frame = pd.DataFrame(shares, columns=list(RESIDUES))
-        logomaker.Logo(frame, ax=axis, color_scheme=colours, show_spines=False, vpad=0.02, font_name="DejaVu Sans")
+        logomaker.Logo(frame, ax=axis, color_scheme=colours, show_spines=False, width=0.94, vpad=0.02)
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         axis.set(yticks=[], ylim=(0, 1), xticks=range(len(places)))
         axis.tick_params(length=0, labelsize=8)
@@ -120,7 +123,7 @@ def draw_logos(rows: Sequence[tuple[str, Sequence[str]]], places: Sequence[int],
     figure.legend(handles=patches, loc="upper center", ncols=len(patches), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+    figure.savefig(output, dpi=110, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 

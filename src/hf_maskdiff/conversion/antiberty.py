@@ -40,8 +40,9 @@ TERMS = "Its licence is MIT, as in the wheel, and stands in the file LICENSE."
 NOTES = (
     "The original's `fill_masks` takes the most probable residue at every place, in one pass: "
     "`UniformScheduler.from_config(pipe.scheduler.config, top_k=1)` with `num_inference_steps=1`. The scheduler here "
-    "draws instead, over several passes. `top_k` is the number of residues: a special token could only be drawn where "
-    "the model finds it more probable than some residue, and it gives them all together at most 3e-6 of a place."
+    "draws instead, over several passes. `top_k` is the number of residues, which leaves out the special tokens: in "
+    "every mask pattern that was tried all residues are more probable than any of these, which have at most 3e-6 of a "
+    "place between them."
 )
 TAGS = ("biology", "protein", "antibody", "arxiv:2112.07782")
 EXAMPLE = """\

@@ -71,8 +71,8 @@ def pseudo_log_likelihood(
     places = positions.reshape(-1, 1)
     rows = torch.arange(num_sequences, device=input_ids.device).repeat_interleave(positions.shape[1])
     parts = [input_ids.new_zeros(0, dtype=torch.float32)]
-    for row, place in zip(rows.split(batch_size), places.split(batch_size), strict=True):
-        tokens = input_ids[row]
+    for start in range(0, len(rows), batch_size):
+        tokens, place = input_ids[rows[start : start + batch_size]], places[start : start + batch_size]
         masked = tokens.scatter(1, place, mask_token_id)
         logits = denoiser(masked, 1 / length, logits_at=place)
         log_probs = subs_log_probs(logits, masked.gather(1, place), mask_token_id)
