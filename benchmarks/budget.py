@@ -10,18 +10,18 @@ A100's peak in bfloat16. Partial passes over k of L positions count as k / L of 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import VQModel
+from arguments import new_parser
+from models import gpt2_large, halton, llamagen_vq, mage, mdlm
+from tables import print_table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel, MDLMTransformer
+from hf_maskdiff import MaskGITVQModel
 
 PNG_BYTES = {256: 110e3, 384: 230e3}  # of an image, roughly
 FLOAT32_BYTES = 4
@@ -50,43 +50,6 @@ class Run:
 
 def image_tokens(side: int) -> torch.Tensor:
     return torch.zeros(1, side, side, dtype=torch.long, device="meta")
-
-
-def mage() -> nn.Module:
-    heads = {"num_attention_heads": 12, "num_decoder_attention_heads": 16}
-    sizes = {"sample_size": 16, "codebook_size": 1024, "num_classes": 0, "hidden_size": 768, "num_layers": 12}
-    decoder = {"num_decoder_layers": 8, "decoder_hidden_size": 768, "decoder_intermediate_size": 3072}
-    tokens = {"mask_token_id": 2024, "class_token_offset": 1100, "vocab_size": 2025}
-    return MaskGITTransformer2DModel(**sizes, **heads, **decoder, **tokens, intermediate_size=3072)
-
-
-def halton(sample_size: int, hidden_size: int, num_layers: int, num_heads: int, inner: int) -> nn.Module:
-    tokens = {"sample_size": sample_size, "codebook_size": 16384, "num_classes": 1000}
-    sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_attention_heads": num_heads}
-    return HaltonMaskGITTransformer2DModel(**tokens, **sizes, intermediate_size=inner)
-
-
-def llamagen_vq() -> nn.Module:
-    attention = [False] * 4 + [True]
-    return VQModel(
-        down_block_types=["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention],
-        up_block_types=["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in attention[::-1]],
-        block_out_channels=[128, 128, 256, 256, 512],
-        layers_per_block=2,
-        latent_channels=256,
-        num_vq_embeddings=16384,
-        vq_embed_dim=8,
-        lookup_from_codebook=True,
-    )
-
-
-def mdlm() -> nn.Module:
-    sizes = {"hidden_dim": 768, "cond_dim": 128, "n_blocks": 12, "n_heads": 12}
-    return MDLMTransformer(vocab_size=50258, model_length=1024, **sizes)
-
-
-def gpt2_large() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(n_embd=1280, n_layer=36, n_head=20))
 
 
 TEXT = torch.zeros(1, 1024, dtype=torch.long, device="meta")
@@ -154,24 +117,26 @@ def cost(run: Run, num_substeps: int) -> dict[str, Any]:
     }
 
 
+def table_row(row: dict[str, Any], per_hour: float) -> list[str]:
+    hours = ", ".join(
+        f"{steps}: {plain / per_hour:.2f}; {groups / per_hour:.2f}"
+        for steps, (plain, groups) in row["operations"].items()
+    )
+    sizes = f"{row['parameters'] / 1e6:.1f} M, {row['decoder'] / 1e6:.1f} M"
+    work = f"{row['pass'] / 1e9:.0f}, {row['decoding'] / 1e9:.0f}"
+    return [row["name"], sizes, work, hours, f"{row['bytes'] / 1e9:.1f} GB"]
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--teraflops", type=float, default=100.0, help="that a GPU sustains")
     parser.add_argument("--num_substeps", type=int, default=2, help="R, of the runs with partial caching")
     args = parser.parse_args(argv)
     per_hour = args.teraflops * 1e12 * 3600
     results = [cost(run, args.num_substeps) for run in RUNS]
     hours = f"GPU hours by steps; R = {args.num_substeps}"
-    print(f"| run | parameters, decoder | GFLOP a pass, decoding | {hours} | disk |")
-    print("| --- | ---: | ---: | --- | ---: |")
-    for row in results:
-        hours = ", ".join(
-            f"{steps}: {plain / per_hour:.2f}; {groups / per_hour:.2f}"
-            for steps, (plain, groups) in row["operations"].items()
-        )
-        sizes = f"{row['parameters'] / 1e6:.1f} M, {row['decoder'] / 1e6:.1f} M"
-        work = f"{row['pass'] / 1e9:.0f}, {row['decoding'] / 1e9:.0f}"
-        print(f"| {row['name']} | {sizes} | {work} | {hours} | {row['bytes'] / 1e9:.1f} GB |")
+    headings = ["run", "parameters, decoder", "GFLOP a pass, decoding", hours, "disk"]
+    print_table(headings, [table_row(row, per_hour) for row in results], left=(0, 3))
     _, reading = measure(gpt2_large, lambda model: model(TEXT))
     print(f"\ngpt2-large reads 1024 texts of 1024 tokens in {1024 * reading / per_hour:.3f} GPU hours")
     return results

@@ -1,10 +1,9 @@
-"""Cells of a benchmark, sampler x steps x seed, in a file that survives a stop; `images.py` and `text.py` share it."""
+"""Cells of a benchmark, sampler x steps x seed, in a file that survives a stop, and their means over seeds."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +13,16 @@ from tqdm.auto import tqdm
 
 from hf_maskdiff.evaluation.report import mean_and_error
 
+Cells = list[dict[str, Any]]  # what was measured, beside the key
 Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
 KEY = ("sampler", "steps", "seed")
+Row = dict[str, tuple[float, float]]  # mean and standard error of every measure
+Summary = dict[tuple[str, int], Row]  # by sampler and steps
+
+
+def seed_by_seed(pairs: Sequence[tuple[str, int]], num_seeds: int) -> list[Cell]:
+    """So that a run that was stopped has a table with one seed less, not one with fewer rows."""
+    return [(name, steps, seed) for seed in range(num_seeds) for name, steps in pairs]
 
 
 def run_cells(
@@ -69,9 +76,9 @@ def _save(results: dict[str, Any], output_dir: Path) -> None:
     os.replace(partial, output_dir / "results.json")
 
 
-def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tuple[float, float]]]:
-    """Mean and standard error over seeds of every measure, by sampler and steps; the error of one seed is NaN."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def summarise(cells: Cells) -> Summary:
+    """The means over seeds; the error of one seed is NaN."""
+    groups: dict[tuple[str, int], Cells] = {}
     for cell in cells:
         groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
     summary = {}
@@ -81,7 +88,7 @@ def summarise(cells: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, tu
     return summary
 
 
-def differences(cells: list[dict[str, Any]], base: dict[str, str]) -> list[dict[str, Any]]:
+def differences(cells: Cells, base: dict[str, str]) -> Cells:
     """Cells of what every sampler gains on another at the same steps and seed; those without the other are left out.
 
     Args:
@@ -94,8 +101,3 @@ def differences(cells: list[dict[str, Any]], base: dict[str, str]) -> list[dict[
         for cell, other in pairs
         if other is not None
     ]
-
-
-def with_error(value: tuple[float, ...], digits: int = 2) -> str:
-    mean, error = value
-    return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} +- {error:.{digits}f}"

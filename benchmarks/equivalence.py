@@ -17,14 +17,17 @@ Three tables.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cells import with_error
+from arguments import add_pipeline_arguments, new_parser
+from passes import draw_codes, draw_ids, generators_from, open_pipeline
+from plots import draw_over_steps, figure
+from tables import print_table, with_error, write_json
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -37,9 +40,8 @@ from hf_maskdiff.masking import planned_counts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
-    parser.add_argument("--text_pipeline", default="pipelines/mdlm-shakespeare", help="folder or Hub name")
+    parser = new_parser(__doc__)
+    add_pipeline_arguments(parser)
     parser.add_argument("--kinds", nargs="*", choices=["image", "text"], default=["image", "text"])
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[1.0, 4.0, 6.0, 16.0])
@@ -64,6 +66,7 @@ def enumerated(alphas: Sequence[float]) -> list[dict[str, Any]]:
     for sharpness in (1.0, 3.0):
         chain = MarkovChain.random(length=6, num_states=3, sharpness=sharpness)
 
+        @cache
         def denoiser(state: laws.State, chain: MarkovChain = chain) -> np.ndarray:
             sample = torch.tensor([[chain.mask_token_id if x == laws.MASK else x for x in state]])
             return chain(sample)[0].exp().numpy()
@@ -142,13 +145,8 @@ def trajectory_terms(kind: str, pipe: Any, steps: int, alpha: float, args: argpa
     )
     number = args.num_trajectories
     passes = Passes(pipe.transformer, pipe.scheduler)
-    generators = [torch.Generator().manual_seed(args.seed + i) for i in range(number)]
-    options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators}
-    if kind == "image":
-        labels = [i % pipe.transformer.config.num_classes for i in range(number)]
-        pipe(class_labels=labels, guidance_scale=0.0, output_type="latent", **options)
-    else:
-        pipe(num_return_sequences=number, output_type="ids", **options)
+    draw = draw_codes if kind == "image" else draw_ids
+    draw(pipe, generators_from(args.seed, number), num_inference_steps=steps)
     passes.handle.remove()
     generator = np.random.default_rng(args.seed)
     temperatures = annealed(alpha, steps)
@@ -166,8 +164,7 @@ def along_trajectories(args: argparse.Namespace) -> list[dict[str, Any]]:
     pipes = {"image": MaskGITPipeline, "text": MDLMPipeline}
     rows = []
     for kind in args.kinds:
-        pipe = pipes[kind].from_pretrained(getattr(args, f"{kind}_pipeline"))
-        pipe.set_progress_bar_config(disable=True)
+        pipe = open_pipeline(pipes[kind], getattr(args, f"{kind}_pipeline"))
         wanted = [(steps, alpha) for steps in args.steps for alpha in args.choice_temperatures]
         for steps, alpha in tqdm(wanted, desc=kind):
             terms = trajectory_terms(kind, pipe, steps, alpha, args)
@@ -190,60 +187,51 @@ def along_trajectories(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
     print("A chain of 6 positions, 3 tokens, enumerated: true total variation of whole generations, and its bound\n")
-    _print_row("sharpness", "schedule", "steps", "alpha", "true", "bound", "true / bound", "terms")
-    _print_row(*["---"] * 8)
-    for row in results["enumerated"]:
-        share = f"{row['true'] / row['bound']:.2f}" if row["bound"] else ""
-        numbers = (f"{row['true']:.4f}", f"{row['bound']:.4f}", share, " ".join(f"{x:.4f}" for x in row["terms"]))
-        _print_row(f"{row['sharpness']:g}", row["schedule"], row["steps"], f"{row['alpha']:g}", *numbers)
+    headings = ["sharpness", "schedule", "steps", "alpha", "true", "bound", "true / bound", "terms"]
+    print_table(headings, map(enumerated_row, results["enumerated"]), left=range(8))
     print("\nN positions that share the marginal 0.4, 0.3, 0.2, 0.1: exact distance of a round, and C k^1.5 / N\n")
-    _print_row("alpha", "k", "N", "exact", "C of this k", "exact / closed form", "C of large k")
-    _print_row(*["---"] * 7)
-    for row in results["closed forms"]:
-        scale = row["N"] / row["k"] ** 1.5
-        numbers = [f"{row['closed'] * scale:.4f}", f"{row['exact'] / row['closed']:.4f}", f"{row['limit'] * scale:.4f}"]
-        _print_row(f"{row['alpha']:g}", row["k"], row["N"], f"{row['exact']:.3e}", *numbers)
+    headings = ["alpha", "k", "N", "exact", "C of this k", "exact / closed form", "C of large k"]
+    print_table(headings, map(closed_form_row, results["closed forms"]), left=range(7))
     print("\nAlong trajectories of the moment sampler: sum of the steps' distances, each step's, and closed forms\n")
-    _print_row("model", "steps", "alpha", "bound", "", "largest step", "sum of closed forms", "steps")
-    _print_row(*["---"] * 8)
-    for row in results["trajectories"]:
-        largest = max(range(len(row["terms"])), key=lambda n: row["terms"][n][0])
-        numbers = (
-            with_error(row["bound"], 3),
-            "vacuous" if row["bound"][0] > 1 else "",
-            f"{with_error(row['terms'][largest], 3)} (step {largest + 1})",
-            with_error(row["closed"], 2),
-            " ".join(f"{term[0]:.3f}" for term in row["terms"]),
-        )
-        _print_row(row["model"], row["steps"], f"{row['alpha']:g}", *numbers)
+    headings = ["model", "steps", "alpha", "bound", "", "largest step", "sum of closed forms", "steps"]
+    print_table(headings, map(trajectory_row, results["trajectories"]), left=range(8))
 
 
-def _print_row(*values: object) -> None:
-    print(f"| {' | '.join(map(str, values))} |")
+def enumerated_row(row: dict[str, Any]) -> list[Any]:
+    share = f"{row['true'] / row['bound']:.2f}" if row["bound"] else ""
+    numbers = [f"{row['true']:.4f}", f"{row['bound']:.4f}", share, " ".join(f"{x:.4f}" for x in row["terms"])]
+    return [f"{row['sharpness']:g}", row["schedule"], row["steps"], f"{row['alpha']:g}", *numbers]
 
 
-def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def closed_form_row(row: dict[str, float]) -> list[Any]:
+    scale = row["N"] / row["k"] ** 1.5
+    numbers = [f"{row['closed'] * scale:.4f}", f"{row['exact'] / row['closed']:.4f}", f"{row['limit'] * scale:.4f}"]
+    return [f"{row['alpha']:g}", row["k"], row["N"], f"{row['exact']:.3e}", *numbers]
+
+
+def trajectory_row(row: dict[str, Any]) -> list[Any]:
+    largest = max(range(len(row["terms"])), key=lambda n: row["terms"][n][0])
+    numbers = [
+        with_error(row["bound"], 3),
+        "vacuous" if row["bound"][0] > 1 else "",
+        f"{with_error(row['terms'][largest], 3)} (step {largest + 1})",
+        with_error(row["closed"], 2),
+        " ".join(f"{term[0]:.3f}" for term in row["terms"]),
+    ]
+    return [row["model"], row["steps"], f"{row['alpha']:g}", *numbers]
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bounds against steps, a line a choice temperature, a panel a model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    kinds = list(dict.fromkeys(row["model"] for row in results["trajectories"]))
-    figure, axes = plt.subplots(1, max(1, len(kinds)), figsize=(4.6 * max(1, len(kinds)), 3.6), squeeze=False)
-    for axis, kind in zip(axes[0], kinds, strict=False):
-        rows = [row for row in results["trajectories"] if row["model"] == kind]
-        for alpha in dict.fromkeys(row["alpha"] for row in rows):
-            line = [row for row in rows if row["alpha"] == alpha]
-            steps, bounds = [row["steps"] for row in line], [row["bound"] for row in line]
-            axis.errorbar(steps, [b[0] for b in bounds], [b[1] for b in bounds], marker="o", label=f"alpha {alpha:g}")
-        axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-        axis.set(title=kind, xlabel="steps", xscale="log", yscale="log", ylabel="bound on the total variation")
-        axis.set_xticks(ticks := sorted({row["steps"] for row in rows}), [str(tick) for tick in ticks])
-        axis.set_xticks([], minor=True)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    kinds = list(dict.fromkeys(row["model"] for row in rows))
+    with figure(path, figsize=(4.6 * max(1, len(kinds)), 3.6)) as page:
+        panels = page.subplots(1, max(1, len(kinds)), squeeze=False)[0]
+        for axis, kind in zip(panels, kinds, strict=False):
+            summary = {(f"alpha {row['alpha']:g}", row["steps"]): row for row in rows if row["model"] == kind}
+            labels = {"title": kind, "yscale": "log", "ylabel": "bound on the total variation"}
+            draw_over_steps(axis, summary, lambda row: row["bound"], **labels)
+            axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+            axis.legend()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -255,9 +243,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     }
     print_tables(results)
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "equivalence.json").write_text(json.dumps(results, indent=1))
-        plot(results, args.output_dir / "equivalence.png")
+        write_json(results, args.output_dir / "equivalence.json")
+        plot(results["trajectories"], args.output_dir / "equivalence.png")
     return results
 
 

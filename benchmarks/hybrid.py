@@ -22,51 +22,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import images
-from cells import differences, summarise, with_error
-from images import Samplers, make_parser, print_table, run
+from cells import Cells, differences, summarise
+from images import COLUMNS, make_parser, run
+from samplers import HYBRIDS, Samplers
+from tables import print_cells, print_table, with_error
 
-from hf_maskdiff import HaltonScheduler, HybridScheduler, MomentScheduler, UniformScheduler
+from hf_maskdiff import HaltonScheduler, MomentScheduler, UniformScheduler
 
-RATIOS: dict[str, float | tuple[float, float]] = {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "1>0": (1.0, 0.0)}
-ENDS: Samplers = {
-    "moment": lambda shared, alpha: MomentScheduler(**shared, choice_temperature=alpha),
-    "halton": lambda shared, alpha: HaltonScheduler(**shared, choice_temperature=alpha),
-    "uniform": lambda shared, alpha: UniformScheduler(**shared, choice_temperature=alpha),
-}
-MIXTURES: Samplers = {
-    f"{order} {name}": lambda shared, alpha, order=order, ratio=ratio: HybridScheduler(
-        **shared, exploration=order, exploration_ratio=ratio, choice_temperature=alpha
-    )
-    for order in ("halton", "uniform")
-    for name, ratio in RATIOS.items()
-}
+ENDS: Samplers = {"moment": MomentScheduler, "halton": HaltonScheduler, "uniform": UniformScheduler}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = make_parser(__doc__)
-    parser.add_argument("--samplers", nargs="+", choices=[*ENDS, *MIXTURES], default=[*ENDS, *MIXTURES])
+    parser.add_argument("--samplers", nargs="+", choices=[*ENDS, *HYBRIDS], default=[*ENDS, *HYBRIDS])
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8])
     args = parser.parse_args(argv)
-    names = [name for name in args.samplers if name in ENDS] + [name for name in args.samplers if name in MIXTURES]
-    wanted = [(name, 0, seed) for seed in range(args.num_seeds) for name in images.REFERENCES]
-    wanted += [(name, steps, seed) for seed in range(args.num_seeds) for steps in args.steps for name in names]
-    results = run(args, ENDS | MIXTURES, wanted)
-    print_table(results["cells"])
+    names = sorted(args.samplers, key=lambda name: name in HYBRIDS)  # the ends first
+    results = run(args, ENDS | HYBRIDS, [(name, steps) for steps in args.steps for name in names])
+    print_cells(results["cells"], COLUMNS)
     print_gains(results["cells"])
     return results
 
 
-def print_gains(cells: list[dict[str, Any]]) -> None:
-    """What each mixture gains in Frechet distance on the better of its two ends; negative is nearer to real images."""
+def print_gains(cells: Cells) -> None:
+    """What each hybrid gains in Frechet distance on the better of its two ends; negative is nearer to real images."""
     means = {key: row["frechet"][0] for key, row in summarise(cells).items()}
-    print("\n| hybrid | steps | better end | Frechet distance, hybrid minus end |\n| --- | ---: | --- | ---: |")
-    for name, steps in [key for key in means if key[0] in MIXTURES]:
+    rows = []
+    for name, steps in [key for key in means if key[0] in HYBRIDS]:
         ends = [end for end in ("moment", name.split()[0]) if (end, steps) in means]
         if ends:
             better = min(ends, key=lambda end: means[end, steps])
-            row = summarise(differences([cell for cell in cells if cell["steps"] == steps], {name: better}))
-            print(f"| {name} | {steps} | {better} | {with_error(row[name, steps]['frechet'])} |")
+            gain = summarise(differences([cell for cell in cells if cell["steps"] == steps], {name: better}))
+            rows.append((name, steps, better, with_error(gain[name, steps]["frechet"])))
+    print()
+    print_table(["hybrid", "steps", "better end", "Frechet distance, hybrid minus end"], rows, left=(0, 2))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell, run_cells, summarise, with_error
-from passes import PassCounter, partial_caching, parts
+from arguments import add_cell_arguments, new_parser
+from cells import Cells, Row, run_cells, seed_by_seed, summarise
+from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
+from plots import add_legend, draw_over_steps, draw_references, figure
+from samplers import Samplers, parts, plain, shared_config
+from tables import print_cells, with_error
 from torch import Tensor
 
 from hf_maskdiff import (
     ConfidenceScheduler,
     HaltonScheduler,
     HybridScheduler,
-    MaskedDiffusionScheduler,
     MaskGITPipeline,
     MaskGITScheduler,
     MomentScheduler,
@@ -36,34 +40,31 @@ from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
 from hf_maskdiff.evaluation.frechet import feature_statistics, frechet_distance
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
-# name -> scheduler from what all share (mask, codebook, schedule, rounding) and a choice temperature
-SAMPLERS: dict[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]] = {
-    "uniform": lambda shared, alpha: UniformScheduler(**shared),
-    "uniform-tempered": lambda shared, alpha: UniformScheduler(**shared, choice_temperature=alpha),
-    "halton": lambda shared, alpha: HaltonScheduler(**shared),
-    "confidence": lambda shared, alpha: ConfidenceScheduler(**shared),
-    "maskgit": lambda shared, alpha: MaskGITScheduler(**shared, choice_temperature=alpha),
-    "moment": lambda shared, alpha: MomentScheduler(**shared, choice_temperature=alpha),
-    "hybrid": lambda shared, alpha: HybridScheduler(**shared, choice_temperature=alpha),
+SAMPLERS: Samplers = {
+    "uniform": plain(UniformScheduler),
+    "uniform-tempered": UniformScheduler,
+    "halton": plain(HaltonScheduler),
+    "confidence": plain(ConfidenceScheduler),
+    "maskgit": MaskGITScheduler,
+    "moment": MomentScheduler,
+    "hybrid": HybridScheduler,
 }
-SHARED_KEYS = ("mask_token_id", "codebook_size", "masking_schedule", "rounding")
 REFERENCES = ("real images", "tokenizer")
+QUALITY: dict[str, Callable[[Row], str]] = {
+    "Frechet distance": lambda row: with_error(row["frechet"]),
+    "class accuracy": lambda row: f"{with_error(tuple(100 * value for value in row['accuracy']))} %",
+}
+COLUMNS = QUALITY | {
+    "seconds": lambda row: f"{row['seconds'][0]:.1f}",
+    "model passes": lambda row: f"{row['passes'][0]:.1f}",
+}
 # What cells must share to stand in one table.
-SETTINGS = (
-    "pipeline",
-    "classifier",
-    "dataset",
-    "data_dir",
-    "split",
-    "choice_temperature",
-    "guidance_scale",
-    "num_images",
-)
-Samplers = Mapping[str, Callable[[dict[str, Any], float], MaskedDiffusionScheduler]]
+SETTINGS = ("pipeline", "classifier", "dataset", "data_dir", "split")
+SETTINGS += ("choice_temperature", "guidance_scale", "num_images")
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(description)
     parser.add_argument("--pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name of the pipeline")
     parser.add_argument("--classifier", help="folder of a DigitClassifier; default: PIPELINE/digit_classifier")
     parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
@@ -74,8 +75,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--num_images", type=int, default=1000, help="a cell and seed")
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR/results.json")
+    add_cell_arguments(parser)
     return parser
 
 
@@ -92,14 +92,13 @@ class Bench:
     def __init__(self, args: argparse.Namespace, samplers: Samplers) -> None:
         self.args, self.samplers = args, samplers
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = MaskGITPipeline.from_pretrained(args.pipeline).to(device)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = open_pipeline(MaskGITPipeline, args.pipeline).to(device)
         if args.classifier:
             self.classifier = DigitClassifier.from_pretrained(args.classifier)
         else:
             self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
         self.classifier.to(device).eval()
-        self.shared = {key: self.pipeline.scheduler.config[key] for key in SHARED_KEYS}
+        self.shared = shared_config(self.pipeline.scheduler)
         images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir)
         if len(images) < 2 * args.num_images:
             raise ValueError(
@@ -107,7 +106,12 @@ class Bench:
                 "Ask for fewer, or pass --split train."
             )
         self.images, self.labels = images, labels
-        self.counter = PassCounter(self.pipeline.transformer, self.shared["mask_token_id"])
+        # The first call pays for warming up; it shall not stand in the table.
+        self.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
+        self.needed = NeededPasses(self.pipeline.transformer, self.shared["mask_token_id"])
+
+    def measure(self, name: str, steps: int, seed: int) -> dict[str, float]:
+        return self.generate(name, steps, seed) if steps else self.reference(name, seed)
 
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
         """Two disjoint sets of real images for a seed: rows of the data set, `num_images` each."""
@@ -149,27 +153,15 @@ class Bench:
 
     def draw(self, sampler: str, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         """Codes of the seed's images, and what they cost."""
-        args = self.args
-        name, num_substeps = parts(sampler)
-        self.pipeline.scheduler = self.samplers[name](self.shared, args.choice_temperature)
-        labels = self.labels[self.real(seed)[0]]
-        generators = [torch.Generator().manual_seed(seed * args.num_images + i) for i in range(args.num_images)]
-        self.counter.reset()
-        codes, starts, started = [], range(0, args.num_images, args.batch_size), time.perf_counter()
+        args, (name, num_substeps) = self.args, parts(sampler)
+        self.pipeline.scheduler = self.samplers[name](**self.shared, choice_temperature=args.choice_temperature)
+        labels = self.labels[self.real(seed)[0]].tolist()
+        generators = generators_from(seed * args.num_images, args.num_images)
+        options = {"num_inference_steps": steps, "guidance_scale": args.guidance_scale}
+        draw = partial(draw_codes, self.pipeline, **options)
         with partial_caching(self.pipeline.transformer, num_substeps):
-            for first in starts:
-                batch = slice(first, first + args.batch_size)
-                output = self.pipeline(
-                    class_labels=labels[batch].tolist(),
-                    num_inference_steps=steps,
-                    guidance_scale=args.guidance_scale,
-                    generator=generators[batch],
-                    output_type="latent",
-                )
-                codes.append(output.images.cpu())
-        seconds = time.perf_counter() - started
-        cost = {"seconds": seconds, **self.counter.cost(args.num_images), "calls": self.counter.calls / len(starts)}
-        return torch.cat(codes), cost
+            codes, cost = draw_set(draw, args.batch_size, self.needed, generators, labels)
+        return torch.stack(codes), cost | {"calls": self.needed.calls / -(-args.num_images // args.batch_size)}
 
 
 def variance_within(features: Tensor, labels: Tensor) -> float:
@@ -178,62 +170,26 @@ def variance_within(features: Tensor, labels: Tensor) -> float:
     return sum(((own - own.mean(0)) ** 2).sum().item() for own in classes) / len(features)
 
 
-def print_table(cells: list[dict[str, Any]]) -> None:
-    print("| sampler | steps | Frechet distance | class accuracy | seconds | model passes |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for (sampler, steps), row in summarise(cells).items():
-        accuracy = tuple(100 * value for value in row["accuracy"])
-        print(
-            f"| {sampler} | {steps or ''} | {with_error(row['frechet'])} | {with_error(accuracy)} % "
-            f"| {row['seconds'][0]:.1f} | {row['passes'][0]:.1f} |"
-        )
-
-
-def plot(cells: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+def plot(cells: Cells, path: Path) -> None:
     summary = summarise(cells)
-    for name, style in zip(REFERENCES, (":", "--"), strict=True):
-        axes.axhline(summary[name, 0]["frechet"][0], color="grey", linestyle=style, linewidth=1, label=name)
-    ticks = sorted({steps for _, steps in summary if steps})
-    for sampler in dict.fromkeys(sampler for sampler, steps in summary if steps):
-        points = sorted((steps, row["frechet"]) for (name, steps), row in summary.items() if name == sampler)
-        x = [steps for steps, _ in points]
-        y, error = zip(*(value for _, value in points), strict=True)
-        axes.errorbar(x, y, error, marker="o", markersize=3, capsize=3, label=sampler)
-    axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="Frechet distance, mean and standard error")
-    axes.set_xticks(ticks, labels=ticks)
-    axes.set_xticks([], minor=True)
-    figure.legend(fontsize="small", loc="outside right upper")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with figure(path, figsize=(7, 4)) as page:
+        axes = page.subplots()
+        draw_references(axes, summary, "frechet")
+        labels = {"yscale": "log", "ylabel": "Frechet distance, mean and standard error"}
+        draw_over_steps(axes, summary, lambda row: row["frechet"], **labels)
+        add_legend(page)
 
 
-def run(args: argparse.Namespace, samplers: Samplers, wanted: Sequence[Cell]) -> dict[str, Any]:
-    """Runs the cells that are missing, and returns what `results.json` holds."""
-
-    def prepare() -> Callable[[str, int, int], dict[str, float]]:
-        bench = Bench(args, samplers)
-        # The first call pays for warming up; it shall not stand in the table.
-        bench.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
-        return lambda sampler, steps, seed: (
-            bench.generate(sampler, steps, seed) if steps else bench.reference(sampler, seed)
-        )
-
-    return run_cells(args, SETTINGS, wanted, prepare)
+def run(args: argparse.Namespace, samplers: Samplers, pairs: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Measures the cells of samplers and steps that are missing; returns what `results.json` holds."""
+    wanted = seed_by_seed([*((name, 0) for name in REFERENCES), *pairs], args.num_seeds)
+    return run_cells(args, SETTINGS, wanted, lambda: Bench(args, samplers).measure)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    seeds = range(args.num_seeds)
-    wanted = [(name, 0, seed) for name in REFERENCES for seed in seeds]
-    wanted += [(name, steps, seed) for name in args.samplers for steps in args.steps for seed in seeds]
-    results = run(args, SAMPLERS, wanted)
-    print_table(results["cells"])
+    results = run(args, SAMPLERS, [(name, steps) for name in args.samplers for steps in args.steps])
+    print_cells(results["cells"], COLUMNS)
     plot(results["cells"], args.output_dir / "frechet.png")
     return results
 

@@ -24,20 +24,23 @@ over seeds. Writes `results.json` after every cell, and `chain.png`.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell, run_cells, summarise, with_error
-from passes import in_groups, parts
+from arguments import add_cell_arguments, new_parser
+from cells import Cells, Row, run_cells, seed_by_seed, summarise
+from plots import add_legend, draw_over_steps, draw_references, figure
+from samplers import HYBRIDS, Samplers, all_in_groups, parts
+from tables import print_cells, with_error
 from tqdm.auto import tqdm
 
 from hf_maskdiff import (
     ConfidenceScheduler,
     HaltonScheduler,
-    HybridScheduler,
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
@@ -50,37 +53,32 @@ from hf_maskdiff.pipelines import denoise
 
 REFERENCE = "the chain itself"
 SETTINGS = ("length", "num_states", "sharpness", "num_samples")
-SAMPLERS: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
-    "uniform": lambda shared: UniformScheduler(**shared),
-    "uniform 4": lambda shared: UniformScheduler(**shared, choice_temperature=4.0),
-    "halton": lambda shared: HaltonScheduler(**shared),
-    "confidence": lambda shared: ConfidenceScheduler(**shared),
-    "maskgit 4": lambda shared: MaskGITScheduler(**shared, choice_temperature=4.0),
-    "moment 4": lambda shared: MomentScheduler(**shared, choice_temperature=4.0),
-    "moment 16": lambda shared: MomentScheduler(**shared, choice_temperature=16.0),
-    "moment, 1": lambda shared: MomentScheduler(
-        **shared, choice_temperature=1.0, choice_temperature_schedule="constant"
-    ),
-    "hybrid 4": lambda shared: HybridScheduler(**shared, exploration_ratio=0.75, choice_temperature=4.0),
-    "hybrid 16": lambda shared: HybridScheduler(**shared, exploration_ratio=0.75, choice_temperature=16.0),
+SAMPLERS: Samplers = {
+    "uniform": UniformScheduler,
+    "uniform 4": partial(UniformScheduler, choice_temperature=4.0),
+    "halton": HaltonScheduler,
+    "confidence": ConfidenceScheduler,
+    "maskgit 4": partial(MaskGITScheduler, choice_temperature=4.0),
+    "moment 4": partial(MomentScheduler, choice_temperature=4.0),
+    "moment 16": partial(MomentScheduler, choice_temperature=16.0),
+    "moment, 1": partial(MomentScheduler, choice_temperature=1.0, choice_temperature_schedule="constant"),
+    "hybrid 4": partial(HYBRIDS["halton 0.75"], choice_temperature=4.0),
+    "hybrid 16": partial(HYBRIDS["halton 0.75"], choice_temperature=16.0),
 }
 # Beside those of the table: what lies between the bit-reversed and the moment order, and other explorations.
-MIXTURES: dict[str, Callable[[dict[str, Any]], MaskedDiffusionScheduler]] = {
-    "halton 16": lambda shared: HaltonScheduler(**shared, choice_temperature=16.0),
-    "uniform 16": lambda shared: UniformScheduler(**shared, choice_temperature=16.0),
-    **{
-        f"hybrid 16, {order} {name}": lambda shared, order=order, ratio=ratio: HybridScheduler(
-            **shared, exploration=order, exploration_ratio=ratio, choice_temperature=16.0
-        )
-        for order in ("halton", "uniform")
-        for name, ratio in {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "1>0": (1.0, 0.0)}.items()
-    },
+MIXTURES: Samplers = {
+    "halton 16": partial(HaltonScheduler, choice_temperature=16.0),
+    "uniform 16": partial(UniformScheduler, choice_temperature=16.0),
+    **{f"hybrid 16, {name}": partial(hybrid, choice_temperature=16.0) for name, hybrid in HYBRIDS.items()},
 }
-MEASURES = {"nats": 4, "entropy": 3, "pairs": 4, "tempering": 4, "dependence": 4}
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    name: lambda row, name=name, digits=digits: with_error(row[name], digits) if name in row else ""
+    for name, digits in {"nats": 4, "entropy": 3, "pairs": 4, "tempering": 4, "dependence": 4}.items()
+}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--num_states", type=int, default=8)
     parser.add_argument("--sharpness", type=float, default=2.0)
@@ -89,8 +87,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1, 2, 4], help="R")
     parser.add_argument("--num_samples", type=int, default=2000, help="a cell and seed")
     parser.add_argument("--num_seeds", type=int, default=4)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
+    add_cell_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -104,9 +101,7 @@ class Bench:
         if not steps:
             return self.judge(self.chain.draw(self.args.num_samples, seed))
         name, num_substeps = parts(sampler)
-        scheduler = (SAMPLERS | MIXTURES)[name](
-            {"mask_token_id": self.chain.mask_token_id, "masking_schedule": "linear"}
-        )
+        scheduler = (SAMPLERS | MIXTURES)[name](mask_token_id=self.chain.mask_token_id, masking_schedule="linear")
         scheduler.set_timesteps(steps)
         denoiser = ChainDenoiser(self.chain)
         samples = denoise(
@@ -145,54 +140,28 @@ def sharpness(scheduler: MaskedDiffusionScheduler, step: int) -> torch.Tensor:
     return torch.tensor(1 + 1 / alpha, dtype=torch.float64)
 
 
-def print_table(cells: list[dict[str, Any]]) -> None:
-    print(f"| sampler | steps | {' | '.join(MEASURES)} |")
-    print(f"| --- | ---: |{' ---: |' * len(MEASURES)}")
-    for (sampler, steps), row in summarise(cells).items():
-        values = [with_error(row[name], digits) if name in row else "" for name, digits in MEASURES.items()]
-        print(f"| {sampler} | {steps or ''} | {' | '.join(values)} |")
-
-
-def plot(cells: list[dict[str, Any]], path: Path) -> None:
+def plot(cells: Cells, path: Path) -> None:
     """Pairs and path KL against steps, uncached; the dotted line is the chain's own samples."""
-    import matplotlib
+    summary = {key: row for key, row in summarise(cells).items() if parts(key[0])[1] == 1}
+    with figure(path, figsize=(10, 4)) as page:
+        left, right = page.subplots(1, 2)
+        draw_references(left, summary, "pairs")
+        log = {"yscale": "log"}
+        draw_over_steps(left, summary, lambda row: row["pairs"], ylabel="KL of neighbouring pairs, nats", **log)
+        draw_over_steps(right, summary, path_kl, ylabel="path KL, nats a token", **log)
+        add_legend(page)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    summary = summarise(cells)
-    names = dict.fromkeys(sampler for sampler, steps in summary if steps and parts(sampler)[1] == 1)
-    ticks = sorted({steps for _, steps in summary if steps})
-    axes[0].axhline(summary[REFERENCE, 0]["pairs"][0], color="grey", linestyle=":", label=REFERENCE)
-    for name in names:
-        rows = sorted((steps, row) for (sampler, steps), row in summary.items() if sampler == name)
-        x = [steps for steps, _ in rows]
-        for axis, measures in zip(axes, (("pairs",), ("tempering", "dependence")), strict=True):
-            if all(measure in row for _, row in rows for measure in measures):
-                y = [sum(row[measure][0] for measure in measures) for _, row in rows]
-                axis.plot(x, y, marker="o", markersize=3, label=name)
-    for axis, label in zip(axes, ("KL of neighbouring pairs, nats", "path KL, nats a token"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="steps", ylabel=label)
-        axis.set_xticks(ticks, labels=ticks)
-        axis.set_xticks([], minor=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def path_kl(row: Row) -> tuple[float, float] | None:
+    return (row["tempering"][0] + row["dependence"][0], math.nan) if "tempering" in row else None
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    samplers = [
-        in_groups(sampler, num)
-        for num in args.num_substeps
-        for sampler in args.samplers
-        if num == 1 or not sampler.startswith("maskgit")
-    ]
+    samplers = all_in_groups(args.samplers, args.num_substeps)
     pairs = [(REFERENCE, 0), *((name, steps) for name in samplers for steps in args.steps if steps <= args.length)]
-    wanted: list[Cell] = [(name, steps, seed) for seed in range(args.num_seeds) for name, steps in pairs]
-    results = run_cells(args, SETTINGS, wanted, lambda: Bench(args).measure)
-    print_table(results["cells"])
+    results = run_cells(args, SETTINGS, seed_by_seed(pairs, args.num_seeds), lambda: Bench(args).measure)
+    print_cells(results["cells"], COLUMNS)
     plot(results["cells"], args.output_dir / "chain.png")
     return results
 

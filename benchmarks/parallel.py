@@ -17,16 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
+from arguments import new_parser
 from diffusers import VQModel
+from models import halton
+from timing import Clock, now
 
-from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MomentScheduler
+from hf_maskdiff import MaskGITPipeline, MomentScheduler
 from hf_maskdiff.generation import ImageSource, add_arguments
 from hf_maskdiff.parallel import generate, start_processes
 
@@ -34,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["scaling", "overhead"])
     parser.add_argument("--pipeline", default=str(ROOT / "pipelines" / "maskgit-mnist"))
     parser.add_argument("--num_samples", type=int, default=1024)
@@ -102,22 +105,6 @@ def scaling(args: argparse.Namespace) -> None:
 # --- overhead ---------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """Adds up the seconds spent in functions of the model."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*args, **kwargs)
-            self.seconds += time.perf_counter() - started
-            return result
-
-        return call
-
-
 def share_outside(pipe: MaskGITPipeline, args: argparse.Namespace, num_samples: int, block_size: int) -> float:
     """The share of the wall time of a set outside the transformer and the tokenizer, loading left out."""
     parser, clock = argparse.ArgumentParser(), Clock()
@@ -136,9 +123,9 @@ def share_outside(pipe: MaskGITPipeline, args: argparse.Namespace, num_samples: 
             defaults = parser.parse_args(["--pipeline", "-", "--num_samples", "1", "--output_dir", folder])
             source, batch_size = ImageSource(pipe, defaults, call), args.batch_size
             source.sample(range(block_size), range(block_size))  # warms up
-            clock.seconds, started = 0.0, time.perf_counter()
+            clock.seconds, started = 0.0, now()
             generate(source, folder, configuration, base_seed=0, batch_size=batch_size, state=start_processes())
-            return 1 - clock.seconds / (time.perf_counter() - started)
+            return 1 - clock.seconds / (now() - started)
     finally:
         pipe.transformer.forward, pipe.vqvae.decode = transformer, decode
 
@@ -162,15 +149,8 @@ def released(args: argparse.Namespace) -> None:
         num_vq_embeddings=args.codebook_size,
         lookup_from_codebook=True,
     )
-    transformer = HaltonMaskGITTransformer2DModel(
-        sample_size=args.sample_size,
-        codebook_size=args.codebook_size,
-        num_classes=1000,
-        hidden_size=args.hidden_size,
-        num_layers=args.num_layers,
-        num_attention_heads=args.hidden_size // 64,
-        intermediate_size=4 * args.hidden_size,
-    )
+    width, sizes = args.hidden_size, {"codebook_size": args.codebook_size}
+    transformer = halton(args.sample_size, width, args.num_layers, width // 64, 4 * width, **sizes)
     scheduler = MomentScheduler(mask_token_id=args.codebook_size, codebook_size=args.codebook_size)
     share = share_outside(MaskGITPipeline(vqvae.eval(), transformer.eval(), scheduler), args, 4, 2)
     print(

@@ -29,17 +29,18 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import images
 import numpy as np
 import text
 import torch
-from cells import KEY, Cell, differences, run_cells, summarise, with_error
+from arguments import add_cell_arguments, add_pipeline_arguments, new_parser
+from cells import KEY, Cell, Cells, differences, run_cells, summarise
 from partial_caching_plot import Kind, Measures, fastest, plot, plot_others
-from passes import in_groups, parts
+from samplers import all_in_groups, parts
+from tables import print_table, with_error
 from torch import Tensor
 
 PSEUDO_COUNT = 0.1
@@ -62,9 +63,9 @@ TEXT_MEASURES: Measures = {
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind, pipeline in (("image", "pipelines/maskgit-mnist"), ("text", "pipelines/mdlm-shakespeare")):
-        parser.add_argument(f"--{kind}_pipeline", default=pipeline, help="folder or Hub name of the pipeline")
+    parser = new_parser(__doc__)
+    add_pipeline_arguments(parser)
+    for kind in ("image", "text"):
         parser.add_argument(f"--{kind}_dataset", help="data set on the Hub; without data this kind is left out")
         parser.add_argument(f"--{kind}_dir", help=f"instead: a folder, see {kind}{'s' * (kind == 'image')}.py")
     parser.add_argument("--image_samplers", nargs="*", default=["uniform", "halton", "hybrid"], help="beside moment")
@@ -78,8 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_sequences", type=int, default=64, help="a cell and seed")
     parser.add_argument("--image_seeds", type=int, default=3)
     parser.add_argument("--text_seeds", type=int, default=4)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
+    add_cell_arguments(parser)
     args = parser.parse_args(argv)
     if not any((args.image_dir, args.image_dataset, args.text_dir, args.text_dataset)):
         parser.error("pass images or texts, for example --image_dataset ylecun/mnist")
@@ -168,28 +168,20 @@ def grid(reference: Sequence[str], main: Sequence[str], others: Sequence[str], a
     for names in (main, others):
         for num in args.num_substeps:
             more = more_steps if names is main and num == 1 else []
-            groups = [in_groups(name, num) for name in names if num == 1 or not name.startswith("maskgit")]
-            cells += [(name, number, seed) for number in (*steps, *more) for seed in seeds for name in groups]
+            numbers = [(number, seed) for number in (*steps, *more) for seed in seeds]
+            cells += [(name, *number) for number in numbers for name in all_in_groups(names, [num])]
     return cells
 
 
-def measure_images(args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_images(args: argparse.Namespace) -> Cells:
     options = ["--pipeline", args.image_pipeline, "--output_dir", str(args.output_dir / "images")]
     options += ["--num_images", str(args.num_images), *source(args, "image")]
     own = images.make_parser(None).parse_args(options)
-
-    def prepare() -> Callable[[str, int, int], dict[str, float]]:
-        bench = ImageBench(own)
-        bench.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")  # warms up
-        return lambda name, steps, seed: (bench.generate if steps else bench.reference)(
-            *((name, steps, seed) if steps else (name, seed))
-        )
-
     wanted = grid(images.REFERENCES, ["moment", "maskgit"], args.image_samplers, args, "image")
-    return run_cells(own, images.SETTINGS, wanted, prepare)["cells"]
+    return run_cells(own, images.SETTINGS, wanted, lambda: ImageBench(own).measure)["cells"]
 
 
-def measure_text(args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_text(args: argparse.Namespace) -> Cells:
     options = ["--pipeline", args.text_pipeline, "--output_dir", str(args.output_dir / "text")]
     options += ["--num_sequences", str(args.num_sequences), *source(args, "text")]
     own = text.parse_args(options)
@@ -202,7 +194,7 @@ def source(args: argparse.Namespace, kind: str) -> list[str]:
     return [*(["--data_dir", folder] if folder else ["--dataset", dataset]), *(["--resume"] if args.resume else [])]
 
 
-def at_equal_passes(cells: list[dict[str, Any]], uncached: dict[str, str], measure: str) -> list[dict[str, Any]]:
+def at_equal_passes(cells: Cells, uncached: dict[str, str], measure: str) -> Cells:
     """Cells of what every sampler gains on its uncached self at as many passes, seed by seed.
 
     Between the step counts that were measured log(measure) is taken as linear in log(passes); outside there is no cell.
@@ -221,7 +213,7 @@ def at_equal_passes(cells: list[dict[str, Any]], uncached: dict[str, str], measu
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, maskgit: str, number: int) -> None:
+def print_tables(cells: Cells, measures: Measures, moment: str, maskgit: str, number: int) -> None:
     """Values with costs and the gain over the same sampler uncached, then all differences from the two baselines."""
     names = list(dict.fromkeys(cell["sampler"] for cell in cells))
     uncached = {name: parts(name)[0] for name in names if parts(name)[1] > 1}
@@ -229,8 +221,7 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
     gains = summarise(differences(cells, uncached)), summarise(at_equal_passes(cells, uncached, first))
     headings = [heading for heading, _, _ in measures.values()]
     costs = ["ms a sample", "full + partial passes", "pass equivalents", "gain on R = 1", "at equal passes"]
-    print_row(["sampler", "steps", *headings, *costs])
-    print_row(["---", *["---:"] * (len(headings) + len(costs) + 1)])
+    rows = []
     for (name, steps), row in sorted(summarise(cells).items(), key=lambda item: (names.index(item[0][0]), item[0][1])):
         values = [scaled(row[key], measures[key]) for key in measures]
         cost = [""] * 3
@@ -240,7 +231,8 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
             cost = [f"{milliseconds:.1f}", f"{passes:.0f} + {partial:.0f}", f"{equivalents:.2f}"]
         own = [table.get((name, steps), {}) for table in gains]
         verdicts = [verdict(gain[first], measures[first]) if gain else "" for gain in own]
-        print_row([name, str(steps or ""), *values, *cost, *verdicts])
+        rows.append((name, steps or "", *values, *cost, *verdicts))
+    print_table(["sampler", "steps", *headings, *costs], rows)
     for table, what in zip(gains, ("R = 1 at the same steps", "R = 1 at as many passes"), strict=True):
         said = {f"{name} at {steps}": verdict(row[first], measures[first]) for (name, steps), row in table.items()}
         nothing = [key for key, words in said.items() if "(" in words]
@@ -250,18 +242,14 @@ def print_tables(cells: list[dict[str, Any]], measures: Measures, moment: str, m
     bases = moment, maskgit
     against = [summarise(differences(cells, dict.fromkeys(names, base))) for base in bases]
     print(f"Differences from {moment} without groups / from {maskgit}, at the same steps:\n")
-    print_row(["sampler", "steps", *headings])
-    print_row(["---", *["---:"] * (len(headings) + 1)])
+    rows = []
     for name, steps in against[0]:
         if steps and name != moment:
-            rows = [table[name, steps] for base, table in zip(bases, against, strict=True) if base != name]
-            values = [" / ".join(scaled(row[key], measures[key]) for row in rows) for key in measures]
-            print_row([name, str(steps), *values])
+            own = [table[name, steps] for base, table in zip(bases, against, strict=True) if base != name]
+            values = [" / ".join(scaled(row[key], measures[key]) for row in own) for key in measures]
+            rows.append((name, steps, *values))
+    print_table(["sampler", "steps", *headings], rows)
     print()
-
-
-def print_row(values: Sequence[str]) -> None:
-    print(f"| {' | '.join(values)} |")
 
 
 def scaled(value: tuple[float, float], measure: tuple[str, float, int]) -> str:

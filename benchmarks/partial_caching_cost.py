@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -22,21 +20,23 @@ from statistics import median
 from typing import Any
 
 import torch
+from arguments import add_machine_arguments, new_parser
 from diffusers import VQModel
+from models import halton, mdlm, mdlm_pipeline
 from passes import partial_caching
-from scheduler_step import seconds
-from text_loop import make_pipeline
+from tables import print_table, write_json
+from timing import median_ratio, take_turns
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MomentScheduler
+from hf_maskdiff import MaskGITPipeline, MomentScheduler
 
 SHARES = [Fraction(share) for share in ("1/16", "1/8", "1/4", "1/2", "3/4", "1")]
 MODELS = ("HaltonMaskGITTransformer2DModel", "MDLMTransformer")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024], help="L, square numbers")
     parser.add_argument("--hidden_dim", type=int, default=768)
     parser.add_argument("--num_layers", type=int, default=4)
@@ -45,8 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7, help="of the passes")
     parser.add_argument("--generation_repeats", type=int, default=3)
-    parser.add_argument("--num_threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    add_machine_arguments(parser)
     parser.add_argument("--output_dir", type=Path)
     return parser.parse_args(argv)
 
@@ -56,22 +55,14 @@ def make(name: str, length: int, args: argparse.Namespace) -> tuple[Any, Callabl
     size, mask = args.hidden_dim, args.codebook_size
     scheduler = MomentScheduler(mask_token_id=mask, codebook_size=mask, choice_temperature=4.0)
     if name == "MDLMTransformer":
-        sizes = {"vocab_size": mask + 1, "model_length": length, "hidden_dim": size, "cond_dim": 128}
-        sizes |= {"n_blocks": args.num_layers, "n_heads": args.num_heads, "device": args.device}
-        pipe: Any = make_pipeline(argparse.Namespace(**sizes))
+        sizes = {"hidden_dim": size, "n_blocks": args.num_layers, "n_heads": args.num_heads}
+        pipe: Any = mdlm_pipeline(mdlm(vocab_size=mask + 1, model_length=length, **sizes), args.device)
         pipe.scheduler = MomentScheduler.from_config(scheduler.config, masking_schedule="linear")
         inputs: tuple[Any, ...] = ()
         options: dict[str, Any] = {"output_type": "ids"}
     else:
-        model = HaltonMaskGITTransformer2DModel(
-            sample_size=round(length**0.5),
-            codebook_size=mask,
-            num_classes=10,
-            hidden_size=size,
-            num_layers=args.num_layers,
-            num_attention_heads=args.num_heads,
-            intermediate_size=size * 8 // 3,
-        )
+        shape = (round(length**0.5), size, args.num_layers, args.num_heads, size * 8 // 3)
+        model = halton(*shape, codebook_size=mask, num_classes=10)
         vqvae = VQModel(block_out_channels=(32,), num_vq_embeddings=mask, norm_num_groups=8)
         pipe = MaskGITPipeline(vqvae, model.to(args.device).eval(), scheduler)
         pipe.set_progress_bar_config(disable=True)
@@ -91,49 +82,32 @@ def make(name: str, length: int, args: argparse.Namespace) -> tuple[Any, Callabl
     return pipe, apply, generate
 
 
-def take_turns(works: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, repeat by repeat."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    order, shuffle = list(works), random.Random(0)
-    for repeat in range(repeats + 1):
-        shuffle.shuffle(order)
-        for name in order:
-            took = seconds(works[name], device)
-            if repeat:  # the first one warms up
-                times[name].append(took)
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    return median(own / other for own, other in zip(times[name], times[base], strict=True))
-
-
 @torch.no_grad()
 def measure(name: str, length: int, args: argparse.Namespace) -> dict[str, Any]:
     pipe, apply, generate = make(name, length, args)
-    device, steps, mask = torch.device(args.device), args.num_inference_steps, args.codebook_size
-    tokens = torch.full((1, length), mask, device=device)
+    steps, mask = args.num_inference_steps, args.codebook_size
+    tokens = torch.full((1, length), mask, device=args.device)
     works: dict[str, Callable[[], Any]] = {"full": lambda: apply(tokens)}
     for share in SHARES:
-        positions = torch.randperm(length, device=device)[None, : int(share * length)]
+        positions = torch.randperm(length, device=args.device)[None, : int(share * length)]
         works[str(share)] = lambda at=positions: apply(tokens[:, : at.shape[1]], positions=at)
     with partial_caching(pipe.transformer, 2):
         apply(tokens)  # a partial pass needs one before it
-        passes = take_turns(works, args.repeats, device)
+        passes = take_turns(works, args.repeats)
 
     def in_groups() -> None:
         with partial_caching(pipe.transformer, 2):
             generate(steps)
 
     works = {"plain": lambda: generate(steps), "groups": in_groups, "twice": lambda: generate(2 * steps)}
-    runs = take_turns(works, args.generation_repeats, device)
+    runs = take_turns(works, args.generation_repeats)
     return {
         "model": name,
         "length": length,
         "full pass": median(passes["full"]),
-        **{str(share): ratio(passes, str(share), "full") for share in SHARES},
-        "over plain": ratio(runs, "groups", "plain"),
-        "over twice": ratio(runs, "groups", "twice"),
+        **{str(share): median_ratio(passes, str(share), "full") for share in SHARES},
+        "over plain": median_ratio(runs, "groups", "plain"),
+        "over twice": median_ratio(runs, "groups", "twice"),
         "times": {"passes": passes, "runs": runs},
     }
 
@@ -162,21 +136,18 @@ def leaks(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def print_tables(rows: list[dict[str, Any]], alive: list[dict[str, Any]], args: argparse.Namespace) -> None:
     steps, shares = args.num_inference_steps, [str(share) for share in SHARES]
     print(f"{args.hidden_dim} wide, {args.num_layers} layers, float32, {args.device}, {args.num_threads} thread(s)\n")
-    headings = [
-        *(f"k / L = {share}" for share in shares),
-        f"R = 2 over plain, {steps} steps",
-        f"over {2 * steps} steps",
-    ]
-    print(f"| model | L | full pass, ms | {' | '.join(headings)} |")
-    print(f"| --- | ---: | ---: |{' ---: |' * len(headings)}")
+    ratios = [*(f"k / L = {share}" for share in shares), f"R = 2 over plain, {steps} steps", f"over {2 * steps} steps"]
+    costs = []
     for row in rows:
         values = [f"{row[key]:.2f}" for key in (*shares, "over plain", "over twice")]
-        print(f"| {row['model']} | {row['length']} | {1000 * row['full pass']:.0f} | {' | '.join(values)} |")
-    print("\n| model | tensors after 2 calls | after 50 | bytes after 2 calls | after 50 |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+        costs.append((row["model"], row["length"], f"{1000 * row['full pass']:.0f}", *values))
+    print_table(["model", "L", "full pass, ms", *ratios], costs)
+    print()
+    counts = []
     for row in alive:
         (tensors, size), (tensors_later, size_later) = row["alive"].values()
-        print(f"| {row['model']} | {tensors} | {tensors_later} | {size} | {size_later} |")
+        counts.append((row["model"], tensors, tensors_later, size, size_later))
+    print_table(["model", "tensors after 2 calls", "after 50", "bytes after 2 calls", "after 50"], counts)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -189,8 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     print_tables(rows, alive, args)
     results = {"costs": rows, "leaks": alive}
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "partial_caching_cost.json").write_text(json.dumps(results, indent=1))
+        write_json(results, args.output_dir / "partial_caching_cost.json")
     return results
 
 

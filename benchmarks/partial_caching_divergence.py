@@ -13,15 +13,16 @@ data.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import with_error
-from images import SAMPLERS, SHARED_KEYS
-from passes import partial_caching
+from arguments import add_pipeline_arguments, new_parser
+from images import SAMPLERS
+from passes import draw_codes, draw_ids, generators_from, open_pipeline, partial_caching
+from samplers import shared_config
+from tables import print_table, with_error, write_json
 from text import TEMPERED
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -31,9 +32,8 @@ from hf_maskdiff.evaluation.report import mean_and_error
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
-    parser.add_argument("--text_pipeline", default="pipelines/mdlm-shakespeare", help="folder or Hub name")
+    parser = new_parser(__doc__)
+    add_pipeline_arguments(parser)
     parser.add_argument("--image_steps", type=int, nargs="*", default=[2, 4, 8])
     parser.add_argument("--text_steps", type=int, nargs="*", default=[8, 16, 32])
     parser.add_argument("--image_temperature", type=float, default=6.0)
@@ -92,13 +92,8 @@ def measure(kind: str, pipe: Any, scheduler: Any, steps: int, args: argparse.Nam
     with partial_caching(pipe.transformer, 2, full_pass_threshold=1.0):
         for seed in range(args.num_seeds):
             seen.steps, seen.step = [], -1
-            generators = [torch.Generator().manual_seed(seed * number + i) for i in range(number)]
-            if kind == "image":
-                labels = [i % pipe.transformer.config.num_classes for i in range(number)]
-                pipe(class_labels=labels, num_inference_steps=steps, generator=generators, output_type="latent")
-            else:
-                options = {"num_return_sequences": number, "generator": generators, "output_type": "ids"}
-                pipe(num_inference_steps=steps, **options)
+            draw = draw_codes if kind == "image" else draw_ids
+            draw(pipe, generators_from(seed * number, number), num_inference_steps=steps)
             seeds.append(seen.steps)
     seen.handle.remove()
     return seeds
@@ -113,46 +108,40 @@ def ratio(steps: Sequence[dict[str, float]]) -> float:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(argv)
     pipes = {
-        "image": MaskGITPipeline.from_pretrained(args.image_pipeline),
-        "text": MDLMPipeline.from_pretrained(args.text_pipeline),
+        "image": open_pipeline(MaskGITPipeline, args.image_pipeline),
+        "text": open_pipeline(MDLMPipeline, args.text_pipeline),
     }
+    samplers = {"image": SAMPLERS, "text": TEMPERED}
     wanted = [
         (kind, name, steps) for kind in pipes for name in args.samplers for steps in getattr(args, f"{kind}_steps")
     ]
     results = []
     for kind, name, steps in tqdm(wanted, desc="runs"):
         pipe = pipes[kind]
-        pipe.set_progress_bar_config(disable=True)
-        shared = {key: pipe.scheduler.config[key] for key in SHARED_KEYS}
-        if kind == "image":
-            scheduler = SAMPLERS[name](shared, args.image_temperature)
-        else:
-            scheduler = TEMPERED[name](**shared, choice_temperature=args.text_temperature)
+        alpha = getattr(args, f"{kind}_temperature")
+        scheduler = samplers[kind][name](**shared_config(pipe.scheduler), choice_temperature=alpha)
         seeds = measure(kind, pipe, scheduler, steps, args)
         results.append({"model": kind, "sampler": name, "steps": steps, "seeds": seeds})
-    print_table(results)
+    headings = ["KL of stale, nats", "KL of partial, nats", "ratio", "ratio by step"]
+    print_table(["model", "sampler", "steps", *headings], map(table_row, results), left=(0, 1, 6))
     if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "divergence.json").write_text(json.dumps(results, indent=1))
+        write_json(results, args.output_dir / "divergence.json")
     return results
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
-    print("| model | sampler | steps | KL of stale, nats | KL of partial, nats | ratio | ratio by step |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | --- |")
-    for row in results:
-        seeds, weighed = row["seeds"], {}
-        for name in ("stale", "partial"):
-            totals = [sum(step[name] * step["positions"] for step in steps) for steps in seeds]
-            positions = [sum(step["positions"] for step in steps) for steps in seeds]
-            weighed[name] = mean_and_error([total / n for total, n in zip(totals, positions, strict=True)])
-        by_step = [
-            f"{own[0]['step']}: {with_error(mean_and_error([ratio([step]) for step in own]), 2)}"
-            for own in zip(*seeds, strict=True)
-        ]
-        values = [with_error(weighed[name], 3) for name in ("stale", "partial")]
-        values += [with_error(mean_and_error([ratio(steps) for steps in seeds]), 3), ", ".join(by_step)]
-        print(f"| {row['model']} | {row['sampler']} | {row['steps']} | {' | '.join(values)} |")
+def table_row(row: dict[str, Any]) -> list[Any]:
+    seeds, values = row["seeds"], []
+    for name in ("stale", "partial"):
+        totals = [sum(step[name] * step["positions"] for step in steps) for steps in seeds]
+        positions = [sum(step["positions"] for step in steps) for steps in seeds]
+        values.append(mean_and_error([total / n for total, n in zip(totals, positions, strict=True)]))
+    values.append(mean_and_error([ratio(steps) for steps in seeds]))
+    by_step = [
+        f"{own[0]['step']}: {with_error(mean_and_error([ratio([step]) for step in own]), 2)}"
+        for own in zip(*seeds, strict=True)
+    ]
+    numbers = [with_error(value, 3) for value in values]
+    return [row["model"], row["sampler"], row["steps"], *numbers, ", ".join(by_step)]
 
 
 if __name__ == "__main__":

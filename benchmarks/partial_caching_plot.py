@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import summarise
-from passes import in_groups
+from cells import Cells, summarise
+from plots import add_legend, figure
+from samplers import in_groups
 
 # measure -> heading, factor, digits
 Measures = dict[str, tuple[str, float, int]]
 # cells, measures, moment, MaskGIT, the other samplers, samples of a cell
-Kind = tuple[list[dict[str, Any]], Measures, str, str, Sequence[str], int]
+Kind = tuple[Cells, Measures, str, str, Sequence[str], int]
 # R -> colour and where the step count stands, in points from its mark
 STYLES = {1: ("black", (-7, -11)), 2: ("tab:blue", (4, 3)), 3: ("tab:green", (4, 3)), 4: ("tab:orange", (4, 3))}
 MORE_STYLES = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
@@ -23,7 +24,7 @@ TICKS = {
 }
 
 
-def fastest(cells: list[dict[str, Any]], name: str, steps: int) -> float:
+def fastest(cells: Cells, name: str, steps: int) -> float:
     """Milliseconds of the seed that the machine was least busy with."""
     return 1000 * min(cell["seconds"] for cell in cells if (cell["sampler"], cell["steps"]) == (name, steps))
 
@@ -64,49 +65,33 @@ def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[i
 
 def plot(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
     """Moment by R beside MaskGIT: above against passes, below against wall time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(kinds), figsize=(8, 6.6), layout="constrained", squeeze=False)
-    for column, kind in enumerate(kinds):
-        *_, moment, maskgit, _, _ = kind
-        for axis, x in zip(axes[:, column], ("pass equivalents", "seconds"), strict=True):
-            curve(axis, kind, maskgit, x, "tab:red", (3, 4), linestyle="--", label="MaskGIT")
-            curves(axis, kind, moment, x, num_substeps)
-        axes[0, column].set_title(f"{'text' if 'nats' in kind[1] else 'images'}: {moment}")
-    _save(figure, path)
+    with figure(path, dpi=200, figsize=(8, 6.6)) as page:
+        axes = page.subplots(2, len(kinds), squeeze=False)
+        for column, kind in enumerate(kinds):
+            *_, moment, maskgit, _, _ = kind
+            for axis, x in zip(axes[:, column], ("pass equivalents", "seconds"), strict=True):
+                curve(axis, kind, maskgit, x, "tab:red", (3, 4), linestyle="--", label="MaskGIT")
+                curves(axis, kind, moment, x, num_substeps)
+            axes[0, column].set_title(f"{'text' if 'nats' in kind[1] else 'images'}: {moment}")
+        add_steps_legend(page)
 
 
 def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
     """The other samplers by R, against passes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     width = max(len(kind[4]) for kind in kinds)
-    size = (1.7 * width, 2.7 * len(kinds))
-    figure, axes = plt.subplots(len(kinds), width, figsize=size, layout="constrained", squeeze=False, sharey="row")
-    for row, kind in zip(axes, kinds, strict=True):
-        for axis, name in zip(row, kind[4], strict=False):
-            curves(axis, kind, name, "pass equivalents", num_substeps)
-            axis.set_title(name)
-            axis.set_xlabel("passes")
-            if axis is not row[0]:
-                axis.set_ylabel("")
-        for axis in row[len(kind[4]) :]:
-            axis.remove()
-    _save(figure, path)
+    with figure(path, dpi=200, figsize=(1.7 * width, 2.7 * len(kinds))) as page:
+        axes = page.subplots(len(kinds), width, squeeze=False, sharey="row")
+        for row, kind in zip(axes, kinds, strict=True):
+            for axis, name in zip(row, kind[4], strict=False):
+                curves(axis, kind, name, "pass equivalents", num_substeps)
+                axis.set_title(name)
+                axis.set_xlabel("passes")
+                if axis is not row[0]:
+                    axis.set_ylabel("")
+            for axis in row[len(kind[4]) :]:
+                axis.remove()
+        add_steps_legend(page)
 
 
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    legends = (axis.get_legend_handles_labels() for axis in figure.axes)
-    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    style = {"ncols": len(handles), "loc": "outside lower center", "title": "numbers: steps"}
-    figure.legend(handles.values(), handles, **style)
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
+def add_steps_legend(page: Any) -> None:
+    add_legend(page, ncols=9, fontsize=None, loc="outside lower center", title="numbers: steps")

@@ -1,28 +1,40 @@
-"""Partial caching by a sampler's name, and what went through its model, for every benchmark that generates."""
+"""Samples of a pipeline, each from its own generator, and the passes and the time that they needed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_maskdiff import PartialCacheConfig
 
-GROUPS = re.compile(r"(.*), (\d+) groups")
+
+def open_pipeline(kind: Any, name: str) -> Any:
+    """Without progress bars."""
+    pipe = kind.from_pretrained(name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def in_groups(sampler: str, num_substeps: int) -> str:
-    """The sampler's name with partial caching: "moment, 2 groups"."""
-    return sampler if num_substeps == 1 else f"{sampler}, {num_substeps} groups"
+def draw_codes(pipe: Any, generators: list[torch.Generator], labels: list[int] | None = None, **options: Any) -> Tensor:
+    """Images as codes `(num_images, height, width)` on the CPU; without `labels` of all classes in turn."""
+    num_classes = pipe.transformer.config.num_classes
+    labels = [i % num_classes for i in range(len(generators))] if labels is None else labels
+    return pipe(class_labels=labels, generator=generators, output_type="latent", **options).images.cpu()
 
 
-def parts(sampler: str) -> tuple[str, int]:
-    """The name without its groups, and R."""
-    match = GROUPS.fullmatch(sampler)
-    return (match[1], int(match[2])) if match else (sampler, 1)
+def draw_ids(pipe: Any, generators: list[torch.Generator], **options: Any) -> list[Tensor]:
+    """Texts as token ids `(length,)` on the CPU."""
+    options |= {"num_return_sequences": len(generators), "output_type": "ids"}
+    return [ids.cpu() for ids in pipe(generator=generators, **options).sequences]
+
+
+def generators_from(first: int, number: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + i) for i in range(number)]
 
 
 @contextmanager
@@ -38,11 +50,11 @@ def partial_caching(model: Any, num_substeps: int, **config: Any) -> Iterator[No
         model.disable_cache()
 
 
-class PassCounter:
-    """Counts what goes through a denoiser, sample by sample.
+class NeededPasses:
+    """Counts the passes that samples need: a sample without a mask is done, and costs nothing.
 
-    A sample without a mask is done: it takes part in a full pass, but it no longer needs it. A partial pass over k of L
-    positions counts as k / L of a full one.
+    A partial pass over k of L positions counts as k / L of a full one. What a batch really takes is more, as its done
+    samples go through the model with the others: `hf_maskdiff.generation.PassCounter` counts that.
     """
 
     def __init__(self, model: nn.Module, mask_token_id: int) -> None:
@@ -68,3 +80,18 @@ class PassCounter:
         full, partial = self.full / num_samples, self.partial / num_samples
         equivalents = full + self.positions / self.length / num_samples
         return {"passes": full, "partial passes": partial, "pass equivalents": equivalents}
+
+
+def draw_set(
+    draw: Callable[..., Iterable[Tensor]], batch_size: int, needed: NeededPasses, *columns: list[Any]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Samples in batches, and what one cost.
+
+    Args:
+        draw: a batch, from its rows of `columns`: the generators, and what else is particular to a sample.
+    """
+    needed.reset()
+    samples, started = [], time.perf_counter()
+    for start in range(0, len(columns[0]), batch_size):
+        samples += draw(*(column[start : start + batch_size] for column in columns))
+    return samples, {"seconds": time.perf_counter() - started, **needed.cost(len(samples))}

@@ -13,26 +13,24 @@ logits.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 
 import torch
-from scheduler_step import extra_memory
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from arguments import add_machine_arguments, new_parser
+from memory import extra_memory
+from models import mdlm, mdlm_pipeline
+from tables import print_table
+from timing import Clock, now
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast
-
-from hf_maskdiff import AncestralScheduler, MDLMPipeline, MDLMTransformer
 
 Model = Callable[[Tensor], Tensor]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--vocab_size", type=int, default=50258)
     parser.add_argument("--model_length", type=int, default=1024)
     parser.add_argument("--hidden_dim", type=int, default=768)
@@ -42,8 +40,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--num_inference_steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num_threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    add_machine_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -67,42 +64,14 @@ def published_loop(model: Model, sample: Tensor, mask_token_id: int, num_steps: 
     return torch.where(sample == mask_token_id, logits.argmax(-1), sample)
 
 
-class Clock:
-    """A model whose time is taken apart from that of the loop around it."""
-
-    def __init__(self, model: Model) -> None:
-        self.model, self.seconds, self.calls = model, 0.0, 0
-
-    def __call__(self, sample: Tensor) -> Tensor:
-        started = now()
-        logits = self.model(sample)
-        self.seconds, self.calls = self.seconds + now() - started, self.calls + 1
-        return logits
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def make_pipeline(args: argparse.Namespace) -> MDLMPipeline:
-    names = ("vocab_size", "model_length", "hidden_dim", "cond_dim", "n_blocks", "n_heads")
-    transformer = MDLMTransformer(**{name: getattr(args, name) for name in names}).to(args.device).eval()
-    torch.nn.init.normal_(transformer.output_layer.linear.weight, std=0.05)  # a new model's logits are all the same
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    mask = args.vocab_size - 1
-    pipe = MDLMPipeline(tokenizer, transformer, AncestralScheduler(mask_token_id=mask, codebook_size=mask))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     args = parse_args(argv)
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
-    pipe, mask, steps = make_pipeline(args), args.vocab_size - 1, args.num_inference_steps
+    sizes = ("vocab_size", "model_length", "hidden_dim", "cond_dim", "n_blocks", "n_heads")
+    pipe = mdlm_pipeline(mdlm(**{name: getattr(args, name) for name in sizes}), args.device)
+    mask, steps = args.vocab_size - 1, args.num_inference_steps
     forward = pipe.transformer.forward
 
     def reference(model: Model) -> None:
@@ -116,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     times: dict[str, list[tuple[float, float, int]]] = {name: [] for name in loops}
     for repeat in tqdm(range(args.repeats + 1), desc="repeats"):
         for name, loop in loops.items():
-            clock = Clock(lambda sample: forward(sample).logits)
-            started = now()
-            loop(clock)
+            clock, started = Clock(), now()
+            loop(clock.timed(lambda sample: forward(sample).logits))
             if repeat:  # the first one warms up
                 times[name].append((now() - started - clock.seconds, clock.seconds, clock.calls))
     logits = torch.randn(args.batch_size, args.model_length, args.vocab_size, device=args.device)
@@ -127,18 +95,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         outside, inside, calls = (median(column) for column in zip(*times[name], strict=True))
         memory = extra_memory(lambda loop=loop: loop(lambda _: logits), torch.device(args.device))
         results[name] = {"outside": outside, "inside": inside, "calls": calls, "memory": memory}
-    print_table(args, results)
+    print_results(args, results)
     return results
 
 
-def print_table(args: argparse.Namespace, results: dict[str, dict[str, float]]) -> None:
+def print_results(args: argparse.Namespace, results: dict[str, dict[str, float]]) -> None:
     sizes = f"L = {args.model_length}, V = {args.vocab_size}, batch {args.batch_size}"
     print(f"{sizes}, {args.num_inference_steps} steps, {args.device}\n")
-    print("| loop | seconds beside the model | in the model | model calls | memory beside logits |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    rows = []
     for name, row in results.items():
         memory = f"{row['memory'] / 2**20:.1f} MiB"
-        print(f"| {name} | {row['outside']:.3f} | {row['inside']:.2f} | {row['calls']:.0f} | {memory} |")
+        rows.append((name, f"{row['outside']:.3f}", f"{row['inside']:.2f}", f"{row['calls']:.0f}", memory))
+    print_table(["loop", "seconds beside the model", "in the model", "model calls", "memory beside logits"], rows)
     published, ours = results.values()
     ratios = (ours[key] / published[key] for key in ("outside", "memory"))
     print("\nours over the published: {:.4f} of the time beside the model, {:.4f} of the memory".format(*ratios))

@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import VQModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
-from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
+from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
 
 from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MaskGITScheduler, MomentScheduler
 from hf_maskdiff.evaluation.image_data import load_labelled_images
@@ -120,24 +119,14 @@ def main(argv: Sequence[str] | None = None) -> float:
         # With so few tokens plain matrix products train faster than the fused kernel there: a step by 1.4 times.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
-    # The schedule stays unprepared: a prepared one steps once per process.
+    optimizer, schedule = make_optimizer(model.parameters(), args)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
 
     model.train()
-    progress = tqdm(
-        index_batches(len(codes), args.batch_size, start, args.max_train_steps, args.seed, accelerator),
-        desc="maskgit",
-        initial=start,
-        total=args.max_train_steps,
-        disable=not accelerator.is_main_process,
-    )
+    progress = training_batches("maskgit", len(codes), start, args, accelerator)
     for step, indices, generator in progress:
         rows, classes = codes[indices], labels[indices]
         times, drop = torch.rand(2, len(rows), generator=generator, device=device)

@@ -21,14 +21,12 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from tqdm.auto import tqdm
-from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
+from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_maskdiff import MDLMTransformer, MomentScheduler
@@ -169,11 +167,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         # Only there do plain matrix products train faster than the fused kernel: a step by a tenth.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
-    # The schedule stays unprepared: a prepared one steps once per process.
+    optimizer, schedule = make_optimizer(model.parameters(), args)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
@@ -186,13 +180,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     # A row starts anywhere in its part of the text, so no two epochs cut it in the same places.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
-    progress = tqdm(
-        index_batches(num_rows, args.batch_size, start, args.max_train_steps, args.seed, accelerator),
-        desc="mdlm",
-        initial=start,
-        total=args.max_train_steps,
-        disable=not accelerator.is_main_process,
-    )
+    progress = training_batches("mdlm", num_rows, start, args, accelerator)
     for step, indices, generator in progress:
         model.train()
         starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)

@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from training_utils import add_training_arguments, index_batches, load_checkpoint, save_checkpoint
+from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
 
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
@@ -127,22 +125,14 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     codebook = CodebookUpdater(model.quantize, args.codebook_decay).to(accelerator.device)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
-    # The schedule stays unprepared: a prepared one steps once per process.
+    optimizer, schedule = make_optimizer(weights, args, betas=(0.9, 0.99))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(codebook, ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(accelerator.device)
 
     model.train()
-    progress = tqdm(
-        index_batches(len(images), args.batch_size, start, args.max_train_steps, args.seed, accelerator),
-        desc="tokenizer",
-        initial=start,
-        total=args.max_train_steps,
-        disable=not accelerator.is_main_process,
-    )
+    progress = training_batches("tokenizer", len(images), start, args, accelerator)
     for step, indices, generator in progress:
         batch = images[indices].float() / 255
         output = model(batch)

@@ -1,16 +1,19 @@
-"""What the training programs share: arguments, batches that can be resumed, and checkpoints that survive a kill."""
+"""What the training programs share: arguments, batches that can be resumed, checkpoints that survive a kill."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
 
 CHECKPOINT_PREFIX = "checkpoint-"
 NUM_KEPT_CHECKPOINTS = 2
@@ -54,6 +57,26 @@ def index_batches(
         noise_seed = (seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
         generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
         yield step, permutation[start : start + batch_size].to(accelerator.device), generator
+
+
+def training_batches(
+    name: str, num_examples: int, start: int, args: argparse.Namespace, accelerator: Accelerator
+) -> tqdm:
+    """`index_batches` from step `start` to the last, with a progress bar."""
+    batches = index_batches(num_examples, args.batch_size, start, args.max_train_steps, args.seed, accelerator)
+    quiet = not accelerator.is_main_process
+    return tqdm(batches, desc=name, initial=start, total=args.max_train_steps, disable=quiet)
+
+
+def make_optimizer(
+    weights: Iterable[nn.Parameter], args: argparse.Namespace, betas: tuple[float, float] = (0.9, 0.98)
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """AdamW, and the course of its learning rate: up, then down as a cosine.
+
+    The latter shall not be prepared by accelerate: then it would take one step per process.
+    """
+    optimizer = torch.optim.AdamW(weights, args.learning_rate, betas=betas, weight_decay=args.weight_decay)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

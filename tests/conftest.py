@@ -1,37 +1,64 @@
-"""What many tests share: golden and data folders, every concrete scheduler, a tiny image pipeline."""
+"""What many tests share: golden and data folders, every concrete scheduler, a tiny image pipeline.
+
+Nothing heavy is imported before the first test module is: the process that only hands tests out needs none of it.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import fresh
 import hub_server
 
 os.environ.update(hub_server.HUB.environment(hub_server.HOME.name))  # before huggingface_hub reads it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; subprocesses inherit both
 
 import pytest
-import torch
-from diffusers import VQModel
-from hypothesis import settings
 
-import hf_maskdiff
-from hf_maskdiff import (
-    HaltonMaskGITTransformer2DModel,
-    MaskedDiffusionScheduler,
-    MaskGITPipeline,
-    MomentScheduler,
-)
-from hf_maskdiff.conversion.convert import convert
+if TYPE_CHECKING:
+    from hf_maskdiff import MaskedDiffusionScheduler, MaskGITPipeline
 
-torch.set_num_threads(1)
-settings.register_profile("hf_maskdiff", deadline=None, derandomize=True, database=None)
-settings.load_profile("hf_maskdiff")
+
+@cache
+def _prepare() -> None:
+    import torch
+    from hypothesis import settings
+
+    torch.set_num_threads(1)
+    settings.register_profile("hf_maskdiff", deadline=None, derandomize=True, database=None)
+    settings.load_profile("hf_maskdiff")
+
+
+def pytest_pycollect_makemodule() -> None:
+    """Before a test module is imported, and so only where tests run."""
+    _prepare()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`scheduler_class` is each concrete scheduler in turn, where a test says nothing else."""
+    marks = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    names = [name for given in marks for name in (given.split(",") if isinstance(given, str) else given)]
+    if "scheduler_class" in metafunc.fixturenames and "scheduler_class" not in names:
+        from concrete import SCHEDULERS
+
+        metafunc.parametrize("scheduler_class", SCHEDULERS, ids=[c.__name__ for c in SCHEDULERS], scope="session")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each worker runs a stretch of tests in their order, so that few prepare the same, and then takes of another's."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_unconfigure() -> None:
+    fresh.stop()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,75 +78,54 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.LoopbackHub]:
     hub_server.HUB.requests.clear()
 
 
-def _folder(variable: str, meaning: str) -> Path:
+def _folder(variable: str) -> Path:
     if variable not in os.environ:
-        pytest.skip(f"{variable} is not set: it names the folder of {meaning}")
+        import golden_data
+
+        pytest.skip(golden_data.not_set(variable))
     return Path(os.environ[variable])
 
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    return _folder("HF_MASKDIFF_GOLDEN", "what the original implementations compute for small models")
+    return _folder("HF_MASKDIFF_GOLDEN")
 
 
-# What the golden folder holds of each upstream, and what no tensor tells of it: arguments of `convert`.
-GOLDEN = {
-    "halton_maskgit": ("cls_base.pth", {"tokenizer": "vq.pt", "num_attention_heads": [4]}),
-    "mage": ("", {"num_attention_heads": [3, 2]}),
-    "maskgit_jax": ("", {}),
-    "maskgit_pytorch_v1": ("", {"num_attention_heads": [4]}),
-    "amused": ("pipeline", {}),
-}
+@pytest.fixture(scope="session")
+def golden2_folder() -> Path:
+    return _folder("HF_MASKDIFF_GOLDEN2")
 
 
 @pytest.fixture(scope="session")
 def converted(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from an upstream's name to the pipeline folder that its golden checkpoint is converted to."""
 
+    import golden_data
+
+    from hf_maskdiff.conversion.convert import convert
+
     @cache
     def folder_of(name: str) -> Path:
-        source, arguments = GOLDEN[name]
-        if "tokenizer" in arguments:
-            arguments = {**arguments, "tokenizer": golden_folder / name / arguments["tokenizer"]}
-        return convert(golden_folder / name / source, tmp_path_factory.mktemp("converted") / name, **arguments)
+        source, arguments = golden_data.conversion(golden_folder / name)
+        return convert(source, tmp_path_factory.mktemp("converted") / name, **arguments)
 
     return folder_of
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    return _folder("HF_MASKDIFF_DATA", "the data sets")
-
-
-def _concrete(names: list[object]) -> list[type[MaskedDiffusionScheduler]]:
-    classes = [c for c in names if isinstance(c, type) and issubclass(c, MaskedDiffusionScheduler)]
-    return [c for c in classes if not c.__abstractmethods__]
-
-
-def _schedulers() -> list[type[MaskedDiffusionScheduler]]:
-    """Every concrete scheduler that is exported, and that of the example of a scheduler of one's own."""
-    exported = _concrete([getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__])
-    example = Path(__file__).parents[1] / "examples" / "custom_scheduler.py"
-    if not example.exists():
-        return exported
-    spec = importlib.util.spec_from_file_location("custom_scheduler", example)
-    module = sys.modules["custom_scheduler"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return exported + [c for c in _concrete(list(vars(module).values())) if c.__module__ == "custom_scheduler"]
-
-
-SCHEDULERS = _schedulers()
-
-
-@pytest.fixture(scope="session", params=SCHEDULERS, ids=lambda c: c.__name__)
-def scheduler_class(request: pytest.FixtureRequest) -> type[MaskedDiffusionScheduler]:
-    """Each concrete scheduler in turn."""
-    return request.param
+    return _folder("HF_MASKDIFF_DATA")
 
 
 @pytest.fixture(scope="session")
 def make_pipeline() -> Callable[..., MaskGITPipeline]:
     """A function that makes tiny image pipelines: 4 x 4 tokens of 16 codes, 3 classes, 8 x 8 grey images."""
+
+    import torch
+    from diffusers import VQModel
+    from tiny_weights import draw_weights
+
+    from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MomentScheduler
 
     def make(scheduler: MaskedDiffusionScheduler | None = None, **transformer_config: object) -> MaskGITPipeline:
         torch.manual_seed(0)
@@ -137,8 +143,7 @@ def make_pipeline() -> Callable[..., MaskGITPipeline]:
         config = {"sample_size": 4, "codebook_size": 16, "num_classes": 3, "hidden_size": 32, "num_layers": 2}
         config |= {"num_attention_heads": 2, "intermediate_size": 32, "id2label": {0: "cat, tabby", 1: "dog", 2: "owl"}}
         transformer = HaltonMaskGITTransformer2DModel(**(config | transformer_config))
-        for parameter in transformer.parameters():  # a new model's blocks are the identity
-            torch.nn.init.normal_(parameter, std=0.3)
+        draw_weights(transformer)
         scheduler = scheduler or MomentScheduler(mask_token_id=16, codebook_size=16)
         pipe = MaskGITPipeline(vqvae.eval(), transformer.eval(), scheduler)
         pipe.set_progress_bar_config(disable=True)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline, AmusedScheduler
+from golden_data import cases, read, rows_left
+from replay import round_as_recorded
 
 from hf_maskdiff import AncestralScheduler, MaskedDiffusionScheduler, MaskGITScheduler
 
@@ -22,6 +24,15 @@ def stock(golden_folder: Path) -> AmusedPipeline:
     pipe = AmusedPipeline.from_pretrained(golden_folder / "amused" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def side_of(pipe: AmusedPipeline) -> int:
+    """Tokens a side."""
+    return pipe.transformer.config.sample_size
+
+
+def pixels_of(pipe: AmusedPipeline) -> int:
+    return side_of(pipe) * pipe.vae_scale_factor
 
 
 def with_scheduler(pipe: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler]) -> AmusedPipeline:
@@ -51,7 +62,7 @@ def test_saved_loaded_and_per_image_generators(
     pipe = with_scheduler(stock, scheduler_class)
     assert pipe.scheduler.config.mask_token_id == stock.scheduler.config.mask_token_id
     images = generate(pipe, seeded(1)[0])
-    assert images.shape == (2, 16, 16, 3)
+    assert images.shape == (2, pixels_of(pipe), pixels_of(pipe), 3)
     assert np.isfinite(images).all()
     assert np.array_equal(generate(pipe, seeded(1)[0]), images)
     codes = generate(pipe, seeded(1)[0], output_type="latent")
@@ -114,22 +125,20 @@ def test_as_many_are_revealed_as_by_the_stock_scheduler(schedule: str, steps: in
     assert left[-1] == expected[-1] == [0, 0]
 
 
-def test_counts_of_the_recorded_run(golden_folder: Path) -> None:
-    from safetensors.torch import load_file
-
-    for schedule in ("cosine", "linear"):
-        golden = load_file(golden_folder / "samplers" / f"amused_scheduler_{schedule}.safetensors")
-        scheduler = MaskGITScheduler(mask_token_id=22, masking_schedule=schedule)
-        scheduler.set_timesteps(len(golden["timesteps"]))
-        masked = (golden["initial"] == 22).flatten(1).sum(1)
-        recorded = (golden["prev_sample"] == 22).flatten(2).sum(2)
-        if bool((masked == 36).all()):
-            assert torch.equal(recorded, masked - scheduler.planned_counts(masked).cumsum(0))
-        sample = golden["initial"]
-        for t, logits, after in zip(scheduler.timesteps, golden["logits"], golden["prev_sample"], strict=True):
-            ours = scheduler.step(logits, t, sample).prev_sample
-            assert torch.equal((ours == 22).flatten(1).sum(1), (after == 22).flatten(1).sum(1))
-            sample = after
+@pytest.mark.parametrize("path", cases("samplers/amused_scheduler_*"))
+def test_counts_of_the_recorded_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden, settings = read(path)
+    mask, share = int(settings["mask_token_id"]), float(settings["starting_mask_ratio"])
+    states = torch.cat([golden["initial"][None], golden["prev_sample"]])
+    left = rows_left(states, mask)
+    assert left[0].all()
+    round_as_recorded(monkeypatch, left[:-1], start=share * states[0, 0].numel())
+    scheduler = MaskGITScheduler(mask_token_id=mask, masking_schedule=settings["masking_schedule"])
+    scheduler.set_timesteps(len(golden["timesteps"]))
+    assert torch.equal(left[0] - scheduler.planned_counts(left[0]).cumsum(0), left[1:])
+    for t, logits, before, after in zip(scheduler.timesteps, golden["logits"], states, left[1:], strict=False):
+        ours = scheduler.step(logits, t, before, share).prev_sample
+        assert torch.equal(rows_left(ours[None], mask)[0], after)
 
 
 # --- image-to-image and inpainting ------------------------------------------------------------------------------------
@@ -148,17 +157,21 @@ def editor(
 
 
 @pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+def images(stock: AmusedPipeline) -> torch.Tensor:
+    size = (pixels_of(stock), pixels_of(stock))
+    return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
-def columns(*widths: int) -> torch.Tensor:
-    """Masks that ask for the first columns of 8 x 8 tokens to be made anew, as many as `widths` says for each image."""
-    return (torch.arange(16).expand(len(widths), 1, 16, 16) < 2 * torch.tensor(widths).view(-1, 1, 1, 1)).float()
+def columns(pipe: AmusedPipeline, *widths: int) -> torch.Tensor:
+    """Masks that ask for the first columns of tokens to be made anew, as many as `widths` says for each image."""
+    pixels, ends = pixels_of(pipe), pipe.vae_scale_factor * torch.tensor(widths)
+    return (torch.arange(pixels).expand(len(widths), 1, pixels, pixels) < ends.view(-1, 1, 1, 1)).float()
 
 
 def codes_of(pipe: object, images: torch.Tensor) -> torch.Tensor:
-    return pipe.vqvae.quantize(pipe.vqvae.encode(images).latents)[2][2].reshape(len(images), 8, 8)
+    return pipe.vqvae.quantize(pipe.vqvae.encode(images).latents)[2][2].reshape(
+        len(images), side_of(pipe), side_of(pipe)
+    )
 
 
 def edit(
@@ -178,7 +191,8 @@ def test_editing_with_every_scheduler(
     images: torch.Tensor,
     tmp_path: Path,
 ) -> None:
-    pipe, mask = editor(stock, pipeline_class, scheduler_class), columns(4, 4)
+    pipe, half = editor(stock, pipeline_class, scheduler_class), side_of(stock) // 2
+    mask = columns(stock, half, half)
     first = edit(pipe, images, seeded(5)[0], mask)
     assert 0 <= int(first.min()) <= int(first.max()) < stock.vqvae.config.num_vq_embeddings
     assert not torch.equal(first, edit(pipe, images, seeded(6)[0], mask))
@@ -194,7 +208,7 @@ def test_editing_with_every_scheduler(
         alone = edit(pipe, images[row, None], seeded(seed), mask[row, None], prompts=[PROMPTS[row]])
         assert torch.equal(alone[0], both[row])
     several = edit(pipe, images[:1], seeded(3, 4), mask[:1], num_images_per_prompt=2)
-    assert several.shape == (2, 8, 8)
+    assert several.shape == (2, side_of(pipe), side_of(pipe))
     assert not torch.equal(several[0], several[1])
 
 
@@ -203,7 +217,7 @@ def test_stock_editing_refuses_per_image_generators(
     stock: AmusedPipeline, pipeline_class: type, images: torch.Tensor
 ) -> None:
     with pytest.raises((AttributeError, TypeError)):
-        edit(editor(stock, pipeline_class, AmusedScheduler), images, seeded(3, 4), columns(4, 4))
+        edit(editor(stock, pipeline_class, AmusedScheduler), images, seeded(3, 4), columns(stock, 1, 1))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
@@ -211,30 +225,32 @@ def test_inpainting_with_another_share_of_masks_in_each_row(
     stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, strength: float
 ) -> None:
     """That pipeline passes the mean share of the batch: one position a step and none left is all that is promised."""
-    pipe, mask = editor(stock, AmusedInpaintPipeline, scheduler_class), columns(1, 7)
-    left = [mask[:, 0, ::2, ::2].flatten(1).sum(1).long()]
+    pipe, side = editor(stock, AmusedInpaintPipeline, scheduler_class), side_of(stock)
+    mask = columns(stock, 1, side - 1)
+    asked = mask[:, 0, :: pipe.vae_scale_factor, :: pipe.vae_scale_factor]
+    left = [asked.flatten(1).sum(1).long()]
 
     def count(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
         left.append((latents == pipe.scheduler.config.mask_token_id).flatten(1).sum(1))
 
     codes = edit(pipe, images, seeded(5)[0], mask, strength=strength, callback=count)
     assert len(left) == 1 + int(STEPS * strength)
-    assert left[0].tolist() == [8, 56]
+    assert left[0].tolist() == [side, side * (side - 1)]
     assert left[-1].tolist() == [0, 0]
     if scheduler_class is not AncestralScheduler:  # whose steps may reveal nothing
         for before, after in pairwise(left):
             assert bool(((after < before) | (before == 0)).all())
-    kept = mask[:, 0, ::2, ::2] == 0
+    kept = asked == 0
     assert torch.equal(codes[kept], codes_of(pipe, images)[kept])
 
 
-@pytest.mark.parametrize("width", [0, 8])
+@pytest.mark.parametrize("everything", [False, True])
 def test_inpainting_of_nothing_and_of_everything(
-    stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, width: int
+    stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, everything: bool
 ) -> None:
-    pipe = editor(stock, AmusedInpaintPipeline, scheduler_class)
-    codes = edit(pipe, images, seeded(5)[0], columns(width, width), strength=1.0)
-    assert torch.equal(codes, codes_of(pipe, images)) == (width == 0)
+    pipe, width = editor(stock, AmusedInpaintPipeline, scheduler_class), side_of(stock) * everything
+    codes = edit(pipe, images, seeded(5)[0], columns(stock, width, width), strength=1.0)
+    assert torch.equal(codes, codes_of(pipe, images)) != everything
     assert int(codes.max()) < stock.vqvae.config.num_vq_embeddings
 
 
@@ -242,7 +258,8 @@ def test_a_shared_scheduler_follows_the_schedule_that_inpainting_sets(
     stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler]
 ) -> None:
     """Stock inpainting makes its scheduler's schedule linear, and so that of the pipeline it shares components with."""
-    pipe = with_scheduler(stock, scheduler_class)
+    pipe, num_codes = with_scheduler(stock, scheduler_class), stock.vqvae.config.num_vq_embeddings
+    pipe.scheduler.register_to_config(masking_schedule="cosine")
     apart = scheduler_class.from_config(pipe.scheduler.config)
     linear = scheduler_class.from_config(pipe.scheduler.config, masking_schedule="linear")
     for scheduler in (pipe.scheduler, apart, linear):
@@ -252,7 +269,7 @@ def test_a_shared_scheduler_follows_the_schedule_that_inpainting_sets(
 
     def follow(scheduler: MaskedDiffusionScheduler) -> torch.Tensor:
         noisy = scheduler.add_noise(torch.zeros(1, 64, dtype=torch.int64), scheduler.timesteps[3], seeded(1)[0])
-        logits = torch.zeros(1, 64, 40)
+        logits = torch.zeros(1, 64, num_codes)
         return torch.cat([noisy, scheduler.step(logits, 0.5, noisy, generator=seeded(2)[0]).prev_sample])
 
     assert torch.equal(follow(pipe.scheduler), follow(linear))
@@ -281,19 +298,19 @@ def test_image_to_image_asks_for_the_noise_of_the_step_before(
 ) -> None:
     """And the first step that runs makes up for it: after each one as much is masked as in a whole run."""
     pipe, asked, left = editor(stock, AmusedImg2ImgPipeline), [], []
-    add_noise = pipe.scheduler.add_noise
+    add_noise, mask, num_tokens = pipe.scheduler.add_noise, pipe.scheduler.config.mask_token_id, side_of(stock) ** 2
 
     def record(latents: torch.Tensor, timesteps: torch.Tensor, generator: object) -> torch.Tensor:
         asked.append(timesteps)
         return add_noise(latents, timesteps, generator=generator)
 
     def count(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
-        left.append((latents == 47).flatten(1).sum(1).tolist())
+        left.append((latents == mask).flatten(1).sum(1).tolist())
 
     monkeypatch.setattr(pipe.scheduler, "add_noise", record)
     edit(pipe, images, seeded(5)[0], strength=0.7, callback=count)
     assert asked == [pipe.scheduler.timesteps[1]]  # 4 of 6 steps run, the first of them is number 2
-    whole = 64 - pipe.scheduler.planned_counts(torch.tensor([64])).cumsum(0)
+    whole = num_tokens - pipe.scheduler.planned_counts(torch.tensor([num_tokens])).cumsum(0)
     assert left == whole[2:].expand(-1, 2).tolist()
 
 
@@ -303,8 +320,8 @@ def test_image_to_image_of_no_step_is_unsupported(stock: AmusedPipeline, images:
     """
     pipe = editor(stock, AmusedImg2ImgPipeline)
     codes = edit(pipe, images, seeded(5)[0], strength=0.1)
-    masked = codes == 47
-    assert 0 < int(masked.sum()) < 64
+    masked = codes == pipe.scheduler.config.mask_token_id
+    assert 0 < int(masked.sum()) < masked.numel()
     assert torch.equal(codes[~masked], codes_of(pipe, images)[~masked])
     with pytest.raises(IndexError):
         edit(pipe, images, seeded(5)[0], strength=0.1, output_type="np")

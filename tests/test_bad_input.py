@@ -7,7 +7,7 @@ from inspect import signature
 
 import pytest
 import torch
-from conftest import SCHEDULERS
+from concrete import SCHEDULERS
 
 from hf_maskdiff import (
     ConfidenceScheduler,
@@ -117,7 +117,7 @@ def test_a_table_fixes_the_number_of_steps(scheduler_class: type[MaskedDiffusion
 
 def test_a_step_before_set_timesteps(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     scheduler = scheduler_class(mask_token_id=MASK)
-    with pytest.raises(ValueError, match=r"`set_timesteps` must be called before `step`. Call"):
+    with pytest.raises(ValueError, match=r"`set_timesteps` must be called before `step`, got no timesteps. Call"):
         scheduler.step(torch.zeros(1, 4, 9), 1.0, tokens(1, 4))
     with pytest.raises(ValueError, match="`set_timesteps` must be called"):
         scheduler.planned_counts(torch.tensor([4]))

@@ -13,6 +13,7 @@ there is an accelerator.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import SCHEDULERS
+from concrete import SCHEDULERS
 from diffusers import AmusedPipeline
 
 from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskedDiffusionScheduler, MaskGITPipeline
@@ -255,7 +256,6 @@ class AmusedConfig(pipelines.BasePipelineTesterConfig):
     pipeline_class = AmusedPipeline
     required_input_params_in_call_signature = pipeline_params.TEXT_TO_IMAGE_PARAMS - {"cross_attention_kwargs"}
     batch_input_params = pipeline_params.TEXT_TO_IMAGE_BATCH_PARAMS
-    output_shape = (3, 16, 16)
     scheduler_class: type[MaskedDiffusionScheduler]
 
     @pytest.fixture(autouse=True)
@@ -265,6 +265,10 @@ class AmusedConfig(pipelines.BasePipelineTesterConfig):
     @pytest.fixture(scope="class", autouse=True)
     def folder(self, request: pytest.FixtureRequest, golden_folder: Path) -> None:
         request.cls.folder = golden_folder / "amused" / "pipeline"
+        files = (request.cls.folder / part / "config.json" for part in ("transformer", "vqvae"))
+        configs = [json.loads(file.read_text()) for file in files]
+        pixels = configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
+        request.cls.output_shape = (3, pixels, pixels)
 
     def get_dummy_components(self) -> dict[str, object]:
         components = AmusedPipeline.from_pretrained(type(self).folder).components

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -38,14 +39,21 @@ SAMPLERS = ["uniform", "halton", "confidence", "maskgit", "moment", "hybrid"]
 SIDE, GAP, MARGIN, TOP = 56, 6, 16, 40  # pixels of the pictures: 8 x 8 and 28 x 28 are both enlarged to 56 x 56
 
 
-def start(name: str, *arguments: str | Path, folder: Path, fails: bool = False) -> str:
+def start(name: str, *arguments: str | Path, folder: Path, run: Callable[..., Any] = fresh.run) -> str:
     """Runs an example in a folder that is not the repository, and returns what it printed."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(EXAMPLES / name), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode != 0) == fails, done.stderr
-    return done.stderr if fails else done.stdout
+    done = run(EXAMPLES / name, *arguments, environment=environment, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def from_nothing(
+    program: Path, *arguments: str, environment: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """By a new interpreter."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def images_of(picture: Image.Image, num_rows: int, num_columns: int) -> np.ndarray:
@@ -89,7 +97,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., N
 
 @pytest.fixture(scope="module")
 def picture(folder: Path) -> tuple[Image.Image, str]:
-    printed = start("generate_image.py", "--pipeline", "tiny", "--seed", "5", folder=folder)
+    printed = start("generate_image.py", "--pipeline", "tiny", "--seed", "5", folder=folder, run=from_nothing)
     return Image.open(folder / "samples.png"), printed
 
 

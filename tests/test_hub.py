@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fresh
 import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler, VQModel
-from hub_server import LoopbackHub
+from hub_server import HUB, LoopbackHub, Repository
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_branch, upload_file
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -53,9 +54,7 @@ def text_on(hub: LoopbackHub, repo_id: str, path: str = "README.md") -> str:
 
 def program(code: str, *arguments: str, **environment: str) -> str:
     """Runs a program in a process of its own, which has the package on its path, and returns what it printed."""
-    environment = {"PYTHONPATH": str(SOURCE), **environment}
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    done = fresh.run(code, *arguments, environment=os.environ | {"PYTHONPATH": str(SOURCE), **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -242,6 +241,20 @@ def error_of(action: Callable[[], object]) -> tuple[list[type], str]:
     return types, message
 
 
+@pytest.fixture(scope="module")
+def pushed(make_pipeline: Callable[..., MaskGITPipeline]) -> dict[str, Repository]:
+    """What a push of a pipeline, of its model and of its scheduler leaves on the Hub."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("HF_TOKEN", "owner")
+        pipe = make_pipeline()
+        pipe.push_to_hub("me/pipe")
+        pipe.transformer.push_to_hub("me/model")
+        pipe.scheduler.push_to_hub("me/preset")
+    made = dict(HUB.repositories)
+    HUB.repositories.clear()
+    return made
+
+
 @pytest.mark.parametrize(("ours", "stock"), OURS_AND_STOCK, ids=["pipeline", "model", "scheduler"])
 @pytest.mark.parametrize(
     ("situation", "expected"),
@@ -263,13 +276,11 @@ def test_errors_are_those_of_stock_diffusers(
     stock: type,
     hub: LoopbackHub,
     load: Load,
-    pipe: MaskGITPipeline,
+    pushed: dict[str, Repository],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pipe.push_to_hub("me/pipe")
-    pipe.transformer.push_to_hub("me/model")
-    pipe.scheduler.push_to_hub("me/preset")
+    hub.repositories.update(copy.deepcopy(pushed))
     kind = OURS_AND_STOCK.index((ours, stock))
     repo_id, options = ("me/pipe", "me/model", "me/preset")[kind], {}
     if situation == "nowhere":
@@ -378,6 +389,12 @@ def test_a_saved_pipeline_has_a_card_its_components_have_none(pipe: MaskGITPipel
     assert f'from_pretrained("{tmp_path}")' in text
     size = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     assert f"| `transformer` | hf_maskdiff `HaltonMaskGITTransformer2DModel` | {size:,} |" in text
+
+
+def test_a_card_that_somebody_wrote_in_a_folder_stays(part: Any, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("Mine.\n")
+    part.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "Mine.\n"
 
 
 def test_a_folder_s_own_card_gets_the_id_when_it_is_pushed(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from hub_server import LoopbackHub
@@ -45,9 +44,7 @@ def tokenizer_of(num_tokens: int) -> PreTrainedTokenizerFast:
 
 
 def another_process(*arguments: str) -> list[str]:
-    command = [sys.executable, "-W", "ignore", "-c", BY_ID, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = fresh.run(BY_ID, *arguments, environment=os.environ | {"PYTHONPATH": str(SOURCE)})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

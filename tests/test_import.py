@@ -80,7 +80,7 @@ def test_a_missing_package_is_the_same_error(monkeypatch: pytest.MonkeyPatch) ->
         _versions.require_supported_versions()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_import_takes_hardly_longer_than_that_of_a_diffusers_pipeline() -> None:
     """Three alternating pairs, by the processor's time: other programs on the machine take none of it."""
 

@@ -1,12 +1,12 @@
 """LLaDA and Dream: published weights under Llama's and Qwen2's names, their logits, and what their loops write.
 
-All runs are replayed to the token, those with random order or random tokens with the draws that were recorded.
+All runs are replayed to the token, those with random order or random tokens with the draws that were recorded. Every
+model and run in the golden folder is a case; names, sizes and settings are its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from golden_data import COMMITTED, GOLDEN, Model, cases, num_rows, read, real_prompt, rows_left
+from replay import as_recorded
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -38,26 +38,27 @@ from hf_maskdiff.sampling import Marginals
 from hf_maskdiff.schedulers import position_orders
 
 # Everything where HF_MASKDIFF_GOLDEN names a folder, else the part that is kept with the tests.
-GOLDEN = Path(os.environ.get("HF_MASKDIFF_GOLDEN", Path(__file__).parent / "golden"))
-LLADA, DREAM = tuple(name for name in ("llada/base", "llada/gqa_tied") if (GOLDEN / name).is_dir()), "dream"
+FOLDER = GOLDEN or COMMITTED
+MODELS = cases("llada/*/config.json", folder=FOLDER) + cases("dream/config.json", folder=FOLDER)
 MEASURES = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy"}
 
 
-def traces(*folders: str) -> list[Any]:
-    return [
-        pytest.param(path, id=f"{path.parent.name}-{path.stem}")
-        for folder in folders
-        for path in sorted((GOLDEN / folder).glob("trace_*.safetensors"))
-    ]
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
 
 
-def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with safe_open(path, "pt") as file:
-        return file.metadata(), load_file(path)
+def is_dream(folder: Path) -> bool:
+    return config_of(folder)["model_type"] == "Dream"
+
+
+def number(settings: dict[str, str], key: str) -> float:
+    """Of a run, 0 where it was not told one."""
+    value = settings.get(key, "None")
+    return 0.0 if value == "None" else float(value)
 
 
 def open_pipeline(folder: Path) -> MaskedDiffusionTextPipeline:
-    words = WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0")
+    words = WordLevel({f"w{i}": i for i in range(num_rows(config_of(folder)))}, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     pipe = MaskedDiffusionTextPipeline.from_pretrained(folder, tokenizer=tokenizer)
     pipe.set_progress_bar_config(disable=True)
@@ -66,26 +67,23 @@ def open_pipeline(folder: Path) -> MaskedDiffusionTextPipeline:
 
 def starts(trace: dict[str, Tensor], mask_token_id: int) -> list[Tensor]:
     """Each row without its padding, int64 `(1, length)`."""
-    real = trace.get("attention_mask", torch.ones_like(trace["prompt"])).bool()
     new = trace["final"].shape[1] - trace["prompt"].shape[1]
     masks = torch.full((new,), mask_token_id)
-    return [torch.cat([ids[row], masks])[None] for ids, row in zip(trace["prompt"], real, strict=True)]
+    return [torch.cat([ids[row], masks])[None] for ids, row in zip(trace["prompt"], real_prompt(trace), strict=True)]
 
 
-@pytest.mark.parametrize("folder", [*LLADA, DREAM])
-def test_logits(folder: str, tmp_path: Path) -> None:
-    pipe = open_pipeline(GOLDEN / folder)
-    assert type(pipe.transformer) is (Qwen2ForCausalLM if folder == DREAM else LlamaForCausalLM)
-    given, expected = (
-        load_file(GOLDEN / folder / "input.safetensors"),
-        load_file(GOLDEN / folder / "expected.safetensors"),
-    )
+@pytest.mark.parametrize("config", MODELS)
+def test_logits(config: Path, tmp_path: Path) -> None:
+    folder = config.parent
+    pipe = open_pipeline(folder)
+    assert type(pipe.transformer) is (Qwen2ForCausalLM if is_dream(folder) else LlamaForCausalLM)
+    given, expected = Model(folder).inputs, Model(folder).expected
     ids, mask = given["input_ids"], given["attention_mask"].bool()
     pipe.save_pretrained(tmp_path)
     for opened in (pipe, MaskedDiffusionTextPipeline.from_pretrained(tmp_path)):
         with torch.no_grad():
             full, padded = opened.denoiser(ids), opened.denoiser(ids, attention_mask=mask)
-        if folder == DREAM:
+        if is_dream(folder):
             before = mask.clone()
             before[:, 1:] &= mask[:, :-1]  # a row that is predicted from padding means nothing
             wanted = expected["logits_padded"]
@@ -97,11 +95,11 @@ def test_logits(folder: str, tmp_path: Path) -> None:
         torch.testing.assert_close(padded[real], wanted[real], atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.skipif(not (GOLDEN / "released_keys").is_dir(), reason="HF_MASKDIFF_GOLDEN is not set: it has the names")
-def test_every_released_weight_has_a_place() -> None:
+@pytest.mark.parametrize("path", cases("released_keys/llada/*.json"))
+def test_every_released_weight_has_a_place(path: Path) -> None:
     """Names and shapes at the released sizes, without the weights."""
-    published = json.loads((GOLDEN / "llada" / "released_config.json").read_text())
-    keys = json.loads((GOLDEN / "released_keys" / "llada" / "released_keys_LLaDA-8B.json").read_text())
+    published = json.loads((path.parents[2] / "llada" / "released_config.json").read_text())
+    keys = json.loads(path.read_text())
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(published))
     renamed = {}
@@ -137,15 +135,19 @@ class Run:
         return torch.stack(self.states)
 
 
-@pytest.mark.parametrize("path", traces(*LLADA))
+@pytest.mark.parametrize("path", cases("llada/*/trace_*", folder=FOLDER))
 def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, trace = read(path)
+    as_recorded(lambda: replay_llada(path, monkeypatch), monkeypatch)
+
+
+def replay_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, settings = read(path)
     pipe = open_pipeline(path.parent)
     length, block, steps = (int(settings[name]) for name in ("gen_length", "block_length", "steps"))
     per_block, mask = steps * block // length, pipe.mask_token_id
-    masked = (trace["inputs"] == mask).sum(-1)
-    counts = planned_counts(torch.tensor([block]), per_block, "linear", "even").flatten().tolist()
-    assert (masked[:-1] - masked[1:]).tolist() == [[n, n] for n in (counts * (length // block))[:-1]]
+    left = rows_left(trace["inputs"], mask)
+    counts = planned_counts(torch.tensor([block]), per_block, "linear", "even").repeat(length // block, 1)
+    assert torch.equal(left[:-1] - left[1:], counts[:-1].expand_as(left[1:]))
 
     assert pipe.scheduler.config.token_temperature == 0
     rows, final = starts(trace, mask), trace["final"]
@@ -161,10 +163,12 @@ def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def now(noise: Tensor) -> Tensor:  # of this step, at the current block
         return noise[len(run.states) - 1][:, run.block(block, per_block)]
 
+    if settings["remasking"] == "random" and float(settings["temperature"]):
+        pytest.skip("random order of random tokens is no scheduler of ours: its draws are stored for each alone")
     if settings["remasking"] == "random":  # the order is noise, tokens are the most probable ones
         pipe.scheduler = UniformScheduler.from_config(config, top_k=1, choice_temperature=None)
         monkeypatch.setattr(position_orders, "uniform", lambda *_: now(trace["rand"]))
-    elif settings["temperature"] != "0.0":  # the order is how probable the token is that was drawn: MaskGIT's
+    elif float(settings["temperature"]):  # the order is how probable the token is that was drawn: MaskGIT's
         pipe.scheduler = MaskGITScheduler.from_config(config, choice_temperature=0.0)
 
         def draw_all(marginals: Marginals, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,15 +182,21 @@ def test_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(states[-1], final)
 
 
-@pytest.mark.parametrize("path", traces(DREAM))
+@pytest.mark.parametrize("path", cases("dream/trace_*", folder=FOLDER))
 def test_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, trace = read(path)
+    as_recorded(lambda: replay_dream(path, monkeypatch), monkeypatch)
+
+
+def replay_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, settings = read(path)
     pipe = open_pipeline(path.parent)
     length, steps, mask = int(settings["max_new_tokens"]), int(settings["steps"]), pipe.mask_token_id
-    table = dream_counts(length, steps, float(settings["eps"]))
-    rows, greedy = starts(trace, mask), settings["temperature"] == "0.0"
-    masked = (trace["inputs"] == mask).sum(-1)
+    greedy = not number(settings, "temperature") and not number(settings, "alg_temp")
+    recorded = torch.cat([trace["inputs"], trace["final"][None]])
+    assert torch.equal(recorded[1:], trace["history"])
     if settings["alg"] == "origin":  # each position by a coin of its own: no count is planned
+        if not greedy:
+            pytest.skip("the coins of this order are stored, the draws of its tokens are not")
         pipe.scheduler = AncestralScheduler(mask, top_k=1)
         coins = trace["rand_flat"].double().split(trace["rand_lens"].tolist())
 
@@ -196,8 +206,12 @@ def test_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(StepContext, "uniform", uniform)
     else:
-        assert masked.tolist() == [[length - done] * 2 for done in [0, *table[:-1]]]
+        table = dream_counts(length, steps, float(settings["eps"]))
+        left = rows_left(recorded, mask).unique_consecutive(dim=0)  # steps that reveal nothing are not in the table
+        assert torch.equal(left, length - torch.tensor([0, *table])[:, None].expand_as(left))
         pipe.scheduler = ConfidenceScheduler(mask, None, table, measure=MEASURES[settings["alg"]], token_temperature=0)
+        steps = len(table)
+    rows = starts(trace, mask)
     if greedy and "attention_mask" in trace:
         for i, row in enumerate(rows):
             made = pipe(input_ids=row, num_inference_steps=steps).sequences[0]
@@ -206,59 +220,73 @@ def test_dream(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if greedy:
         states = Run(pipe, torch.cat(rows))(num_inference_steps=steps)
     else:
-        states = drawn_states(pipe, torch.cat(rows), table, settings)
-    assert torch.equal(states[:-1], trace["inputs"])
-    assert torch.equal(states[1:], trace["history"])
-    assert torch.equal(states[-1], trace["final"])
+        states = drawn_states(pipe, torch.cat(rows), rows_left(recorded, mask)[:, 0], settings)
+    assert torch.equal(states.unique_consecutive(dim=0), recorded.unique_consecutive(dim=0))
 
 
 @torch.no_grad()
-def drawn_states(pipe: MaskedDiffusionTextPipeline, ids: Tensor, table: list[int], settings: dict[str, str]) -> Tensor:
+def drawn_states(pipe: MaskedDiffusionTextPipeline, ids: Tensor, left: Tensor, settings: dict[str, str]) -> Tensor:
     """A run whose draws are those of torch's global generator: first all tokens, then which of them are written.
 
     The nucleus is taken before the `top_k` most probable tokens, in our schedulers after them.
     """
-    mask, temperature = pipe.mask_token_id, float(settings["temperature"])
+    temperature, spread, top_p, top_k = (number(settings, key) for key in ("temperature", "alg_temp", "top_p", "top_k"))
     if torch.__version__ < (2, 13):
         pytest.skip("torch.multinomial draws other codes from a seed before torch 2.13")
     torch.manual_seed(int(settings["seed"]))
     states = [ids]
-    for count in torch.tensor([0, *table]).diff().tolist():
-        ids, masked = ids.clone(), ids == mask
-        nucleus = Marginals(pipe.denoiser(ids), -1, temperature=temperature, top_p=float(settings["top_p"]))
+    for count in (left[:-1] - left[1:]).tolist():
+        ids, masked = ids.clone(), ids == pipe.mask_token_id
+        nucleus = Marginals(pipe.denoiser(ids), -1, temperature=temperature or 1.0, top_p=top_p or None)
         (rows,) = nucleus.reduce(lambda block: (block,), masked.flatten().nonzero()[:, 0])
-        allowed = Marginals(rows[None], -1, top_k=int(settings["top_k"]))
+        allowed = Marginals(rows[None], -1, top_k=int(top_k) or None)
         (rows,) = allowed.reduce(lambda block: (block,), torch.arange(len(rows)))
-        certainty = torch.full(ids.shape, -torch.inf).masked_scatter_(masked, negative_entropy(rows.clone()))
-        tokens = torch.zeros_like(ids).masked_scatter_(masked, torch.multinomial(rows.softmax(-1), 1, True)[:, 0])
-        chosen = torch.multinomial((certainty / float(settings["alg_temp"])).softmax(-1), count)
+        probs = rows.softmax(-1)
+        drawn = torch.multinomial(probs, 1, True)[:, 0] if temperature else probs.argmax(-1)
+        certainty = torch.full(ids.shape, -torch.inf)
+        certainty.masked_scatter_(masked, certainty_of(settings["alg"], rows, drawn))
+        tokens = torch.zeros_like(ids).masked_scatter_(masked, drawn)
+        drawn_order = torch.multinomial((certainty / spread).softmax(-1), count) if spread and count else None
+        chosen = certainty.topk(count).indices if drawn_order is None else drawn_order
         ids.scatter_(1, chosen, tokens.gather(1, chosen))
         states.append(ids)
     return torch.stack(states)
 
 
-def test_repositories_bring_their_own_tokenizers(tmp_path: Path) -> None:
+def certainty_of(alg: str, rows: Tensor, drawn: Tensor) -> Tensor:
+    """Of logits `(n, vocab_size)` and the tokens drawn from them, `(n,)`."""
+    if alg == "entropy":
+        return negative_entropy(rows.clone())
+    probs = rows.softmax(-1)
+    if alg == "maskgit_plus":
+        return probs.gather(-1, drawn[:, None])[:, 0]
+    first, second = probs.topk(2).values.T
+    return first - second
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_repositories_bring_their_own_tokenizers(config: Path, tmp_path: Path) -> None:
     """LLaDA's is a file of tokenizers; Dream's is Qwen2's under a class of its own, whose code is not run."""
-    words = {f"w{i}": i for i in range(60)}
-    llada = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w3")
-    for folder in (LLADA[-1], DREAM):
-        opened = tmp_path / Path(folder).name
-        shutil.copytree(GOLDEN / folder, opened, ignore=shutil.ignore_patterns("trace_*", "expected*", "input*"))
-        opened.chmod(0o755)
-        if folder != DREAM:
-            llada.save_pretrained(opened)
-            continue
+    opened, published = tmp_path / "opened", config_of(config.parent)
+    shutil.copytree(config.parent, opened, ignore=shutil.ignore_patterns("trace_*", "expected*", "input*"))
+    opened.chmod(0o755)
+    end, free = published["eos_token_id"], list(range(published["vocab_size"]))
+    for taken in (published["mask_token_id"], end):
+        free.remove(taken)
+    if is_dream(config.parent):
         settings = {"eos_token": "<|endoftext|>", "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer"]}}
         (opened / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "DreamTokenizer"}))
-        letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet())[:50])}
-        (opened / "vocab.json").write_text(json.dumps(letters | {"<|endoftext|>": 50, "<|im_end|>": 51}))
+        names = [*sorted(ByteLevel.alphabet())[32:40], "<|endoftext|>", "<|im_end|>"]
+        assert names[:2] == ["A", "B"]
+        (opened / "vocab.json").write_text(json.dumps(dict(zip(names, free, strict=False))))
         (opened / "merges.txt").write_text("#version: 0.2\n")
-    for folder, tokenizer, prompt, ends in (
-        (LLADA[-1], PreTrainedTokenizerFast, "w7", [3]),
-        (DREAM, Qwen2Tokenizer, "AB", [1, 50, 51]),
-    ):
-        pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / Path(folder).name)
-        pipe.set_progress_bar_config(disable=True)
-        assert isinstance(pipe.tokenizer, tokenizer)
-        assert pipe.config.eos_token_ids == ends
-        assert pipe(prompt, max_new_tokens=4, num_inference_steps=2).texts[0].startswith(prompt)
+        tokenizer, prompt, ends = Qwen2Tokenizer, "AB", sorted([end, *free[8:10]])
+    else:
+        words = WordLevel({f"w{i}": i for i in range(published["vocab_size"])}, unk_token="w0")
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token=f"w{end}").save_pretrained(opened)
+        tokenizer, prompt, ends = PreTrainedTokenizerFast, f"w{free[7]}", [end]
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(opened)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.tokenizer, tokenizer)
+    assert pipe.config.eos_token_ids == ends
+    assert pipe(prompt, max_new_tokens=4, num_inference_steps=2).texts[0].startswith(prompt)

@@ -82,10 +82,11 @@ def test_the_reference_is_exact() -> None:
     assert [values[256] for values in exact_masks("cosine", 8, 12)] == [128, 128]
 
 
+@pytest.mark.parametrize("most_steps", [48, pytest.param(MOST_STEPS, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("schedule", MASKING_SCHEDULES)
-def test_every_count_is_exact(schedule: str) -> None:
+def test_every_count_is_exact(schedule: str, most_steps: int) -> None:
     initial, few = torch.from_numpy(POSITIONS).double(), torch.arange(0, MOST_POSITIONS + 1, 61).double()
-    for steps in range(2, MOST_STEPS + 1):
+    for steps in range(2, most_steps + 1):
         for done in range(1, steps):
             common = gcd(done, steps)
             if common > 1:  # the same ratio as in fewer steps, where every N is tried
@@ -231,10 +232,9 @@ def test_the_ratio_of_a_table_is_piecewise_linear() -> None:
 def test_halton_maskgit_reveals_floored_arccos_counts(golden_folder: Path) -> None:
     """Upstream computes in float32: it may be one lower where the exact product is a tie, and only there."""
     golden = load_file(golden_folder / "samplers" / "valeoai_schedules.safetensors")
-    compared = ties = 0
+    golden = {name: counts for name, counts in golden.items() if name.startswith("halton_cum_")}
+    assert golden
     for name, cumulative in golden.items():
-        if not name.startswith("halton_cum_"):
-            continue
         side, steps = map(int, name.removeprefix("halton_cum_").split("_"))
         positions = side**2
         ours = planned_counts(torch.tensor([positions]), steps, "arccos", "floor_revealed").cumsum(0)[:, 0]
@@ -242,7 +242,3 @@ def test_halton_maskgit_reveals_floored_arccos_counts(golden_folder: Path) -> No
             assert 2 * (n + 1) == steps  # the one rational value, a third revealed
             assert positions % 3 == 0
             assert abs(int(ours[n] - cumulative[n])) == 1
-            ties += 1
-        compared += steps
-    assert compared > 100
-    assert ties < 0.05 * compared

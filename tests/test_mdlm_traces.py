@@ -2,6 +2,7 @@
 
 The loops stand here, in the tests alone: their draws are float32 Gumbel noise for every position and token, which is
 what this package does without. What they share with it is under test: the model, its log-probabilities, the schedule.
+Every run in the golden folder is a case; names, sizes and settings are its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from golden_data import cases, holds, read
 from torch import Tensor
 
 from hf_maskdiff import MDLMTransformer
@@ -56,11 +57,6 @@ def largest(masses: Tensor, uniform: Tensor) -> Tensor:
     return (masses / (1e-10 - (uniform + 1e-10).log())).argmax(-1)
 
 
-def load(path: Path) -> tuple[Trace, dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-
-
 def noise(trace: Trace, arguments: dict[str, str], shape: tuple[int, ...]) -> Iterator[Tensor]:
     """The stored draws, or those of the seed, in their order."""
     if "u" in trace:
@@ -78,27 +74,27 @@ def by_time(t: Tensor) -> Tensor:
     return mask_ratio("linear", t)
 
 
-@pytest.mark.parametrize(
-    ("name", "share", "reuses"),
-    [("ddpm", by_schedule, False), ("ddpm_cache", by_time, True), ("ddpm_cache_60", by_time, True)],
-)
-def test_ancestral_updates(golden_folder: Path, name: str, share: Callable[[Tensor], Tensor], reuses: bool) -> None:
-    trace, arguments = load(golden_folder / "mdlm" / f"trace_{name}.safetensors")
-    replay_updates(Upstream.of(golden_folder / "mdlm"), trace, arguments, share, reuses)
+def is_update(path: Path) -> bool:
+    """A run of plain updates: neither by the score, which has a draw for its last step, nor of windows."""
+    return not holds("u_denoise")(path) and not holds("backbone_inputs")(path)
 
 
-@pytest.mark.parametrize(("name", "share", "reuses"), [("ddpm", by_schedule, False), ("ddpm_cache", by_time, True)])
-def test_ancestral_updates_on_fixed_logits(
-    golden_folder: Path, name: str, share: Callable[[Tensor], Tensor], reuses: bool
-) -> None:
-    trace, arguments = load(golden_folder / "samplers" / f"mdlm_{name}_fixed_logits.safetensors")
+@pytest.mark.parametrize("path", cases("mdlm/trace_*", is_update))
+def test_ancestral_updates(path: Path) -> None:
+    trace, arguments = read(path)
+    replay_updates(Upstream.of(path.parent), trace, arguments, reuses="_cache" in path.stem)
+
+
+@pytest.mark.parametrize("path", cases("samplers/mdlm_*"))
+def test_ancestral_updates_on_fixed_logits(path: Path) -> None:
+    trace, arguments = read(path)
     upstream = Upstream(lambda sample: trace["logits"], int(arguments["mask_index"]))
-    replay_updates(upstream, trace, arguments, share, reuses)
+    replay_updates(upstream, trace, arguments, reuses="_cache" in path.stem)
 
 
-def replay_updates(
-    upstream: Upstream, trace: Trace, arguments: dict[str, str], share: Callable[[Tensor], Tensor], reuses: bool
-) -> None:
+def replay_updates(upstream: Upstream, trace: Trace, arguments: dict[str, str], reuses: bool) -> None:
+    """The update that reuses what the model said while no token changes counts by the time, the other by its noise."""
+    share = by_time if reuses else by_schedule
     step = (1 - float(arguments["eps"])) / int(arguments["steps"])
     sample = torch.full_like(trace["final"], upstream.mask)
     draws = noise(trace, arguments, (*sample.shape, upstream.mask + 1))
@@ -115,10 +111,11 @@ def replay_updates(
     assert hits == trace["cache_hit"].tolist()
 
 
-def test_updates_by_the_score(golden_folder: Path) -> None:
+@pytest.mark.parametrize("path", cases("mdlm/trace_*", holds("u_denoise")))
+def test_updates_by_the_score(path: Path) -> None:
     """The "analytic" sampler: how much likelier each token is than the mask, carried back over a step of the noise."""
-    trace, arguments = load(golden_folder / "mdlm" / "trace_analytic.safetensors")
-    upstream, step = Upstream.of(golden_folder / "mdlm"), (1 - float(arguments["eps"])) / int(arguments["steps"])
+    trace, arguments = read(path)
+    upstream, step = Upstream.of(path.parent), (1 - float(arguments["eps"])) / int(arguments["steps"])
     mask, sample = upstream.mask, torch.full_like(trace["final"], upstream.mask)
 
     def noise_at(t: Tensor) -> Tensor:
@@ -146,9 +143,10 @@ def test_updates_by_the_score(golden_folder: Path) -> None:
     assert len(upstream.inputs) == int(trace["nfe"])
 
 
-def test_windows_from_left_to_right(golden_folder: Path) -> None:
-    trace, arguments = load(golden_folder / "mdlm" / "trace_semi_ar.safetensors")
-    upstream, step = Upstream.of(golden_folder / "mdlm"), float(arguments["dt"])
+@pytest.mark.parametrize("path", cases("mdlm/trace_*", holds("backbone_inputs")))
+def test_windows_from_left_to_right(path: Path) -> None:
+    trace, arguments = read(path)
+    upstream, step = Upstream.of(path.parent), float(arguments["dt"])
     stride, draws, pieces, known, changes = int(arguments["stride_length"]), iter(trace["u"]), [], None, 0
     num_rows, length = trace["backbone_inputs"].shape[1:]
     for _ in range(int(arguments["num_strides"]) + 1):

@@ -116,9 +116,18 @@ def test_halton_order_visits_every_cell_once(height: int, width: int) -> None:
     assert sorted(order) == [(row, column) for row in range(height) for column in range(width)]
 
 
+def test_the_first_cells_of_the_halton_order_by_hand() -> None:
+    """Points 1 to 4: halves, then quarters, of the rows; thirds, then ninths, of the columns. Point 0 is not there."""
+    points = [(1 / 2, 1 / 3), (1 / 4, 2 / 3), (3 / 4, 1 / 9), (1 / 8, 4 / 9)]
+    assert halton_order(16, 18)[:4] == [(round(16 * a), round(18 * b)) for a, b in points]
+    assert halton_order(16, 16)[:4] == [(8, 5), (4, 10), (12, 1), (2, 7)]
+
+
 def test_halton_order_is_that_of_the_original(golden_folder: Path) -> None:
     golden = load_file(golden_folder / "samplers" / "halton_orders.safetensors")
-    for side in (16, 24, 32):
+    sides = [int(key.split("_")[1]) for key in golden if key.endswith("_flat")]
+    assert sides
+    for side in sides:
         assert halton_order(side, side) == [tuple(cell) for cell in golden[f"halton_{side}"].tolist()]
         ranks = spread_ranks((side, side), CPU)
         assert ranks[golden[f"halton_{side}_flat"]].tolist() == list(range(side**2))

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -160,6 +160,7 @@ def test_every_sample_that_is_missing_is_planned_once(
         assert {i for block in blocks for i in block if i < num_samples} == set(batch)
 
 
+@example(spans=[(0, 4), (2, 4), (6, 2)], stop=8)  # chance seldom leaves no gap and an overlap
 @given(spans=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=8), stop=st.integers(1, 12))
 def test_ranges_that_overlap_cover_each_sample_once(spans: list[tuple[int, int]], stop: int) -> None:
     ranges = [(begin, min(begin + size, stop)) for begin, size in spans if begin < stop]
@@ -168,8 +169,8 @@ def test_ranges_that_overlap_cover_each_sample_once(spans: list[tuple[int, int]]
 
 
 def test_a_seed_is_a_function_of_base_seed_and_index() -> None:
-    seeds = {seed_of(base, index) for base in range(20) for index in range(50)}
-    assert len(seeds) == 1000
+    seeds = {seed_of(base, index) for base in range(20) for index in range(3000)}  # of many blocks
+    assert len(seeds) == 60_000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(3, 4) == seed_of(3, 4) != seed_of(4, 3)
 
@@ -231,6 +232,51 @@ def test_two_runs_in_one_folder_make_one_set(pipelines: Path, tmp_path: Path, mo
     ]
     assert shards(make(pipelines / "images", tmp_path / "set")) == expected
     assert not list((tmp_path / "set" / parallel.HIDDEN).glob("part-*"))
+
+
+class Numbers:
+    """Samples that take no model: what the generator of each draws."""
+
+    features = datasets.Features({name: datasets.Value("int64") for name in ("index", "seed", "number")})
+    passes = 0.0
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        return {"number": [self.of(seed) for seed in seeds]}
+
+    @staticmethod
+    def of(seed: int) -> int:
+        return int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
+
+    def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return columns
+
+
+def make_numbers(folder: Path, num_samples: int, base_seed: int = 0) -> list[Path]:
+    """The files of a set of numbers, in order."""
+    configuration = CONFIGURATION | {"num_samples": num_samples, "shard_size": 1024}
+    state = start_processes()
+    parallel.generate(Numbers(), folder, configuration, base_seed=base_seed, batch_size=400, state=state)
+    return sorted(folder.glob("*.parquet"))
+
+
+def test_no_two_samples_of_many_blocks_are_drawn_with_one_seed(tmp_path: Path) -> None:
+    """Nor two of sets of neighbouring base seeds; and each is drawn with the seed that stands beside it."""
+    numbers: list[int] = []
+    for base_seed in (0, 1):
+        tables = [pq.read_table(path) for path in make_numbers(tmp_path / str(base_seed), 3000, base_seed)]
+        rows = [row for table in tables for row in table.to_pylist()]
+        assert [row["index"] for row in rows] == list(range(3000))
+        assert [row["seed"] for row in rows] == [seed_of(base_seed, i) for i in range(3000)]
+        assert [row["number"] for row in rows] == [Numbers.of(row["seed"]) for row in rows]
+        numbers += [row["number"] for row in rows]
+    assert len(set(numbers)) == len(numbers) == 6000
+
+
+def test_a_shard_is_named_by_its_first_sample_and_the_one_after_its_last(tmp_path: Path) -> None:
+    files = make_numbers(tmp_path / "set", 2100)
+    spans = [(0, 1024), (1024, 2048), (2048, 2100)]
+    assert [path.name for path in files] == [f"train-{start:09d}-{stop:09d}.parquet" for start, stop in spans]
+    assert [pq.read_table(path)["index"].to_pylist() for path in files] == [list(range(*span)) for span in spans]
 
 
 # --- what a set holds -------------------------------------------------------------------------------------------------
@@ -314,7 +360,13 @@ def test_samplers_whose_steps_depend_on_the_batch_and_partial_caching(
 
 @pytest.mark.parametrize(
     ("kind", "num_samples", "block_size"),
-    [("images", 40, "8"), ("texts", 5, "8"), ("images", 5, "2"), ("answers", 5, "2"), ("images", 1, "8")],
+    [
+        ("images", 5, "2"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (("images", 40, "8"), ("texts", 5, "8"), ("answers", 5, "2"), ("images", 1, "8"))
+        ),
+    ],
 )
 def test_two_processes_make_what_one_makes(
     pipelines: Path, tmp_path: Path, kind: str, num_samples: int, block_size: str
@@ -360,6 +412,7 @@ use_cpu: {use_cpu}
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "use_cpu"), [("MULTI_GPU", "false"), ("MULTI_CPU", "true")])
 def test_the_file_that_accelerate_config_writes(pipelines: Path, tmp_path: Path, kind: str, use_cpu: str) -> None:
     """It says which processes; precision and compilation are arguments. (For MULTI_CPU accelerate starts one.)"""
@@ -420,7 +473,7 @@ def kill(process: subprocess.Popen) -> None:
             member.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_killed_twenty_times(pipelines: Path, tmp_path: Path) -> None:
     """Each within two seconds of its first batch."""
     num_samples, chance, started = 20_000, random.Random(1), time.monotonic()
@@ -497,6 +550,7 @@ def test_a_real_limit_stops_the_program_and_loses_nothing(pipelines: Path, tmp_p
     assert shards(make(pipelines / "images", tmp_path / "set", 64, "--shard_size", "64")) == shards(whole)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("limit", "parts"), [(6000, 8), (1000, 0)])
 def test_two_processes_that_cannot_write_stop_both(pipelines: Path, tmp_path: Path, limit: int, parts: int) -> None:
     """Where a shard does not fit one of them notices, where a part does not both do; neither waits for the other."""
@@ -592,6 +646,7 @@ def test_the_example_says_the_same(
     assert capsys.readouterr().err == refused
 
 
+@pytest.mark.exhaustive
 def test_two_processes_refuse_to_make_nothing(pipelines: Path, tmp_path: Path) -> None:
     process = launch(pipelines / "images", tmp_path / "set", 0)
     printed = process.communicate(timeout=300)[0]
@@ -632,7 +687,7 @@ def test_placement_is_not_ignored(pipelines: Path, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_substeps", ["1", "2"])
+@pytest.mark.parametrize("num_substeps", ["1", pytest.param("2", marks=pytest.mark.exhaustive)])
 def test_compiled_and_in_half_precision(
     pipelines: Path, tmp_path: Path, kind: str, num_substeps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,7 +305,7 @@ def test_component_replaced_by_its_compiled_self(pipe: MaskGITPipeline, expected
     assert_same(generate(pipe), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiled_by_inductor(pipe: MaskGITPipeline, expected: Images) -> None:
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
     assert_same(generate(pipe), expected)

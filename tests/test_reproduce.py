@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_data import Model, image_tokenizer, sampled_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -43,12 +44,20 @@ def words(folder: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def text(golden_folder: Path) -> dict[str, Any]:
+    """The configuration of the small MDLM: its last token is the mask, the one before ends a text."""
+    return Model(golden_folder / "mdlm").config
+
+
+@pytest.fixture(scope="module")
+def stand_ins(text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Small things of each kind that the page asks for, beside the checkpoints."""
+    num_words, length = text["vocab_size"] - 1, text["model_length"]
     folder = tmp_path_factory.mktemp("stand_ins")
     network = DigitClassifier(in_channels=3, sample_size=8, feature_size=6, block_out_channels=(4, 8))
-    config = GPT2Config(vocab_size=39, n_positions=1024, n_embd=16, n_layer=1, n_head=2, eos_token_id=38)
-    random(GPT2LMHeadModel(config), words(folder / "judge", 39))
+    sizes = {"n_positions": 1024, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(vocab_size=num_words, eos_token_id=num_words - 1, **sizes)
+    random(GPT2LMHeadModel(config), words(folder / "judge", num_words))
     rng = np.random.default_rng(0)
     for name in ("images", "texts"):
         (folder / name).mkdir()
@@ -56,11 +65,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         side = rng.integers(257, 300)
         pixels = np.kron(rng.integers(0, 256, (10, 10, 3)), np.ones((26, 30, 1))).astype(np.uint8)
         Image.fromarray(pixels).resize((side, 256 + i)).save(folder / "images" / f"{i}.jpg")
-        (folder / "texts" / f"{i}.txt").write_text(" ".join(f"w{j}" for j in rng.integers(0, 38, 24)))
+        (folder / "texts" / f"{i}.txt").write_text(" ".join(f"w{j}" for j in rng.integers(0, num_words - 1, length)))
     return {
         "NETWORK": str(random(network, folder / "network")),
         "JUDGE": str(folder / "judge"),
-        "TOKENIZER": str(words(folder / "tokenizer", 39)),
+        "TOKENIZER": str(words(folder / "tokenizer", num_words)),
         "IMAGENET_VAL": str(folder / "images"),
         "OPENWEBTEXT": str(folder / "texts"),
         "LAUNCH": "hf-maskdiff",
@@ -98,7 +107,9 @@ def test_the_page_has_a_block_for_every_table() -> None:
 
 
 def test_mage(stand_ins: dict[str, str], golden_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mage = f"--num_attention_heads 3 2 -- {golden_folder / 'mage' / 'mage.pth'}"
+    golden = Model(golden_folder / "mage")
+    heads = f"{golden.config['num_heads']} {golden.config['decoder_num_heads']}"
+    mage = f"--num_attention_heads {heads} -- {golden.checkpoint}"
     run([BLOCKS[0], BLOCKS[1]], {**stand_ins, "MAGE": mage, "IMAGE_STEPS": "2"}, tmp_path, monkeypatch)
     rows = rows_of(tmp_path / "out" / "mage-report")
     samplers = ["Halton", "Hybrid", "Hybrid-R2", "MaskGIT", "Moment", "Moment-R2", "uniform"]
@@ -106,14 +117,20 @@ def test_mage(stand_ins: dict[str, str], golden_folder: Path, tmp_path: Path, mo
     assert all(row["Frechet distance"]["value"] > 0 and row["Inception score"]["value"] >= 1 for row in rows.values())
 
 
-def test_mdlm(stand_ins: dict[str, str], golden_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mdlm(
+    stand_ins: dict[str, str],
+    text: dict[str, Any],
+    golden_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mdlm = f"--tokenizer {stand_ins['TOKENIZER']} -- {golden_folder / 'mdlm'}"
     run([BLOCKS[0], BLOCKS[2]], {**stand_ins, "MDLM": mdlm, "TEXT_STEPS": "2"}, tmp_path, monkeypatch)
     rows = rows_of(tmp_path / "out" / "mdlm-report")
     assert len(rows) == 1 + 2 * 5
     for row in rows.values():
         assert row["perplexity"]["value"] > 1
-        assert 0 < row["entropy"]["value"] < np.log(24)
+        assert 0 < row["entropy"]["value"] < np.log(text["model_length"])
         assert 0 < row["MAUVE"]["value"] <= 1
 
 
@@ -121,9 +138,10 @@ def test_halton(
     stand_ins: dict[str, str], golden_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = golden_folder / "halton_maskgit"
+    golden = sampled_model(source)
     environment = {
-        "HALTON": f"--num_attention_heads 4 -- {source / 'cls_base.pth'}",
-        "LLAMAGEN": str(source / "vq.pt"),
+        "HALTON": f"--num_attention_heads {golden.config['heads']} -- {golden.checkpoint}",
+        "LLAMAGEN": str(image_tokenizer(source).checkpoint),
         "CLASS_STEPS": "2",
         "ADM_STATISTICS": str(tmp_path / "statistics.npz"),
     }

@@ -23,6 +23,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return importlib.import_module
 
 
+@pytest.mark.exhaustive
 def test_the_bound_and_the_closed_form(
     program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,27 +40,18 @@ def test_the_bound_and_the_closed_form(
     assert {path.name for path in tmp_path.iterdir()} == {"equivalence.json", "equivalence.png"}
 
 
+@pytest.mark.exhaustive
 def test_samplers_on_the_chain(
     program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What docs/results.md says of them, each beyond two standard errors of this small run."""
     markov_chain = program("markov_chain")
-    names = ["uniform", "halton", "moment 16", "hybrid 16", "moment, 1"]
-    arguments = [
-        "--steps",
-        "4",
-        "64",
-        "--num_substeps",
-        "1",
-        "2",
-        "--num_samples",
-        "400",
-        "--num_seeds",
-        "3",
-        "--output_dir",
-    ]
-    results = markov_chain.main([*arguments, str(tmp_path), "--samplers", *names])
-    means = markov_chain.summarise(results["cells"])
+    few = ["--steps", "4", "--num_substeps", "1", "2", "--samplers", "uniform", "halton", "moment 16", "hybrid 16"]
+    many = ["--steps", "64", "--num_substeps", "1", "--samplers", "uniform", "moment, 1"]
+    size = ["--num_samples", "400", "--num_seeds", "3", "--output_dir"]
+    runs = [[*size, str(tmp_path / name), *cells] for name, cells in (("few", few), ("many", many))]
+    results = [markov_chain.main(run) for run in runs]
+    means = markov_chain.summarise([cell for found in results for cell in found["cells"]])
 
     def below(measure: str, first: tuple[str, int], second: tuple[str, int]) -> bool:
         (a, a_error), (b, b_error) = means[first][measure], means[second][measure]
@@ -74,7 +66,7 @@ def test_samplers_on_the_chain(
     assert below("pairs", ("uniform", 64), ("moment, 1", 64))
     assert abs(means["uniform", 64]["dependence"][0]) < 1e-9
     printed = capsys.readouterr().out
-    assert markov_chain.main([*arguments, str(tmp_path), "--samplers", *names, "--resume"]) == results
+    assert [markov_chain.main([*run, "--resume"]) for run in runs] == results
     assert capsys.readouterr().out == printed
 
 

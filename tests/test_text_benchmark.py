@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import random
 from pathlib import Path
 
 import pytest
 import torch
+from test_partial_caching_benchmark import corpus
+
+__all__ = ["corpus"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Words of a small grammar, many times over."""
-    rng, folder = random.Random(0), tmp_path / "corpus"
-    folder.mkdir()
-    words = ["the king", "my lord", "a sword", "speaks", "sleeps", "and", "no more", "ROMEO:\n"]
-    (folder / "plays.txt").write_text(" ".join(rng.choices(words, k=3000)))
-    return folder
 
 
 def test_the_benchmark_of_text(

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -41,17 +42,24 @@ MDLM_ARGUMENTS += ["--batch_size", "16", "--warmup_steps", "2"]
 ALPHABET = "abcdefghijkl"
 
 
-@pytest.fixture(autouse=True)
-def fresh_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+@contextmanager
+def fresh_programs_in(folder: Path) -> Iterator[None]:
     """The examples are importable, and no run inherits accelerate's process-wide state or the attention backend."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets-cache")
+        yield
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_programs(tmp_path: Path) -> Iterator[None]:
+    with fresh_programs_in(tmp_path):
+        yield
 
 
 def program(name: str) -> ModuleType:
@@ -73,9 +81,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-@pytest.fixture
-def idx_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "idx"
+def write_digits(folder: Path) -> Path:
     folder.mkdir()
     for prefix, num, seed, suffix in (("train", 96, 0, ".gz"), ("t10k", 30, 1, "")):
         images, labels = draw_images(num, seed)
@@ -85,12 +91,18 @@ def idx_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tokenizer_folder(idx_folder: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "tokenizer"
-    program("train_vq").main(
-        ["--data_dir", str(idx_folder), "--output_dir", str(folder), "--max_train_steps", "60", *VQ_ARGUMENTS]
-    )
-    return folder
+def idx_folder(tmp_path: Path) -> Path:
+    return write_digits(tmp_path / "idx")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained once, on what `idx_folder` holds."""
+    folder = tmp_path_factory.mktemp("trained")
+    with fresh_programs_in(folder):
+        arguments = ["--data_dir", str(write_digits(folder / "idx")), "--output_dir", str(folder / "tokenizer")]
+        program("train_vq").main([*arguments, "--max_train_steps", "60", *VQ_ARGUMENTS])
+    return folder / "tokenizer"
 
 
 @pytest.fixture
@@ -566,7 +578,7 @@ def test_the_command_in_the_header_is_understood(name: str) -> None:
     assert parsed.dataset == ("karpathy/tiny_shakespeare" if name == "train_mdlm" else "ylecun/mnist")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_train_one_codebook(idx_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(EXAMPLES / "train_vq.py")]
     command += ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]

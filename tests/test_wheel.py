@@ -27,7 +27,7 @@ print(hf_maskdiff.__version__)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_wheel_samples_without_the_checkout(tmp_path: Path) -> None:
     source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
     source.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_data import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,22 +94,19 @@ def test_the_short_forms_of_msgpack(tmp_path: Path) -> None:
         assert tree["a"].tolist() == [7]
 
 
-def test_the_golden_checkpoints(golden_folder: Path) -> None:
-    import json
+@pytest.mark.parametrize("path", cases("maskgit_jax/*_checkpoint"))
+def test_the_golden_checkpoints(path: Path) -> None:
+    shapes = {}
 
-    for name in ("transformer", "tokenizer"):
-        tree = read_checkpoint(golden_folder / "maskgit_jax" / f"{name}_checkpoint")
-        shapes = {}
+    def collect(tree: dict, prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}/")
+            else:
+                shapes[prefix + key] = list(value.shape)
 
-        def collect(tree: dict, prefix: str, shapes: dict = shapes) -> None:
-            for key, value in tree.items():
-                if isinstance(value, dict):
-                    collect(value, f"{prefix}{key}/")
-                else:
-                    shapes[prefix + key] = list(value.shape)
-
-        collect(tree["params"], "")
-        assert shapes == json.loads((golden_folder / "maskgit_jax" / f"{name}_keys.json").read_text())
+    collect(read_checkpoint(path)["params"], "")
+    assert shapes == json.loads(path.with_name(path.name.replace("_checkpoint", "_keys.json")).read_text())
 
 
 GOOD = pack([[2, 2], "float32", bytes(16)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_data import Model
 
 from hf_maskdiff import MDLMTransformer
 from hf_maskdiff.conversion.mdlm import (
@@ -43,13 +43,14 @@ def save(folder: Path, checkpoint: object) -> Path:
 @torch.no_grad()
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_parity_with_the_original_checkpoint_format(golden_folder: Path, use_ema: bool) -> None:
-    folder = golden_folder / "mdlm"
-    model = load_mdlm_checkpoint(folder / "mdlm.ckpt", use_ema=use_ema, model_length=24)
-    published = MDLMTransformer.from_pretrained(folder)
+    golden = Model(golden_folder / "mdlm")
+    untold = {name: golden.config[name] for name in ("model_length", "dropout")}
+    model = load_mdlm_checkpoint(golden.checkpoint, use_ema=use_ema, **untold)
+    published = MDLMTransformer.from_pretrained(golden.folder)
     public = {key: value for key, value in model.config.items() if not key.startswith("_")}
     assert public == {key: published.config[key] for key in public}
-    logits = model(load_file(folder / "input.safetensors")["input_ids"]).logits
-    expected = load_file(folder / "expected.safetensors")["logits_ema" if use_ema else "logits"]
+    logits = model(golden.inputs["input_ids"]).logits
+    expected = golden.expected["logits_ema" if use_ema else "logits"]
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UVit2DModel, VQModel
+from golden_data import cases
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
@@ -60,21 +61,24 @@ def assert_fits(model: nn.Module, path: Path) -> None:
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == released
 
 
-@pytest.mark.parametrize("size", [256, 512])
-def test_amused(size: int, golden_folder: Path) -> None:
+@pytest.mark.parametrize("path", cases("released_keys/amused/released_keys_transformer_*.json"))
+def test_amused(path: Path) -> None:
+    pixels = int(path.stem.rsplit("_", 1)[1])
     with torch.device("meta"):
-        transformer = UVit2DModel(**AMUSED, sample_size=size // 16, downsample=size == 512, upsample=size == 512)
-    assert_fits(transformer, golden_folder / "released_keys" / "amused" / f"released_keys_transformer_{size}.json")
+        transformer = UVit2DModel(**AMUSED, sample_size=pixels // 16, downsample=pixels == 512, upsample=pixels == 512)
+    assert_fits(transformer, path)
 
 
-def test_the_tokenizer_of_amused(golden_folder: Path) -> None:
+@pytest.mark.parametrize("path", cases("released_keys/amused/released_keys_vqvae.json"))
+def test_the_tokenizer_of_amused(path: Path) -> None:
     with torch.device("meta"):
         vqvae = VQModel(**AMUSED_VQ)
-    assert_fits(vqvae, golden_folder / "released_keys" / "amused" / "released_keys_vqvae.json")
+    assert_fits(vqvae, path)
 
 
-def test_dream(golden_folder: Path) -> None:
+@pytest.mark.parametrize("path", cases("released_keys/dream/*.json"))
+def test_dream(path: Path) -> None:
     with torch.device("meta"):
         model = Qwen2ForCausalLM(qwen2_config(DREAM))
     assert model.num_parameters() == pytest.approx(7.6156e9, rel=1e-4)
-    assert_fits(model, golden_folder / "released_keys" / "dream" / "released_keys_Dream-7B.json")
+    assert_fits(model, path)

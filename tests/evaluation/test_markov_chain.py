@@ -88,7 +88,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
-@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("steps", [4, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_two_groups_are_twice_the_steps_of_uniform(steps: int) -> None:
     """With partial passes that are exact; by the likelihood, 4 standard errors of the difference."""
     grouped = CHAIN.log_evidence(run(uniform(), steps, 4000, seed=1, num_substeps=2)[-1])
@@ -110,6 +110,7 @@ def test_uniform_converges_and_one_token_at_a_time_is_exact() -> None:
     assert abs(means[-1][0]) < 1e-9
 
 
+@pytest.mark.exhaustive
 def test_more_steps_at_a_low_choice_temperature_sharpen_too_much() -> None:
     """The pairs come nearer to the chain's and then leave it again; uniform draws only come nearer."""
     sharp, plain = [], []

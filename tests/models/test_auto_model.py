@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from hub_server import LoopbackHub, Repository
@@ -92,15 +91,15 @@ import sys
 import hf_maskdiff
 import torch
 from transformers import AutoModelForMaskedLM
-model = AutoModelForMaskedLM.from_pretrained(sys.argv[1])
-print(type(model).__name__, model(torch.arange(5)[None]).logits.sum().item())
+for name in sys.argv[1:]:
+    model = AutoModelForMaskedLM.from_pretrained(name)
+    print(type(model).__name__, model(torch.arange(5)[None]).logits.sum().item())
 """
 
 
-def in_another_process(name: str, **environment: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", ANOTHER_PROCESS, name]
+def in_another_process(*names: str, **environment: str) -> str:
     environment = {"PYTHONPATH": str(ROOT / "src"), **environment}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    done = fresh.run(ANOTHER_PROCESS, *names, environment=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -111,9 +110,8 @@ def test_by_id_in_another_process(hub: LoopbackHub, published: Path, tmp_path: P
     repository.commit({path.name: path.read_bytes() for path in published.iterdir()}, "as published")
     AutoModelForMaskedLM.from_pretrained("me/mdlm").push_to_hub("me/ours")
     logits = make_transformer()(torch.arange(5)[None]).logits
-    for name in ("me/mdlm", "me/ours"):
-        printed = in_another_process(name, **hub.environment(tmp_path / "home"))
-        assert printed == f"MDLMForMaskedLM {logits.sum().item()}"
+    printed = in_another_process("me/mdlm", "me/ours", **hub.environment(tmp_path / "home"))
+    assert printed.splitlines() == [f"MDLMForMaskedLM {logits.sum().item()}"] * 2
     assert not [request for request in hub.requests if request.endswith(".py")]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload, init_empty_weights
 from diffusers.models import attention_dispatch
+from golden_data import COMMITTED, Model, cases
 from safetensors.torch import load_file
 
 from hf_maskdiff.conversion.halton_maskgit import convert_halton_maskgit_state_dict, halton_maskgit_config
 from hf_maskdiff.models import HaltonMaskGITTransformer2DModel, KeyValueSlot
 from hf_maskdiff.models.transformer_halton_maskgit import AdaRMSNorm
 
-COMMITTED = Path(__file__).parents[1] / "golden" / "halton_maskgit"
+HALTON = COMMITTED / "halton_maskgit"
 HEADS = {"tiny": 6, "small": 6, "base": 12, "large": 16}
 CONFIG = {
     "sample_size": 4,
@@ -29,13 +29,6 @@ CONFIG = {
     "num_attention_heads": 3,
     "intermediate_size": 48,
 }
-
-
-def golden(folder: str) -> Path:
-    root = os.environ.get("HF_MASKDIFF_GOLDEN")
-    if root is None:
-        pytest.skip("HF_MASKDIFF_GOLDEN is not set: it names the folder of the original models' golden data")
-    return Path(root) / folder
 
 
 def make_model(seed: int = 0, random_weights: bool = True, **config: float) -> HaltonMaskGITTransformer2DModel:
@@ -60,10 +53,8 @@ def load_upstream(state_dict: dict[str, torch.Tensor], heads: int) -> HaltonMask
     return model.eval()
 
 
-def assert_parity(folder: Path, name: str, state_dict: dict[str, torch.Tensor]) -> None:
-    upstream = json.loads((folder / f"{name}.config.json").read_text())
-    inputs = load_file(folder / f"{name}.input.safetensors")
-    expected = load_file(folder / f"{name}.expected.safetensors")["logits"]
+def assert_parity(golden: Model, state_dict: dict[str, torch.Tensor]) -> None:
+    upstream, inputs = golden.config, golden.inputs
     model = load_upstream(state_dict, upstream["heads"])
     assert model.config.sample_size == upstream["input_size"]
     assert model.config.codebook_size == upstream["mask_value"]
@@ -71,38 +62,42 @@ def assert_parity(folder: Path, name: str, state_dict: dict[str, torch.Tensor]) 
     labels = torch.where(inputs["drop_label"], model.config.num_classes, inputs["labels"])
     with torch.no_grad():
         logits = model(inputs["codes"], labels).sample
-    torch.testing.assert_close(logits, expected, atol=5e-5, rtol=5e-5)
+    torch.testing.assert_close(logits, golden.expected["logits"], atol=5e-5, rtol=5e-5)
 
 
 def test_parity_with_the_committed_original() -> None:
-    assert_parity(COMMITTED, "cls_oddhead", load_file(COMMITTED / "cls_oddhead.weights.safetensors"))
+    assert_parity(Model(HALTON, "cls_oddhead."), load_file(HALTON / "cls_oddhead.weights.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["cls_base", "cls_oddhead"])
-def test_parity_with_the_original_checkpoint_format(name: str) -> None:
-    folder = golden("halton_maskgit")
-    checkpoint = torch.load(folder / f"{name}.pth", map_location="cpu", weights_only=True)
-    assert_parity(folder, name, checkpoint["model_state_dict"])
+def knows_classes(path: Path) -> bool:
+    return "nclass" in json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["256_tiny", "256_small", "256_base", "384_small", "384_base", "384_large"])
-def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(name: str) -> None:
-    path = golden("released_keys") / "halton_maskgit" / f"released_keys_ImageNet_{name}.json"
+@pytest.mark.parametrize("path", cases("halton_maskgit/*.config.json", knows_classes))
+def test_parity_with_the_original_checkpoint_format(path: Path) -> None:
+    golden = Model(path.parent, path.name.removesuffix("config.json"))
+    checkpoint = torch.load(golden.checkpoint, map_location="cpu", weights_only=True)
+    assert_parity(golden, checkpoint["model_state_dict"])
+
+
+@pytest.mark.parametrize("path", cases("released_keys/halton_maskgit/released_keys_ImageNet_*.json"))
+def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(path: Path) -> None:
+    pixels, size = path.stem.split("_")[-2:]
     # Expanded from one number: the shapes of 480M parameters without their memory.
     upstream = {key: torch.zeros(()).expand(shape) for key, (shape, _) in json.loads(path.read_text()).items()}
     converted = convert_halton_maskgit_state_dict(upstream)
-    config = halton_maskgit_config(converted, HEADS[name.split("_")[1]])
+    config = halton_maskgit_config(converted, HEADS[size])
     with torch.device("meta"):
         model = HaltonMaskGITTransformer2DModel(**config)
     ours = {key: tensor.shape for key, tensor in model.state_dict().items()}
     assert ours == {key: tensor.shape for key, tensor in converted.items()}
-    assert config["sample_size"] == int(name[:3]) // 16
+    assert config["sample_size"] == int(pixels) // 16
     assert (config["codebook_size"], config["num_classes"], config["num_register_tokens"]) == (16384, 1000, 1)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_conversion_sees_through_wrappers(prefix: str) -> None:
-    state_dict = load_file(COMMITTED / "cls_oddhead.weights.safetensors")
+    state_dict = load_file(HALTON / "cls_oddhead.weights.safetensors")
     wrapped = {prefix + key: tensor for key, tensor in state_dict.items()}
     plain = convert_halton_maskgit_state_dict(state_dict)
     converted = convert_halton_maskgit_state_dict(wrapped)
@@ -111,7 +106,7 @@ def test_conversion_sees_through_wrappers(prefix: str) -> None:
 
 
 def test_conversion_refuses_what_it_does_not_know() -> None:
-    state_dict = load_file(COMMITTED / "cls_oddhead.weights.safetensors")
+    state_dict = load_file(HALTON / "cls_oddhead.weights.safetensors")
     with pytest.raises(ValueError, match=r"got the key 'transformer\.layers\.0\.attn\.wz\.weight'.*model_state_dict"):
         convert_halton_maskgit_state_dict(state_dict | {"transformer.layers.0.attn.wz.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"`head\.weight` must equal `tok_emb\.weight`"):

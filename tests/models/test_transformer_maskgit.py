@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload
 from diffusers import FirstBlockCacheConfig
+from golden_data import COMMITTED, Model, cases, sampled_model
 from safetensors.torch import load_file
 
 from hf_maskdiff import MaskGITTransformer2DModel
@@ -18,7 +19,6 @@ from hf_maskdiff.conversion import mage, maskgit_jax, maskgit_pytorch_v1
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
 from hf_maskdiff.models import KeyValueSlot
 
-COMMITTED = Path(__file__).parents[1] / "golden"
 SIZES = {"sample_size": 4, "codebook_size": 10, "num_classes": 3, "hidden_size": 32, "num_layers": 2}
 SIZES |= {"num_attention_heads": 4, "intermediate_size": 48}
 # The published models' settings, at small sizes.
@@ -71,16 +71,16 @@ def test_parity_with_the_committed_originals(upstream: str, tolerance: float) ->
 
 @torch.no_grad()
 def test_parity_with_maskgit(golden_folder: Path) -> None:
-    folder = golden_folder / "maskgit_jax"
-    config = json.loads((folder / "config.json").read_text())["transformer"]
+    golden = Model(golden_folder / "maskgit_jax")
+    config, expected = golden.config["transformer"], golden.expected["logits"]
     size, classes = config["codebook_size"], config["num_class"]
-    model = maskgit_jax.UPSTREAM.transformer(read_checkpoint(folder / "transformer_checkpoint"), size, ()).build()
+    tree = read_checkpoint(golden.folder / "transformer_checkpoint")
+    model = maskgit_jax.UPSTREAM.transformer(tree, size, ()).build()
     assert (model.config.num_classes, model.mask_token_id) == (classes, config["vocab_size"] - 1)
     assert not model.has_null_class
-    ids = load_file(folder / "input.safetensors")["input_ids"].long()
+    ids = golden.inputs["input_ids"].long()
     assert config["mask_token_id"] == -1
     logits = model(ids[:, 1:].where(ids[:, 1:] >= 0, model.mask_token_id), ids[:, 0] - size).sample
-    expected = load_file(folder / "expected.safetensors")["logits"]
     torch.testing.assert_close(logits, expected[:, 1:, :size], atol=1e-4, rtol=1e-4)
     # What it leaves out, the other columns and the class slot's row, is in its weights all the same.
     states: list[torch.Tensor] = []
@@ -92,28 +92,26 @@ def test_parity_with_maskgit(golden_folder: Path) -> None:
 
 @torch.no_grad()
 def test_parity_with_maskgit_pytorch_v1(golden_folder: Path) -> None:
-    folder = golden_folder / "maskgit_pytorch_v1"
-    config = json.loads((folder / "config.json").read_text())
-    tree = read_checkpoint(folder / "maskgit.pth")
+    golden = sampled_model(golden_folder / "maskgit_pytorch_v1")
+    config, inputs, tree = golden.config, golden.inputs, read_checkpoint(golden.checkpoint)
     model = maskgit_pytorch_v1.UPSTREAM.transformer(tree, config["codebook_size"], [config["heads"]]).build()
     sizes = {"sample_size": "f_factor", "num_classes": "nclass", "hidden_size": "hidden_dim", "num_layers": "depth"}
     assert {key: model.config[key] for key in sizes} == {key: config[value] for key, value in sizes.items()}
     assert (model.has_null_class, model.mask_token_id) == (True, config["mask_value"])
-    inputs = load_file(folder / "input.safetensors")
     labels = inputs["labels"].where(~inputs["drop_label"], config["nclass"])
-    expected = load_file(folder / "expected.safetensors")["logits"]
+    expected = golden.expected["logits"]
     torch.testing.assert_close(model(inputs["codes"], labels).sample, expected, atol=5e-5, rtol=5e-5)
 
 
 @torch.no_grad()
 def test_parity_with_mage(golden_folder: Path) -> None:
-    folder = golden_folder / "mage"
-    config = json.loads((folder / "config.json").read_text())
-    inputs, expected = load_file(folder / "input.safetensors"), load_file(folder / "expected.safetensors")
-    heads = [config["num_heads"], config["decoder_num_heads"]]
-    model = mage.UPSTREAM.transformer(read_checkpoint(folder / "mage.pth"), 1024, heads).build()
+    golden = Model(golden_folder / "mage")
+    config, inputs, expected = golden.config, golden.inputs, golden.expected
+    size, heads = config["codebook_size"], [config["num_heads"], config["decoder_num_heads"]]
+    model = mage.UPSTREAM.transformer(read_checkpoint(golden.checkpoint), size, heads).build()
     assert (model.has_null_class, model.mask_token_id) == (True, config["mask_token_label"])
-    ids, rows, none = inputs["token_indices"], expected["rows"], torch.zeros(2, dtype=torch.int64)
+    ids, rows = inputs["token_indices"], expected["rows"]
+    none, is_code = torch.zeros_like(ids[:, 0]), rows > 0  # row 0 is the class slot's
     close = {"atol": 1e-4, "rtol": 1e-4}
     assert (ids[:, 0] == config["fake_class_label"]).all()
 
@@ -121,16 +119,17 @@ def test_parity_with_mage(golden_folder: Path) -> None:
     model.norm_out.register_forward_hook(lambda module, args, output: features.append(output))
     logits = model(ids[:, 1:], none).sample
     torch.testing.assert_close(features[0].roll(1, 1), expected["encoder"], **close)
-    torch.testing.assert_close(logits[:, rows[1:] - 1], expected["logits_rows"][:, 1:, :1024], **close)
+    wanted = expected["logits_rows"][:, is_code, :size]
+    torch.testing.assert_close(logits[:, rows[is_code] - 1], wanted, **close)
 
     # Its training: tokens are dropped before the encoder. Ours does not do that by itself, but its parts do.
     tokens, dropped, masked = (
         inputs["drop_tokens"].roll(-1, 1),
         *(inputs[name].roll(-1, 1).bool() for name in ("drop_mask", "all_mask")),
     )
-    places = torch.arange(257)
+    places = torch.arange(ids.shape[1])
     embedded = model.norm_in(model.token_embedding(tokens) + model.position_embedding(places))
-    kept = embedded[~dropped].view(2, -1, embedded.shape[-1])
+    kept = embedded[~dropped].view(len(tokens), -1, embedded.shape[-1])
     encoded = model.norm_out(model.transformer_blocks.run(kept, None))
     torch.testing.assert_close(encoded.roll(1, 1), expected["encoder_drop"], **close)
     whole = torch.zeros_like(embedded).masked_scatter(~dropped[..., None], encoded)
@@ -149,33 +148,31 @@ def load_keys(path: Path) -> dict[str, list]:
     return {key: value if value else [[]] for key, value in json.loads(path.read_text()).items()}
 
 
-@pytest.mark.parametrize(
-    ("file", "parameters", "sample_size"),
-    [
-        ("maskgit_jax/released_keys_maskgit_imagenet256.json", 172.46e6, 16),
-        ("maskgit_jax/released_keys_maskgit_imagenet512.json", 173.05e6, 32),
-        ("maskgit_pytorch_v1/released_keys_MaskGIT_ImageNet_256.json", 174.161e6, 16),
-        ("maskgit_pytorch_v1/released_keys_MaskGIT_ImageNet_512.json", 176.307e6, 32),
-        ("mage/released_keys_vitb.json", None, 16),
-        ("mage/released_keys_vitl.json", None, 16),
-    ],
-)
-def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(
-    golden_folder: Path, file: str, parameters: float | None, sample_size: int
-) -> None:
-    upstream, weights = file.split("/")[0], on_meta(golden_folder / "released_keys" / file)
-    convert = {
-        "maskgit_jax": lambda: maskgit_jax.convert_transformer(weights, 1024),
-        "maskgit_pytorch_v1": lambda: maskgit_pytorch_v1.convert_transformer(weights, 1024),
-        "mage": lambda: mage.convert_transformer(weights, 1024),
-    }
-    component = convert[upstream]()
+PARAMETERS = {
+    "released_keys_maskgit_imagenet256": 172.46e6,
+    "released_keys_maskgit_imagenet512": 173.05e6,
+    "released_keys_MaskGIT_ImageNet_256": 174.161e6,
+    "released_keys_MaskGIT_ImageNet_512": 176.307e6,
+}
+RELEASED = {"maskgit_jax": maskgit_jax, "maskgit_pytorch_v1": maskgit_pytorch_v1, "mage": mage}
+
+
+def is_transformer(path: Path) -> bool:
+    return path.parent.name in RELEASED and not path.stem.endswith(("tokenizer", "vqgan"))
+
+
+@pytest.mark.parametrize("path", cases("released_keys/*/*.json", is_transformer))
+def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(path: Path) -> None:
+    upstream = path.parent.name
+    component = RELEASED[upstream].convert_transformer(on_meta(path), 1024)
     with torch.device("meta"):
         model = MaskGITTransformer2DModel(**component.config)
     ours = {key: tensor.shape for key, tensor in model.state_dict().items()}
     assert ours == {key: tensor.shape for key, tensor in component.state_dict.items()}
+    sample_size = 32 if path.stem.endswith("512") else 16
     assert (model.config.sample_size, model.config.num_classes) == (sample_size, 0 if upstream == "mage" else 1000)
-    assert parameters is None or model.num_parameters() == pytest.approx(parameters, rel=1e-4)
+    if upstream != "mage":
+        assert model.num_parameters() == pytest.approx(PARAMETERS[path.stem], rel=1e-4)
 
 
 # --- what it computes -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import cpu_offload
 from diffusers import FirstBlockCacheConfig
 from diffusers.models import attention_dispatch
+from golden_data import cases
 from safetensors.torch import load_file, save_file
 
 from hf_maskdiff.evaluation.likelihood import nelbo, subs_log_probs
@@ -91,8 +92,8 @@ def test_parity_of_the_bound_and_of_the_noise(golden: Path) -> None:
     torch.testing.assert_close(per_token, -log_likelihood / times[:, None], atol=1e-5, rtol=1e-5)
 
 
-def test_the_released_weights_fit_name_by_name_and_shape_by_shape(golden_folder: Path) -> None:
-    (path,) = (golden_folder / "released_keys" / "mdlm").glob("*.json")
+@pytest.mark.parametrize("path", cases("released_keys/mdlm/*.json"))
+def test_the_released_weights_fit_name_by_name_and_shape_by_shape(path: Path) -> None:
     released = json.loads(path.read_text())
     with torch.device("meta"):
         model = MDLMTransformer(

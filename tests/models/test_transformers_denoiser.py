@@ -76,7 +76,7 @@ NOT_THERE = {("gemma2", "sdpa"), ("modernbert-decoder", "eager")}
 REFUSED_BY_OLD = {"mistral", "gemma2", "gemma3_text", "modernbert-decoder", "modernbert", "esm"}
 IS_OLD = version("transformers").split(".")[:2] == ["5", "0"]
 CASES = [
-    pytest.param(name, attention, marks=() if name in ALWAYS else pytest.mark.slow, id=f"{name}-{attention}")
+    pytest.param(name, attention, marks=() if name in ALWAYS else pytest.mark.exhaustive, id=f"{name}-{attention}")
     for name in (*DECODERS, *ENCODERS)
     for attention in ("sdpa", "eager")
     if (name, attention) not in NOT_THERE

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import VQModel
+from golden_data import COMMITTED, Model, cases, image_tokenizer
 from safetensors.torch import load_file
 
 from hf_maskdiff import MaskGITPipeline, MaskGITVQModel, VQGANModel
 from hf_maskdiff.conversion import mage, maskgit_jax
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
-from hf_maskdiff.conversion.upstream import Component
 from hf_maskdiff.conversion.vqgan import llamagen_vq, taming_vqgan
 from hf_maskdiff.models.vq_maskgit import BranchShortcutBlock
 
-COMMITTED = Path(__file__).parents[1] / "golden"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -56,41 +55,30 @@ def test_parity_with_the_committed_original() -> None:
 
 @torch.no_grad()
 def test_parity_with_maskgit(golden_folder: Path) -> None:
-    folder = golden_folder / "maskgit_jax"
-    inputs, expected = load_file(folder / "input.safetensors"), load_file(folder / "expected.safetensors")
-    model = maskgit_jax.UPSTREAM.vqvae(read_checkpoint(folder / "tokenizer_checkpoint")).build()
+    golden = Model(golden_folder / "maskgit_jax")
+    inputs, expected = golden.inputs, golden.expected
+    model = maskgit_jax.UPSTREAM.vqvae(read_checkpoint(golden.folder / "tokenizer_checkpoint")).build()
     torch.testing.assert_close(decode(model, inputs["codes"].long()), expected["decoded"].permute(0, 3, 1, 2), **CLOSE)
     latents = model.encode(inputs["image"].permute(0, 3, 1, 2)).latents
     torch.testing.assert_close(latents, expected["encoder_features"].permute(0, 3, 1, 2), **CLOSE)
     assert torch.equal(nearest(model, latents), expected["encoded_codes"].long())
 
 
-def taming(folder: Path) -> Component:
-    return taming_vqgan(read_checkpoint(folder / "vqgan_last.ckpt")["state_dict"])
-
-
-def llamagen(folder: Path) -> Component:
-    return llamagen_vq(read_checkpoint(folder / "vq.pt")["model"])
-
-
-def of_mage(folder: Path) -> Component:
-    return mage.UPSTREAM.vqvae(read_checkpoint(folder / "mage.pth"))
+# Of an upstream's folder: which model holds the tokenizer, what its checkpoint is made into, how near it comes.
+OTHERS = {
+    "mage": (Model, mage.UPSTREAM.vqvae, 1e-4),
+    "maskgit_pytorch_v1": (image_tokenizer, lambda tree: taming_vqgan(tree["state_dict"]), 5e-5),
+    "halton_maskgit": (image_tokenizer, lambda tree: llamagen_vq(tree["model"]), 5e-5),
+}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "prefix", "component", "tolerance"),
-    [
-        ("mage", "", of_mage, 1e-4),
-        ("maskgit_pytorch_v1", "vqgan_", taming, 5e-5),
-        ("halton_maskgit", "vq.", llamagen, 5e-5),
-    ],
-)
-def test_parity_with_the_others(golden_folder: Path, name: str, prefix: str, component: type, tolerance: float) -> None:
-    folder, close = golden_folder / name, {"atol": tolerance, "rtol": tolerance}
-    inputs = load_file(folder / f"{prefix}input.safetensors")
-    expected = load_file(folder / f"{prefix}expected.safetensors")
-    model = component(folder).build()
+@pytest.mark.parametrize("name", OTHERS)
+def test_parity_with_the_others(golden_folder: Path, name: str) -> None:
+    find, make, tolerance = OTHERS[name]
+    golden, close = find(golden_folder / name), {"atol": tolerance, "rtol": tolerance}
+    inputs, expected = golden.inputs, golden.expected
+    model = make(read_checkpoint(golden.checkpoint)).build()
     torch.testing.assert_close(decode(model, inputs["codes"]), expected["decoded"], **close)
     latents = model.encode(inputs["image"]).latents
     torch.testing.assert_close(latents, expected["encoder_prequant"], **close)
@@ -101,19 +89,22 @@ def test_parity_with_the_others(golden_folder: Path, name: str, prefix: str, com
         torch.testing.assert_close(decode(model, nearest(model, latents)), expected["reconstruction"], **close)
 
 
-@pytest.mark.parametrize(
-    ("file", "parameters"),
-    [
-        ("maskgit_jax/released_keys_tokenizer.json", 54.5e6),
-        ("mage/released_keys_vitb.json", 54.5e6),
-        ("maskgit_pytorch_v1/released_keys_vqgan.json", 72.142e6),
-        ("halton_maskgit/released_keys_vq_ds16_c2i.json", 71.88e6),
-    ],
-)
-def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(
-    golden_folder: Path, file: str, parameters: float
-) -> None:
-    keys = json.loads((golden_folder / "released_keys" / file).read_text())
+PARAMETERS = {
+    "maskgit_jax": 54.5e6,
+    "mage": 54.5e6,
+    "maskgit_pytorch_v1": 72.142e6,
+    "halton_maskgit": 71.88e6,
+}
+
+
+def has_tokenizer(path: Path) -> bool:
+    """MAGE's checkpoints of all sizes hold the same."""
+    return path.parent.name in PARAMETERS and path.stem.endswith(("tokenizer", "vqgan", "vq_ds16_c2i", "vitb"))
+
+
+@pytest.mark.parametrize("path", cases("released_keys/*/*.json", has_tokenizer))
+def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(path: Path) -> None:
+    keys, upstream = json.loads(path.read_text()), path.parent.name
     shapes = {key: value if isinstance(value[0], int) else value[0] for key, value in keys.items()}
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     convert = {
@@ -122,14 +113,14 @@ def test_released_checkpoints_fit_name_by_name_and_shape_by_shape(
         "maskgit_pytorch_v1": taming_vqgan,
         "halton_maskgit": llamagen_vq,
     }
-    component = convert[file.split("/")[0]](weights)
+    component = convert[upstream](weights)
     with torch.device("meta"):
         model = component.model_class(**component.config)
     ours = {key: tensor.shape for key, tensor in model.state_dict().items()}
     assert ours == {key: tensor.shape for key, tensor in component.state_dict.items()}
-    assert type(model) is (MaskGITVQModel if file.startswith(("maskgit_jax", "mage")) else VQModel)
+    assert type(model) is (MaskGITVQModel if upstream in ("maskgit_jax", "mage") else VQModel)
     assert tuple(model.config.block_out_channels) == (128, 128, 256, 256, 512)
-    assert model.num_parameters() == pytest.approx(parameters, rel=2e-3)
+    assert model.num_parameters() == pytest.approx(PARAMETERS[upstream], rel=2e-3)
 
 
 def test_vqgan_model_is_a_vq_model_where_widths_agree() -> None:

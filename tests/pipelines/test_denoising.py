@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_maskdiff import EntropyBoundedScheduler, MaskedDiffusionScheduler, MomentScheduler
+from hf_maskdiff import EntropyBoundedScheduler, MaskedDiffusionScheduler, MomentScheduler, PartialCacheConfig
 from hf_maskdiff.pipelines import denoise
 
 MASK, CODES, LENGTH, STEPS = 9, 9, 40, 8
@@ -118,6 +118,32 @@ def test_a_scheduler_without_a_plan() -> None:
     assert torch.equal(planned.sample, unplanned.sample)
     assert planned.masks == unplanned.masks
     assert unplanned.totals == [5]
+
+
+def test_a_partial_pass_writes_what_its_step_reveals_and_nothing_else() -> None:
+    """Rows reveal different numbers of positions: what fills the shorter ones up keeps its keys and values."""
+    scheduler = MomentScheduler(mask_token_id=MASK, masking_schedule="linear")
+    scheduler.set_timesteps(STEPS)
+    samples = [torch.where(torch.arange(LENGTH) < N_0[:, None], MASK, 0)]
+    written: list[list[list[int]]] = []
+
+    def denoiser(sample: Tensor, t: Tensor, rows: slice, positions: Tensor | None = None) -> Tensor:
+        if positions is not None:
+            written.append([sorted(row[row >= 0].tolist()) for row in positions])
+        return torch.zeros(*sample.shape, CODES)
+
+    def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
+        revealed = [row.nonzero().flatten().tolist() for row in sample != samples[-1]]
+        assert written == [revealed, revealed]  # before the second group, and before the third
+        written.clear()
+        samples.append(sample)
+        return sample
+
+    bar = nullcontext(SimpleNamespace(update=lambda: None))
+    cache = PartialCacheConfig(num_substeps=3, full_pass_threshold=1)
+    hooks = {"progress_bar": lambda total: bar, "on_step_end": on_step_end}
+    denoise(denoiser, scheduler, samples[0], torch.Generator().manual_seed(0), partial_cache=cache, **hooks)
+    assert len(samples) == STEPS + 1
 
 
 @pytest.mark.parametrize("failing", [0, 3, STEPS - 1])

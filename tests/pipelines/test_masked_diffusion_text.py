@@ -122,6 +122,40 @@ def test_an_answer_ends_with_its_turn(pipe: MaskedDiffusionTextPipeline) -> None
     assert len(pipe("w7 w8 w9 w9", stop_at_eos=True, **call).sequences[0]) == 7
 
 
+@pytest.mark.parametrize("block_length", [None, 2])
+@pytest.mark.parametrize("end", [EOS, TURN])
+def test_an_answer_that_ends_at_once_is_empty(end: int, block_length: int | None) -> None:
+    """The prompt's own end, right before it, ends nothing."""
+
+    def end_at_once(pipe: Any, step: int, t: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids = given["sequences"].clone()
+        ids[:, 4 if block_length is None else 0] = end
+        return {"sequences": ids}
+
+    call = {"max_new_tokens": 6, "num_inference_steps": 6, "callback_on_step_end": end_at_once}
+    call |= {"block_length": block_length}
+    output = make_pipeline()(CHAT, **call)
+    assert output.sequences[0].tolist() == [TURN, 7, 8, TURN, end]
+    assert output.texts == [""]
+    text = make_pipeline()("w7 w8 w9 w10", stop_at_eos=True, **call)
+    assert text.sequences[0].tolist() == [7, 8, 9, 10, end]
+    assert text.texts == ["w7w8w9w10"]
+
+
+def test_an_end_of_text_after_masks_ends_nothing_yet() -> None:
+    """Another may still come before it: a run that is stopped keeps what stands after it."""
+
+    def stop(pipe: Any, step: int, t: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pipe._interrupt = True
+        ids = given["sequences"].clone()
+        ids[:, 4:] = torch.tensor([9, MASK, TURN, 11, 12, EOS])
+        return {"sequences": ids}
+
+    call = {"max_new_tokens": 6, "num_inference_steps": 6, "callback_on_step_end": stop}
+    (ids,) = make_pipeline()(CHAT, **call).sequences
+    assert ids[4:].tolist() == [9, MASK, TURN, 11, 12, EOS]
+
+
 def test_how_much_is_written() -> None:
     pipe = make_pipeline()
     assert len(pipe("w7", num_inference_steps=1).sequences[0]) == 64  # the model's length
@@ -180,6 +214,42 @@ def test_blocks_are_written_from_left_to_right(pipe: MaskedDiffusionTextPipeline
     assert seen == [[10, 10], [8, 8], [6, 6], [4, 4], [2, 2], [1, 1]]
     assert output.num_model_passes == [6, 6]
     assert [len(ids) for ids in output.sequences] == [11, 12]
+
+
+def ids_of_calls(pipe: MaskedDiffusionTextPipeline) -> list[list[int]]:
+    """Filled in by the calls that follow: what the model reads of the first row."""
+    pipe("w7", max_new_tokens=1)  # the probe is over
+    seen: list[list[int]] = []
+    inner = pipe.transformer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["input_ids"][0].tolist())
+        return inner(*args, **kwargs)
+
+    pipe.transformer.forward = forward  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_window_holds_what_stands_before_its_first_mask() -> None:
+    """32 places to fill in after 32 that are known; the last window ends with the text."""
+    pipe = make_pipeline()
+    seen = ids_of_calls(pipe)
+    (ids,) = pipe("w7", max_new_tokens=100, stride=32, num_inference_steps=1).sequences
+    written = [(0, 1), (32, 64), (37, 96)]  # where each window starts, and how far the text goes when it is read
+    assert seen == [[*ids[start:end].tolist(), *[MASK] * (start + 64 - end)] for start, end in written]
+
+
+def test_guidance_hides_the_prompt_and_not_what_was_written() -> None:
+    pipe = make_pipeline()
+    seen = ids_of_calls(pipe)
+    call = {"max_new_tokens": 4, "block_length": 2, "num_inference_steps": 1, "guidance_scale": 2.0}
+    a, b = pipe("w7 w8", **call).sequences[0][2:4].tolist()
+    assert seen == [
+        [7, 8, MASK, MASK, MASK, MASK],
+        [MASK, MASK, MASK, MASK, MASK, MASK],
+        [7, 8, a, b, MASK, MASK],
+        [MASK, MASK, a, b, MASK, MASK],
+    ]
 
 
 @pytest.mark.parametrize("scheduler_class", [MomentScheduler, HybridScheduler, HaltonScheduler, ConfidenceScheduler])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -43,8 +44,7 @@ def seeds(*numbers: int) -> list[torch.Generator]:
 def make_text_pipeline(num_layers: int = 2) -> MDLMPipeline:
     torch.manual_seed(0)
     transformer = MDLMTransformer(MASK + 1, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=num_layers, n_heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
+    draw_weights(transformer)
     tokens = Tokenizer(BPE({letter: i for i, letter in enumerate(LETTERS)}, merges=[]))
     tokens.decoder = decoders.Fuse()
     scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
@@ -60,11 +60,7 @@ def text() -> MDLMPipeline:
 
 @pytest.fixture
 def image(make_pipeline: Callable[..., MaskGITPipeline]) -> MaskGITPipeline:
-    pipe = make_pipeline()
-    for parameter in pipe.transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return make_pipeline()
 
 
 def draw(pipe: MaskGITPipeline, labels: list[int], numbers: list[int], **kwargs: Any) -> torch.Tensor:

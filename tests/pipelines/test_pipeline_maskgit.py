@@ -13,7 +13,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.utils import dynamic_modules_utils
-from safetensors import safe_open
+from golden_data import cases, read, sampled_model, settings_of
+from replay import factors_of
 
 from hf_maskdiff import (
     FirstHittingScheduler,
@@ -295,45 +296,38 @@ def test_scales_that_cannot_be(pipe: MaskGITPipeline, scale: object) -> None:
     assert len(calls) == 0
 
 
+def draws_of_all_codes(path: Path) -> bool:
+    return int(settings_of(path).get("top_k", 0)) <= 0
+
+
 @pytest.mark.skipif(
     torch.__version__ < (2, 13), reason="torch.multinomial draws other codes from a seed before torch 2.13"
 )
-@pytest.mark.parametrize(
-    ("trace", "guidance_scale", "inverse_temperatures"),
-    [
-        ("confidence_linear", (1.0, 4.0), torch.ones(8)),
-        ("halton_w2", 3.0, torch.linspace(1, 1.2, 8) * torch.tensor([0.5] + [1.0] * 7)),
-    ],
-)
-def test_upstream_draws_the_same_from_our_guided_logits(
-    make_pipeline: MakePipeline,
-    golden_folder: Path,
-    trace: str,
-    guidance_scale: float | tuple[float, float],
-    inverse_temperatures: torch.Tensor,
-) -> None:
+@pytest.mark.parametrize("path", cases("halton_maskgit/trace_*", draws_of_all_codes))
+def test_upstream_draws_the_same_from_our_guided_logits(make_pipeline: MakePipeline, path: Path) -> None:
     """Runs of the original samplers, ramped and constant: from each stored state the seed gives the stored codes."""
-    checkpoint = torch.load(golden_folder / "halton_maskgit" / "cls_base.pth", weights_only=True)
+    model, (golden, settings) = sampled_model(path.parent), read(path)
+    checkpoint = torch.load(model.checkpoint, weights_only=True)
     weights = convert_halton_maskgit_state_dict(checkpoint["model_state_dict"])
-    transformer = HaltonMaskGITTransformer2DModel(**halton_maskgit_config(weights, num_attention_heads=4)).eval()
+    transformer = HaltonMaskGITTransformer2DModel(**halton_maskgit_config(weights, model.config["heads"])).eval()
     transformer.load_state_dict(weights)
-    with safe_open(golden_folder / "halton_maskgit" / f"trace_{trace}.safetensors", "pt") as file:
-        seed, golden = int(file.metadata()["seed"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    states, scheduler = golden["model_inputs"], UniformScheduler(mask_token_id=48, codebook_size=48)
-    pipe = MaskGITPipeline(make_pipeline().vqvae, transformer, scheduler)
+    states, codes = golden["model_inputs"], transformer.config.codebook_size
+    pipe = MaskGITPipeline(make_pipeline().vqvae, transformer, UniformScheduler(codes, codebook_size=codes))
     pipe.set_progress_bar_config(disable=True)
 
     def go_on(pipeline: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        return {"latents": states[min(step + 1, 7)]}
+        return {"latents": states[min(step + 1, len(states) - 1)]}
 
+    scale = 1 + float(settings["w"])
     seen, arguments = guided_logits(pipe), {"latents": states[0], "callback_on_step_end": go_on}
-    latents_of(pipe, golden["labels"], num_inference_steps=8, guidance_scale=guidance_scale, **arguments)
+    arguments["guidance_scale"] = (1.0, scale) if "sched_mode" in settings else scale
+    latents_of(pipe, golden["labels"], num_inference_steps=len(states), **arguments)
     assert torch.equal(torch.stack([codes for codes, _ in seen]), states)
-    torch.manual_seed(seed)
-    for (_, logits), inverse_temperature, expected in zip(
-        seen, inverse_temperatures, golden["sampled_codes"], strict=True
-    ):
-        probs = (logits * inverse_temperature).softmax(-1)
+    torch.manual_seed(int(settings["seed"]))
+    if settings["randomize"] == "True":
+        torch.randint(0, states[0, 0].numel(), (states.shape[1],))  # where each row begins in the order
+    for (_, logits), factor, expected in zip(seen, factors_of(settings), golden["sampled_codes"], strict=True):
+        probs = (logits * factor).softmax(-1)
         drawn = torch.multinomial(probs.flatten(0, 1), 1, replacement=True)
         assert torch.equal(drawn.view_as(expected), expected)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -25,8 +27,8 @@ CHARACTERS = " abcdefghijklmnopqrstuvwxyz"
 LENGTH, MASK_ID, EOS_ID = 16, 28, 27
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate([*CHARACTERS, "<eos>"])}
+def character_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate([*characters, "<eos>"])}
     tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
@@ -36,8 +38,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 def pipe() -> MDLMPipeline:
     torch.manual_seed(0)
     transformer = MDLMTransformer(29, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=2, n_heads=2)
-    for parameter in transformer.parameters():  # else every block is the identity
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(transformer)
     scheduler = MomentScheduler(mask_token_id=MASK_ID, codebook_size=MASK_ID, masking_schedule="linear")
     pipe = MDLMPipeline(character_tokenizer(), transformer.eval(), scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -159,7 +160,8 @@ def test_saved_and_loaded(pipe: MDLMPipeline, tmp_path: Path) -> None:
 
 def test_the_layout_of_the_published_model_is_opened(golden_folder: Path) -> None:
     folder = golden_folder / "mdlm"
-    pipe = MDLMPipeline.from_pretrained(folder, tokenizer=character_tokenizer())
+    size = json.loads((folder / "config.json").read_text())["vocab_size"] - 1  # without the mask
+    pipe = MDLMPipeline.from_pretrained(folder, tokenizer=character_tokenizer(CHARACTERS[: size - 1]))
     assert isinstance(pipe.scheduler, AncestralScheduler)
     assert pipe.scheduler.config.mask_token_id == pipe.transformer.config.vocab_size - 1
     with pytest.raises(OSError, match="model_index"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -22,8 +23,7 @@ PROMPTS = st.lists(
 def make_pipeline(scheduler_class: type[MaskedDiffusionScheduler]) -> MDLMPipeline:
     torch.manual_seed(0)
     model = MDLMTransformer(ROWS, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=2, n_heads=2).eval()
-    for parameter in model.parameters():  # else every block is the identity
-        torch.nn.init.normal_(parameter, std=0.5)
+    draw_weights(model)
     # It would write nothing but the mask, and else no letter.
     model.output_layer.linear.bias.data[len(LETTERS) :] = torch.tensor([50.0, 60.0, 70.0, 80.0])
     letters = Tokenizer(BPE({letter: i for i, letter in enumerate(LETTERS)}, merges=[]))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from hub_server import LoopbackHub
 from PIL import Image
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, pipeline
@@ -55,8 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def pipe(tokenizer: PreTrainedTokenizerFast) -> MDLMPipeline:
     torch.manual_seed(0)
     transformer = MDLMTransformer(MASK + 1, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=1, n_heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(transformer)
     scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
     pipe = MDLMPipeline(tokenizer, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -281,10 +280,7 @@ print(made[0]["generated_text"] if isinstance(made, list) else made.tobytes().he
 
 
 def in_another_process(*arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", ANOTHER_PROCESS, *arguments]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
-    )
+    done = fresh.run(ANOTHER_PROCESS, *arguments, environment=os.environ | {"PYTHONPATH": str(SOURCE)})
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
 

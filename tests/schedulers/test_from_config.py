@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from conftest import SCHEDULERS
+from concrete import SCHEDULERS
 from diffusers import AmusedScheduler
 
 from hf_maskdiff import (

@@ -29,7 +29,8 @@ from hf_maskdiff.schedulers import MaskGITScheduler
 _WHAT = "MAGE"
 _HEADS = {768: 12, 1024: 16}  # ViT-B and ViT-L
 _DECODER_HEADS = {768: 16, 1024: 16}
-_NO_CLASS = 1100  # a row of the table that is neither a code's nor the mask's, in the class slot of every image
+# How far behind the codes the row of the table stands that is in the class slot of every image: 1100 of 1024 codes.
+_NO_CLASS = 76
 _PARAMETER = r"(weight|bias)"
 
 
@@ -90,7 +91,7 @@ def convert_transformer(state_dict: Mapping[str, Tensor], codebook_size: int, he
         "num_attention_heads": one_head_count(heads, _HEADS.get(width), width),
         "intermediate_size": require_key(weights, "transformer_blocks.0.ff.net.2.weight", _WHAT).shape[1],
         "mask_token_id": vocab_size - 1,
-        "class_token_offset": _NO_CLASS,
+        "class_token_offset": codebook_size + _NO_CLASS,
         "vocab_size": vocab_size,
         "norm_eps": 1e-6,
         "block_norm_eps": 1e-6,

@@ -26,6 +26,8 @@ class Abilities:
         first_position: the model's own number for place 0.
         make_store: makes the store that keeps its keys and values.
         probed_lengths: lengths at which the store was tried.
+        noise: how far a row moves another one's logits, in standard deviations; 0 but for models of 8 bits, which
+            round by the largest number of a batch.
     """
 
     implementation: str
@@ -33,6 +35,7 @@ class Abilities:
     first_position: int = 0
     make_store: Callable[[], KeyValueStore] = PositionalCache
     probed_lengths: set[int] = field(default_factory=set)
+    noise: float = 0.0
 
 
 def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:

@@ -20,11 +20,12 @@ from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
+from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .text_denoising import fill_in
 from .text_output import MaskedDiffusionTextPipelineOutput, cut_at_end, decode_with_masks
-from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, are_prompts, as_list, check_tokens
+from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_windows import WindowBatch, first, next_part
 
 if is_torch_xla_available():
@@ -80,7 +81,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         eos_token_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        self.register_modules(tokenizer=tokenizer, transformer=without_wrapper(transformer), scheduler=scheduler)
         ends = None if eos_token_ids is None else list(eos_token_ids)
         self.register_to_config(shift_logits=shift_logits, eos_token_ids=ends)
         self._denoiser: Any = None
@@ -111,8 +112,24 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         scheduler: MaskedDiffusionScheduler | None = None,
         shift_logits: bool = False,
     ) -> MaskedDiffusionTextPipeline:
-        """Around a model that is loaded: mask and ends of text are those that model and tokenizer name."""
-        return cls._of(PublishedText.of(model, tokenizer, shift_logits), scheduler)
+        """Around a model that is loaded: mask and ends of text are those that model and tokenizer name.
+
+        Args:
+            model: of transformers, or a `PeftModel` around one.
+            tokenizer: its ids are rows of the model.
+            scheduler: None for LLaDA's, the surest token first.
+            shift_logits: row i - 1 of the model's output predicts position i.
+        """
+        return cls._of(PublishedText.of(without_wrapper(model), tokenizer, shift_logits), scheduler)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does, with all that makes the folder a repository.
+
+        Raises:
+            ValueError: the model has adapters, which the folder could not hold.
+        """
+        require_no_adapters(self.transformer)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def _of(cls, found: PublishedText, scheduler: MaskedDiffusionScheduler | None) -> MaskedDiffusionTextPipeline:
@@ -166,21 +183,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
         check_scheduler(self.scheduler)
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
-        if prompt is not None and input_ids is not None:
-            raise ValueError("`prompt` and `input_ids` must not both be given, got both. Pass one of them.")
-        if prompt is not None and not are_prompts(prompt):
-            raise ValueError(
-                "`prompt` must be a string or a list of them, or a chat (a list of messages, each with a `role` and a "
-                f"`content`) or a list of them, got {prompt!r}. Pass None to write freely."
-            )
-        if mask is not None and input_ids is None:
-            raise ValueError("`mask` must come with `input_ids`, got it alone. In a prompt write [MASK:5].")
-        if attention_mask is not None and input_ids is None:
-            raise ValueError("`attention_mask` must come with `input_ids`, got it alone. Leave it out.")
-        if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
-            raise ValueError(
-                "`token_type_ids` must be 0 everywhere, got others. Pass texts one by one rather than as pairs."
-            )
+        check_given(prompt, input_ids, mask, attention_mask, token_type_ids)
         for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(
@@ -314,7 +317,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         Examples:
 
         Returns:
-            [`MaskedDiffusionTextPipelineOutput`] or `tuple`: `sequences`, `texts`, `num_model_passes`.
+            [`MaskedDiffusionTextPipelineOutput`] or `tuple` of its fields.
 
         Raises:
             ValueError: for arguments that cannot work, before any model call.
@@ -351,7 +354,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         is_chat = [False] * len(prepared) if prompt is None else [not isinstance(one, str) for one in as_list(prompt)]
         answers = [chat for chat in is_chat for _ in range(num_return_sequences)]
         stops = [chat if stop_at_eos is None else stop_at_eos for chat in answers]
-        passes = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        passes = torch.zeros(2, batch_size, dtype=torch.int64, device=device)
 
         def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
             call.end_step()
@@ -388,5 +391,5 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             starts = [length if chat else 0 for chat, length in zip(answers, prompt_lengths, strict=True)]
             texts = self.decode_sequences(ids[start:] for ids, start in zip(sequences, starts, strict=True))
         self.maybe_free_model_hooks()
-        output = MaskedDiffusionTextPipelineOutput(sequences, texts, passes.tolist())
-        return output if return_dict else (output.sequences, output.texts, output.num_model_passes)
+        output = MaskedDiffusionTextPipelineOutput(sequences, texts, *passes.tolist())
+        return output if return_dict else tuple(vars(output).values())

@@ -68,7 +68,7 @@ def fill_in(
         batch: what it sees.
         call: whose run it is.
         generator: one, or one for each window.
-        passes: counts the full passes of each sequence of the call, int64 `(num_sequences,)`.
+        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`.
         row_ids: which sequences the windows are of, int64 `(batch_size,)`.
         progress_bar, on_step_end: see `denoise`.
     """
@@ -76,7 +76,9 @@ def fill_in(
 
     def counted(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
         if positions is None:  # a finished row gains nothing from a pass
-            passes[row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)
+            passes[0, row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)
+        else:
+            passes[1, row_ids[rows]] += (positions >= 0).any(-1)
         return run(tokens, t, rows, positions)
 
     try:

@@ -21,12 +21,15 @@ class MaskedDiffusionTextPipelineOutput(BaseOutput):
     Args:
         sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
         texts: the sequences as text, of a chat the answer alone; None for `output_type="ids"`.
-        num_model_passes: how often the model was run for each sequence, partial passes (`PartialCacheConfig`) aside.
+        num_model_passes: full passes of the model for each sequence.
+        num_partial_passes: passes over some of its positions alone (`PartialCacheConfig`); guidance counts neither
+            twice.
     """
 
     sequences: list[Tensor]
     texts: list[str] | None
     num_model_passes: list[int]
+    num_partial_passes: list[int]
 
 
 def decode_with_masks(

@@ -191,7 +191,7 @@ class PromptEncoder:
                 f"`input_ids` must be int64 of shape (batch_size, length), got rows {got}. Pass "
                 "`tokenizer(texts, return_tensors='pt').input_ids`."
             )
-        real = _like("attention_mask", "0 or 1", attention_mask, rows, "1 is a real token, 0 is padding.")
+        real = _like("attention_mask", "0 or 1", attention_mask, rows, "Pass 1 for a real token, 0 for padding.")
         missing = _like("mask", "bool", mask, rows, "True is where a token is to be filled in.")
         encoded = []
         for ids, is_real, is_missing in zip(rows, real, missing, strict=True):
@@ -303,6 +303,25 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, denoiser: TextDenoiser, mas
         raise ValueError(
             f"the tokenizer must have at most {vocab_size} tokens, the rows of the model, got {len(tokenizer)}. Load "
             "the tokenizer that the model was trained with."
+        )
+
+
+def check_given(prompt: Any, input_ids: Any, mask: Any, attention_mask: Any, token_type_ids: Any) -> None:
+    """There must be one source of tokens, a prompt or ids or none, and only with ids what is said of them."""
+    if prompt is not None and input_ids is not None:
+        raise ValueError("`prompt` and `input_ids` must not both be given, got both. Pass one of them.")
+    if prompt is not None and not are_prompts(prompt):
+        raise ValueError(
+            "`prompt` must be a string or a list of them, or a chat (a list of messages, each with a `role` and a "
+            f"`content`) or a list of them, got {prompt!r}. Pass None to write freely."
+        )
+    if mask is not None and input_ids is None:
+        raise ValueError("`mask` must come with `input_ids`, got it alone. In a prompt write [MASK:5].")
+    if attention_mask is not None and input_ids is None:
+        raise ValueError("`attention_mask` must come with `input_ids`, got it alone. Leave it out.")
+    if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+        raise ValueError(
+            "`token_type_ids` must be 0 everywhere, got others. Pass texts one by one rather than as pairs."
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -19,6 +21,8 @@ from transformers import (
     Qwen2Config,
     Qwen2Tokenizer,
 )
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 # Names of LLaDA's weights, as patterns, and of Llama's: the same arithmetic under other names. At the top `ff_out` is
 # the head, in a block the way out of its feed-forward layer.
@@ -116,6 +120,15 @@ PUBLISHED_TYPES = tuple(_FAMILIES)
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 
+def base_of_adapter(name_or_path: str | os.PathLike, location: Mapping[str, Any]) -> str | None:
+    """The model that an adapter's repository names; None where it is no adapter alone."""
+    file = find_adapter_config_file(str(name_or_path), **location)
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    if file is None or cached_file(str(name_or_path), "config.json", **location, **optional) is not None:
+        return None
+    return json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
 @dataclass(frozen=True)
 class PublishedText:
     """A published model, and what a pipeline has to know of it."""
@@ -144,6 +157,36 @@ class PublishedText:
         return cls(model, tokenizer, mask, shift_logits, sorted({end for end in ends if end is not None}))
 
 
+def _of_the_base(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that hold for the model under an adapter as well: not where in a repository the adapter is."""
+    return {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+
+
+def with_adapter(found: PublishedText, name_or_path: str | os.PathLike, location: Mapping[str, Any]) -> PublishedText:
+    """The model with an adapter applied.
+
+    Raises:
+        ValueError: the adapter belongs to layers that the model does not have. Weights without a place would leave
+            the model as it was, without a word.
+    """
+    model = found.model
+    try:
+        info = model.load_adapter(str(name_or_path), adapter_kwargs=dict(location))
+    except (ValueError, RuntimeError) as error:
+        info, reason = None, str(error)
+    else:
+        lost = sorted(map(str, (*getattr(info, "missing_keys", ()), *getattr(info, "unexpected_keys", ()))))
+        reason = f"Weights without a place: {lost[:4]}" if lost else ""
+    if reason:
+        raise ValueError(
+            f"the adapter {str(name_or_path)!r} must fit {model.name_or_path!r}, which is opened as "
+            f"{type(model).__name__}, got one for other layers. Train it on that class, or merge it with the code "
+            f"that it was trained with. ({reason})"
+        )
+    model.eval()
+    return found
+
+
 def load_published_text(
     name_or_path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | str | None = None, **kwargs: Any
 ) -> PublishedText:
@@ -151,6 +194,8 @@ def load_published_text(
 
     LLaDA becomes a `LlamaForCausalLM`, Dream a `Qwen2ForCausalLM`, what dLLM made of Qwen or Llama that model itself;
     any other repository is opened as `AutoModelForMaskedLM`, or `AutoModelForCausalLM` where that is what it holds.
+
+    A repository of an adapter (LoRA) is opened with the model that it names, and applied to it; that needs `peft`.
 
     Args:
         tokenizer: an object or a name; None for that of the repository.
@@ -160,6 +205,8 @@ def load_published_text(
         ValueError: no mask token, neither in the configuration nor in the tokenizer; weights that do not fit.
     """
     location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
+    if (base := base_of_adapter(name_or_path, location)) is not None:
+        return with_adapter(load_published_text(base, tokenizer, **_of_the_base(kwargs)), name_or_path, location)
     published, _ = PreTrainedConfig.get_config_dict(name_or_path, **location)
     family = _FAMILIES.get(published.get("model_type", ""))
     tokenizer_class = AutoTokenizer if family is None else family.tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,8 +170,6 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
         """A copy that draws tokens at another temperature; 0 draws the most probable ones."""
-        remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
-        require(0 <= value < math.inf, "sampling_temperature", "a number of at least 0", value, remedy)
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
 
     def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
@@ -182,7 +179,10 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def _require_run(self) -> int:
         if self.num_inference_steps is None:
-            raise ValueError("`set_timesteps` must be called before `step`. Call `scheduler.set_timesteps(8)` first.")
+            raise ValueError(
+                "`set_timesteps` must be called before `step`, got no timesteps. Call `scheduler.set_timesteps(8)` "
+                "first."
+            )
         return self.num_inference_steps
 
     # --- one step -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class PassCounter:
-    """Counts the passes of a model by what its calls read.
+    """Counts all the work of a model, by what its calls read: a row costs as much without a mask as with some.
 
     Args:
         model: whose first tensor argument is the tokens, `(batch_size, ...)`.

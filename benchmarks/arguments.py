@@ -1,0 +1,28 @@
+"""The arguments that several benchmarks have; those of one alone stand in its file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a program's docstring as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where `cells.run_cells` keeps its file."""
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two shipped models."""
+    parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
+    parser.add_argument("--text_pipeline", default="pipelines/mdlm-shakespeare", help="folder or Hub name")

@@ -1,0 +1,53 @@
+"""Samplers by their names, and the number of groups that a name may end with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from hf_maskdiff import HybridScheduler, MaskedDiffusionScheduler
+
+# A scheduler from what all of a table share (`shared_config`), and where it is tempered from a choice temperature.
+Samplers = Mapping[str, Callable[..., MaskedDiffusionScheduler]]
+# From the moment order to an exploring one: "halton 0.5" explores with half of each step's positions, "halton 1>0"
+# with all of them at first and none in the end.
+RATIOS: dict[str, float | tuple[float, float]] = {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "1>0": (1.0, 0.0)}
+HYBRIDS: Samplers = {
+    f"{order} {name}": partial(HybridScheduler, exploration=order, exploration_ratio=ratio)
+    for order in ("halton", "uniform")
+    for name, ratio in RATIOS.items()
+}
+GROUPS = re.compile(r"(.*), (\d+) groups")
+
+
+def shared_config(scheduler: MaskedDiffusionScheduler) -> dict[str, Any]:
+    """What a model's own scheduler says to every other."""
+    return {key: scheduler.config[key] for key in ("mask_token_id", "codebook_size", "masking_schedule", "rounding")}
+
+
+def plain(scheduler: Callable[..., MaskedDiffusionScheduler], **config: Any) -> Callable[..., MaskedDiffusionScheduler]:
+    """Draws at the model's own temperature, whatever the others do."""
+    return lambda choice_temperature, **shared: scheduler(**shared, **config)
+
+
+def in_groups(sampler: str, num_substeps: int) -> str:
+    """The sampler's name with partial caching: "moment, 2 groups"."""
+    return sampler if num_substeps == 1 else f"{sampler}, {num_substeps} groups"
+
+
+def all_in_groups(samplers: Sequence[str], num_substeps: Iterable[int]) -> list[str]:
+    """Every sampler with every R; MaskGIT chooses by the tokens, so it has no groups."""
+    return [
+        in_groups(sampler, num)
+        for num in num_substeps
+        for sampler in samplers
+        if num == 1 or not sampler.startswith("maskgit")
+    ]
+
+
+def parts(sampler: str) -> tuple[str, int]:
+    """The name without its groups, and R."""
+    match = GROUPS.fullmatch(sampler)
+    return (match[1], int(match[2])) if match else (sampler, 1)
