@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from tiny_weights import draw_weights
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
@@ -45,8 +46,7 @@ def tensors() -> dict[str, Tensor]:
     """What `pytorch_model.bin` holds: a `BertForMaskedLM`, the heads beside it, the pooler and a buffer."""
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**{k: SETTINGS[k] for k in SETTINGS if k.endswith(("_size", "s", "act"))}))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(model)
     model.cls.predictions.bias.data[:5] = -50  # like the released model: special tokens are not to be expected
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     heads = {"cls.species": (6, 32), "cls.chain": (2, 32), "cls.graft": (2, 32), "bert.pooler.dense": (32, 32)}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_esm2 import write_esm2
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, UniformScheduler
 from hf_maskdiff.conversion.convert import convert
@@ -111,6 +112,19 @@ def test_chains_from_nothing(run: Run) -> None:
     assert (share, [len(design) for design in designs]) == (100, [70])
     assert "no picture: more than 60 residues" in printed
     assert not Path("designs.png").exists()
+
+
+def test_another_model_of_proteins(run: Run, tmp_path: Path) -> None:
+    """ESM-2, whose tokenizer puts spaces between residues and knows letters that are none of the twenty."""
+    pytest.importorskip("logomaker", reason="logomaker is not installed: pip install -e '.[logo]'")
+    arguments = ("--prompt", "MKT[MASK:6]LLV", "--natural", "AYIAKQ", "--num_designs", "2", "--steps", "2")
+    picture = str(tmp_path / "esm2.png")
+    printed = run("--pipeline", str(write_esm2(tmp_path)), *arguments, "--schedulers", "moment", "--output", picture)
+    natural, rest = printed.split("\n", 1)
+    assert natural.startswith("natural: AYIAKQ  ")
+    ((_, _, designs),) = lines_of(rest).values()
+    assert {len(design) for design in designs} == {6}
+    assert "2 rows of 6 residues" in printed
 
 
 def test_score(run: Run, example: ModuleType) -> None:

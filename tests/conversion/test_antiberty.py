@@ -294,7 +294,7 @@ def test_weights_must_be_those_of_the_model(tmp_path: Path) -> None:
         ({**weights, "bert.decoder.weight": torch.ones(2)}, "got 1 unknown: 'bert.decoder.weight'"),
         (
             {**weights, "bert.encoder.layer.2.x": torch.ones(2)},
-            'must be those of a BertForMaskedLM, .*"bert.encoder.layer.2.x"',
+            'must be those of the BertForMaskedLM of its config.json, .*"bert.encoder.layer.2.x"',
         ),
         ({name: tensor for name, tensor in weights.items() if name != layer}, f'Missing key.*"{layer}"'),
         ({**weights, layer: torch.ones(3, 3)}, f"size mismatch for {layer}"),
@@ -310,6 +310,12 @@ def test_configurations_that_do_not_fit(tmp_path: Path) -> None:
     assert "must be a BERT with absolute positions, got 'gpt2'" in refused(config(model_type="gpt2"), tmp_path)
     assert "got 'bert', 'relative_key'" in refused(config(position_embedding_type="relative_key"), tmp_path)
     assert "as many tokens in vocab.txt as in config.json, got 25 and 30" in refused(config(vocab_size=30), tmp_path)
+    for changes in ({"hidden_size": "wide"}, {"hidden_size": 10**9}, {"hidden_act": "x"}, {"num_hidden_layers": 3}):
+        assert "must be those of the BertForMaskedLM of its config.json, they are not" in refused(
+            config(**changes), tmp_path
+        )
+    no_settings = upstream.contents() | {upstream.CONFIG: b"[]"}
+    assert "must hold settings in config.json" in refused(no_settings, tmp_path)
     broken = upstream.contents() | {upstream.CONFIG: b"{"}
     assert "must hold readable .json files" in refused(broken, tmp_path)
 

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from tiny_weights import draw_weights
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
@@ -21,9 +22,7 @@ def bert() -> TextDenoiser:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     model = BertForMaskedLM(BertConfig(vocab_size=12, max_position_embeddings=16, **sizes)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(model)
     return text_denoiser(model)
 
 

@@ -6,43 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
+from tiny_esm2 import CLS, EOS, MASK, TOKENS, write_esm2
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, MomentScheduler
 from hf_maskdiff.evaluation.pseudo_likelihood import pseudo_log_likelihood
 
-# The vocabulary of the released ESM-2 models.
-TOKENS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
-CLS, EOS, MASK = 0, 2, 32
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository as those of the released models: vocabulary, configuration, weights."""
-    folder = tmp_path_factory.mktemp("esm2")
-    (folder / "vocab.txt").write_text("\n".join(TOKENS))
-    EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=len(TOKENS),
-        mask_token_id=MASK,
-        pad_token_id=1,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        emb_layer_norm_before=False,
-    )
-    model = EsmForMaskedLM(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.lm_head.bias.data[[0, 1, 2, 3, *range(24, 32)]] = -50  # what is no residue, the released models do not expect
-    model.save_pretrained(folder)
-    return folder
+    return write_esm2(tmp_path_factory.mktemp("esm2"))
 
 
 @pytest.fixture

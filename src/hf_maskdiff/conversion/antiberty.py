@@ -149,6 +149,8 @@ def _open(folder: Path, name: str) -> tuple[MaskedDiffusionTextPipeline, str]:
             f"{_FETCH}"
         )
     config = json.loads((folder / _CONFIG).read_text())
+    if not isinstance(config, dict):
+        raise ValueError(f"`source` must hold settings in config.json, {name!r} has {type(config).__name__}. {_FETCH}")
     tokens = (folder / _VOCABULARY).read_text().split()
     if len(tokens) != config["vocab_size"]:
         raise ValueError(
@@ -202,11 +204,15 @@ def _model(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> BertForM
     for name, same in _TIED.items():
         if name in own and same in own and not torch.equal(own[name], own[same]):
             raise ValueError(f"The checkpoint's {name!r} must equal {same!r}, of which it is a copy. {_FETCH}")
-    model = BertForMaskedLM(BertConfig(**{name: config[name] for name in _SETTINGS}))
     try:
-        model.load_state_dict(own)  # copied: the file may be gone when the model is used
-    except RuntimeError as error:
+        settings = BertConfig(**{name: config[name] for name in _SETTINGS})
+        with torch.device("meta"):  # before memory is taken for what a configuration merely says
+            BertForMaskedLM(settings).load_state_dict(own, assign=True)
+    except Exception as error:  # a crafted configuration fails in any way
         raise ValueError(
-            f"The checkpoint's weights must be those of a BertForMaskedLM, they are not. {error}"
+            f"The checkpoint's weights must be those of the BertForMaskedLM of its config.json, they are not: {error}. "
+            f"{_FETCH}"
         ) from error
+    model = BertForMaskedLM(settings)
+    model.load_state_dict(own)  # copied: the file may be gone when the model is used
     return model.eval()
