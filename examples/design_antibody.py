@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -99,6 +100,12 @@ def draw(pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace, length: in
     return whole, max(output.num_model_passes)
 
 
+def with_error(values: Sequence[float]) -> str:
+    """The mean, and its standard error where there is one."""
+    error = f" +- {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{error}"
+
+
 def draw_logos(rows: Sequence[tuple[str, Sequence[str]]], places: Sequence[int], output: Path) -> None:
     """A sequence logo for each row of designs: a letter is as high as its share in its column."""
     import logomaker
@@ -161,16 +168,16 @@ def design(pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace) -> None:
             continue
         distinct = sorted(set(chains))
         scores = dict(zip(distinct, nats(pipe, distinct, places, True), strict=True))
-        mean, share = sum(scores[chain] for chain in chains) / len(chains), len(distinct) / len(chains)
-        print(f"{sampler}: {passes} passes, {mean:.2f} nats a residue, {share:.0%} distinct")
+        nats_each, share = with_error([scores[chain] for chain in chains]), len(distinct) / len(chains)
+        print(f"{sampler}: {passes} passes, {nats_each} nats a residue, {share:.0%} distinct")
         for chain in sorted(distinct, key=scores.__getitem__):
             print(f"    {drawn(chain)}  {scores[chain]:.2f}", flush=True)
-        rows.append((f"{sampler}\n{mean:.2f} nats\n{share:.0%} distinct", [drawn(chain) for chain in chains]))
+        rows.append((f"{sampler}\n{nats_each} nats\n{share:.0%} distinct", [drawn(chain) for chain in chains]))
     if len(places) > MOST_COLUMNS:
         print(f"no picture: more than {MOST_COLUMNS} residues")
-        return
-    draw_logos(rows, places, args.output)
-    print(f"{args.output}: {len(rows)} rows of {len(places)} residues")
+    elif rows:
+        draw_logos(rows, places, args.output)
+        print(f"{args.output}: {len(rows)} rows of {len(places)} residues")
 
 
 def run(args: argparse.Namespace) -> None:

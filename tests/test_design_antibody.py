@@ -51,7 +51,8 @@ def run(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def lines_of(printed: str) -> dict[str, tuple[float, int, dict[str, float]]]:
     """Sampler -> mean, share of distinct designs in percent, and the designs with their numbers."""
-    blocks = re.split(r"^([\w-]+): \d+ passes, ([\d.]+) nats a residue, (\d+)% distinct\n", printed, flags=re.M)
+    header = r"^([\w-]+): \d+ passes, ([\d.]+)(?: \+- [\d.]+)? nats a residue, (\d+)% distinct\n"
+    blocks = re.split(header, printed, flags=re.M)
     result = {}
     for name, mean, share, designs in zip(*(blocks[i::4] for i in (1, 2, 3, 4)), strict=True):
         found = {text: float(nats) for text, nats in re.findall(r"^    ([A-Z]+)  ([\d.]+)$", designs, re.M)}
@@ -84,6 +85,7 @@ def test_designs_have_their_own_pseudo_likelihood(example: ModuleType, run: Run)
     for chain, expected in zip(chains, nats.tolist(), strict=True):
         assert designs[chain[96:109]] == pytest.approx(expected, abs=0.006)
     assert mean == pytest.approx(float(nats.mean()), abs=0.006)
+    assert f"{mean:.2f} +- {float(nats.std()) / 3**0.5:.2f} nats a residue" in printed
 
 
 def test_the_picture_has_a_row_for_each_sampler(example: ModuleType, folder: Path) -> None:
