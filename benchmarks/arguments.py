@@ -1,4 +1,4 @@
-"""The arguments that several benchmarks have; those of one alone stand in its file."""
+"""The arguments that several benchmarks share; each benchmark's own arguments are in its file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a program's docstring as it stands."""
+    """A parser whose help shows a program's docstring unchanged."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where `cells.run_cells` keeps its file."""
+    """Arguments that say where `cells.run_cells` keeps its file."""
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
 
@@ -23,6 +23,6 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two shipped models."""
+    """Arguments that name the pipelines; by default the two shipped models."""
     parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
     parser.add_argument("--text_pipeline", default="pipelines/mdlm-shakespeare", help="folder or Hub name")

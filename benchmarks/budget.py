@@ -1,11 +1,12 @@
-r"""What the runs of docs/reproduce.md cost: parameters, operations of a pass and of a run, GPU hours, disk.
+r"""What the runs of docs/reproduce.md cost: parameters, operations per pass and per run, GPU hours, disk space.
 
     python benchmarks/budget.py
-    python benchmarks/budget.py --teraflops 150   # what a GPU sustains of its peak
+    python benchmarks/budget.py --teraflops 150   # the speed that your GPU sustains
 
-Models of the released sizes are built without memory, on torch's meta device, and torch counts the operations of one
-pass of each. GPU hours are operations over `--teraflops`, an assumption and not a measurement: 100 is a quarter of an
-A100's peak in bfloat16. Partial passes over k of L positions count as k / L of a pass. Needs no weights and no GPU.
+Models of the released sizes are built without memory, on torch's meta device, and torch counts the operations in one
+pass of each. GPU hours are the operations divided by `--teraflops`, which is an assumption, not a measurement: the
+default 100 is about a third of an A100's peak in bfloat16. A partial pass over k of L positions counts as k / L of a
+pass. Needs no weights and no GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_maskdiff import MaskGITVQModel
 
-PNG_BYTES = {256: 110e3, 384: 230e3}  # of an image, roughly
+PNG_BYTES = {256: 110e3, 384: 230e3}  # rough size of an image, by its side in pixels
 FLOAT32_BYTES = 4
 
 
@@ -32,9 +33,9 @@ class Run:
     """A run of docs/reproduce.md.
 
     Args:
-        denoiser, decoder: built on the meta device; a text has no decoder.
-        call, decode: one pass, and decoding, of one sample.
-        passes_a_step: 2 with guidance.
+        denoiser, decoder: build the models on the meta device; there is no decoder for text.
+        call, decode: one pass, and the decoding, of one sample.
+        passes_a_step: model passes per step, 2 with guidance.
     """
 
     name: str
@@ -57,7 +58,7 @@ LABEL = torch.zeros(1, dtype=torch.long, device="meta")
 
 
 def halton_run(name: str, pixels: int, *sizes: int) -> Run:
-    """Class-conditional, with guidance: two passes a step."""
+    """A class-conditional run with guidance, which takes two passes per step."""
     side = pixels // 16
     return Run(
         name,
@@ -90,7 +91,7 @@ RUNS = [
 
 
 def measure(build: Callable[[], nn.Module], call: Callable[[Any], Any]) -> tuple[int, int]:
-    """Parameters of a model, and floating-point operations of a call."""
+    """Number of parameters of a model, and of floating-point operations in a call."""
     with torch.device("meta"):
         model = build().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -99,7 +100,7 @@ def measure(build: Callable[[], nn.Module], call: Callable[[Any], Any]) -> tuple
 
 
 def cost(run: Run, num_substeps: int) -> dict[str, Any]:
-    """Of each number of steps, plain and in groups: the operations of all samples; and the bytes on the disk."""
+    """Operations for all samples, for each number of steps, plain and in groups; and the bytes on disk."""
     size, a_pass = measure(run.denoiser, run.call)
     decoder_size, decoding = measure(run.decoder, run.decode) if run.decoder and run.decode else (0, 0)
 
@@ -129,8 +130,8 @@ def table_row(row: dict[str, Any], per_hour: float) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = new_parser(__doc__)
-    parser.add_argument("--teraflops", type=float, default=100.0, help="that a GPU sustains")
-    parser.add_argument("--num_substeps", type=int, default=2, help="R, of the runs with partial caching")
+    parser.add_argument("--teraflops", type=float, default=100.0, help="speed that a GPU sustains")
+    parser.add_argument("--num_substeps", type=int, default=2, help="R, groups per step with partial caching")
     args = parser.parse_args(argv)
     per_hour = args.teraflops * 1e12 * 3600
     results = [cost(run, args.num_substeps) for run in RUNS]

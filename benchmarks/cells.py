@@ -1,4 +1,4 @@
-"""Cells of a benchmark, sampler x steps x seed, in a file that survives a stop, and their means over seeds."""
+"""The cells of a benchmark, one per sampler, number of steps and seed: saved so that a run can resume, and averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_maskdiff.evaluation.report import mean_and_error
 
-Cells = list[dict[str, Any]]  # what was measured, beside the key
+Cells = list[dict[str, Any]]  # each holds its key and its measures
 Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
 KEY = ("sampler", "steps", "seed")
 Row = dict[str, tuple[float, float]]  # mean and standard error of every measure
@@ -21,7 +21,7 @@ Summary = dict[tuple[str, int], Row]  # by sampler and steps
 
 
 def seed_by_seed(pairs: Sequence[tuple[str, int]], num_seeds: int) -> list[Cell]:
-    """So that a run that was stopped has a table with one seed less, not one with fewer rows."""
+    """The cells ordered by seed, so that a run that is stopped early has fewer seeds, not fewer rows, in its table."""
     return [(name, steps, seed) for seed in range(num_seeds) for name, steps in pairs]
 
 
@@ -31,12 +31,12 @@ def run_cells(
     wanted: Sequence[Cell],
     prepare: Callable[[], Callable[[str, int, int], dict[str, float]]],
 ) -> dict[str, Any]:
-    """Measure the cells that `args.output_dir` lacks, and return what its `results.json` holds.
+    """Measure the cells that are missing in `args.output_dir`, and return the contents of its `results.json`.
 
     Args:
-        settings: names of the arguments that cells must share to stand in one table.
+        settings: names of the arguments that must be equal for all cells of a table.
         wanted: the cells, in the order in which they are measured.
-        prepare: called if any cell is missing; gives the function that measures one.
+        prepare: called if any cell is missing; returns the function that measures one.
     """
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results = _load(args, settings)
@@ -70,14 +70,14 @@ def _load(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _save(results: dict[str, Any], output_dir: Path) -> None:
-    """Writes aside and renames: the file is complete at any moment."""
+    """Write to a temporary file and rename it, so that the file is complete at any moment."""
     partial = output_dir / "results.json.partial"
     partial.write_text(json.dumps(results, indent=1))
     os.replace(partial, output_dir / "results.json")
 
 
 def summarise(cells: Cells) -> Summary:
-    """The means over seeds; the error of one seed is NaN."""
+    """Means and standard errors over seeds; with one seed the error is NaN."""
     groups: dict[tuple[str, int], Cells] = {}
     for cell in cells:
         groups.setdefault((cell["sampler"], cell["steps"]), []).append(cell)
@@ -89,10 +89,12 @@ def summarise(cells: Cells) -> Summary:
 
 
 def differences(cells: Cells, base: dict[str, str]) -> Cells:
-    """Cells of what every sampler gains on another at the same steps and seed; those without the other are left out.
+    """The difference of each sampler's measures from those of its base sampler, at the same steps and seed.
+
+    Cells without a matching base cell are left out.
 
     Args:
-        base: the other sampler of each.
+        base: the base sampler of each sampler.
     """
     by_key = {tuple(cell[name] for name in KEY): cell for cell in cells}
     pairs = [(cell, by_key.get((base.get(cell["sampler"]), cell["steps"], cell["seed"]))) for cell in cells]

@@ -4,12 +4,12 @@
     python benchmarks/entropy_bound.py --dataset ylecun/mnist --output_dir out/entropy_bound --resume   # after a stop
 
 Cells, images and measures are those of `images.py`. The samplers: "bound B" may take as many steps as an image has
-positions, so that the bound alone decides; "bound B, on schedule" takes `--steps` at most, and reveals at least what
-the cosine schedule plans; "bound B, cut off" takes `--steps` at most, the last of which reveals all that is left;
-"entropy order" and "uniform order" reveal what the schedule plans. All draw plainly from the model's marginals.
+positions, so that the bound alone decides; "bound B, on schedule" takes at most `--steps`, and reveals in each at least
+as many positions as the cosine schedule plans; "bound B, cut off" takes at most `--steps`, and the last reveals all
+remaining positions; "entropy order" and "uniform order" follow the schedule. All draw from the model's own marginals.
 
-Prints a table, and writes `results.json` (after every cell) and `entropy_bound.png`. Passes are a mean over images, one
-being done when it has no mask left; calls are those of a batch, which ends with its slowest image.
+Prints a table, and writes `results.json` (after every cell) and `entropy_bound.png`. "Passes" is a mean over images,
+where an image needs passes until it has no masks; "calls" counts those of a batch, which ends with its slowest image.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BASELINES: Samplers = {
     "uniform order": plain(UniformScheduler),
 }
 COLUMNS: dict[str, Callable[[Row], str]] = {
-    "passes an image": lambda row: f"{row['passes'][0]:.1f}",
-    "calls a batch": lambda row: f"{row['calls'][0]:.1f}",
+    "passes per image": lambda row: f"{row['passes'][0]:.1f}",
+    "calls per batch": lambda row: f"{row['calls'][0]:.1f}",
     **QUALITY,
 }
 
@@ -41,9 +41,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.5, 2, 4, 8, 16, 32, 64], help="in nats")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8], help="of the samplers on schedule or cut off")
+    parser.add_argument("--steps", type=int, nargs="+", default=[8], help="for the samplers on schedule or cut off")
     parser.add_argument("--baseline_steps", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--num_positions", type=int, default=49, help="of an image: the steps that a bound may take")
+    parser.add_argument("--num_positions", type=int, default=49, help="per image: the most steps a bound may take")
     return parser.parse_args(argv)
 
 
@@ -63,7 +63,7 @@ def plot(cells: Cells, path: Path) -> None:
             colour = draw_curve(axes, [point[:3] for point in points], curve)[0].get_color()
             for x, y, _, number in points:
                 axes.annotate(number, (x, y), (3, 3), textcoords="offset points", fontsize=6, color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="model passes an image (mean)")
+        axes.set(xscale="log", yscale="log", xlabel="model passes per image (mean)")
         axes.set_ylabel("Frechet distance, mean and standard error")
         set_ticks(axes.xaxis, (2, 4, 8, 16, 32, 64))
         set_ticks(axes.yaxis, (5, 10, 20, 40, 80))

@@ -1,17 +1,18 @@
-r"""How far apart MaskGIT and the moment sampler are: one round, a whole generation, and the bound that joins them.
+r"""How far apart MaskGIT and the moment sampler are: in one round, in a whole generation, and by the general bound.
 
     python benchmarks/equivalence.py --output_dir out/equivalence
 
 Three tables.
 
-1. A chain of 6 positions and 3 tokens whose generations can be enumerated: the true total variation of the two
-   samplers' T-step laws, below the sum over steps of the expected distance of their rounds.
-2. N positions that share a marginal: the exact distance of a round against the closed form C k^1.5 / N.
-3. The shipped models: along trajectories of the moment sampler, each step's expected distance, by an exact integral at
-   outcomes drawn from the round, with standard errors over trajectories, and their sum; beside it the sum of the closed
-   forms. A total variation is at most 1: where the sum is more, the table says vacuous.
+1. A chain of 6 positions and 3 tokens, small enough to enumerate: the exact total variation between the two samplers'
+   distributions after T steps, and its bound, which is the sum over steps of the expected distance of their rounds.
+2. N positions that share a marginal: the exact distance of a round, and the closed form C k^1.5 / N.
+3. The shipped models, along trajectories of the moment sampler: each step's expected distance, with standard errors
+   over trajectories, the sum over the steps, and the sum of the closed forms. The distance of a step is an exact
+   integral, averaged over outcomes drawn from the round. A total variation is at most 1; if the sum is larger, the
+   table says "vacuous".
 
-`evaluation.equivalence` and docs/theory.md say what is computed. Needs no data.
+`evaluation.equivalence` and docs/theory.md explain these quantities. Needs no data.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[1.0, 4.0, 6.0, 16.0])
     parser.add_argument("--num_trajectories", type=int, default=8)
-    parser.add_argument("--num_draws", type=int, default=64, help="outcomes a step and trajectory")
+    parser.add_argument("--num_draws", type=int, default=64, help="outcomes per step and trajectory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, help="for equivalence.json and equivalence.png")
     return parser.parse_args(argv)
 
 
 def annealed(alpha: float, steps: int) -> list[float]:
-    """MaskGIT's linear schedule; the last step draws plainly, whatever it says there."""
+    """MaskGIT's linear schedule of choice temperatures; the last step does not use its value."""
     return [alpha * (1 - (n + 1) / steps) for n in range(steps)]
 
 
@@ -61,7 +62,7 @@ def annealed(alpha: float, steps: int) -> list[float]:
 
 
 def enumerated(alphas: Sequence[float]) -> list[dict[str, Any]]:
-    """True distances and bounds of whole generations."""
+    """Exact distances of whole generations, and their bounds."""
     rows = []
     for sharpness in (1.0, 3.0):
         chain = MarkovChain.random(length=6, num_states=3, sharpness=sharpness)
@@ -120,7 +121,7 @@ def closed_forms(alphas: Sequence[float]) -> list[dict[str, float]]:
 
 
 class Passes:
-    """Keeps what a denoiser read and answered."""
+    """Records the inputs and outputs of a denoiser."""
 
     def __init__(self, model: nn.Module, scheduler: MomentScheduler) -> None:
         self.config, self.samples, self.logits = scheduler.config, [], []
@@ -222,7 +223,7 @@ def trajectory_row(row: dict[str, Any]) -> list[Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bounds against steps, a line a choice temperature, a panel a model."""
+    """Plot bounds against steps, with a line per choice temperature and a panel per model."""
     kinds = list(dict.fromkeys(row["model"] for row in rows))
     with figure(path, figsize=(4.6 * max(1, len(kinds)), 3.6)) as page:
         panels = page.subplots(1, max(1, len(kinds)), squeeze=False)[0]

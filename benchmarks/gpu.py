@@ -1,22 +1,24 @@
-r"""Proves a GPU in one command, under six minutes: laws, waits, times, memory, compilation. Downloads nothing.
+r"""Tests and times the package on a GPU in one command, in under six minutes, without downloads.
+
+It checks samplers' laws and host waits, and measures times, memory and compilation.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --tiny --sections laws syncs     # tries the program out, on any device
-    python benchmarks/gpu.py --report out/gpu/gpu.json        # makes docs/gpu.md (and docs/gpu.json) of a run
+    python benchmarks/gpu.py --tiny --sections laws syncs     # a quick trial of the program, on any device
+    python benchmarks/gpu.py --report out/gpu/gpu.json        # writes docs/gpu.md (and docs/gpu.json) from a run
 
-On a machine without a network put what it lacks beside torch and transformers into `wheels/`, which git ignores:
+For a machine without a network, download the packages that it lacks into `wheels/`, which git ignores:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
         diffusers==0.42.1 datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
-    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py    # there
+    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py    # on that machine
 
-Needed are torch, transformers, diffusers, safetensors, huggingface-hub, Pillow and numpy; the package itself is taken
+It needs torch, transformers, diffusers, safetensors, huggingface-hub, Pillow and numpy; the package itself is taken
 from `src/`. The section `generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and
-says so in one line where they are missing.
+reports in one line if they are missing.
 
 Every section (`gpu_sections/__init__.py` lists them) runs in a process of its own, which is killed after the section's
-time limit: an error, a broken GPU context or a cut costs that section its remaining rows, and nothing else. After each
-section `gpu.json` and `gpu.md` in `--output_dir` hold all there is so far.
+time limit. So an error, a broken GPU context or a timeout costs only the remaining rows of that section. After each
+section `gpu.json` and `gpu.md` in `--output_dir` hold all results so far.
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ from gpu_report import page
 from gpu_sections import SECTIONS, Section
 
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL_SECONDS = 350.0  # of all sections together
-LEAST_SECONDS = 20.0  # with less than this a section does not begin
-CASES_FAILED = 3  # what a section's process ends with where all cases ran and some raised; Python's own errors are 1
+TOTAL_SECONDS = 350.0  # for all sections together
+LEAST_SECONDS = 20.0  # a section does not start with less time than this
+CASES_FAILED = 3  # a section's exit code if all cases ran and some raised; Python's own errors give 1
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "numpy", "triton", "datasets")
 FOLDER_OF_A_PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.+-]+/)+")
 
-# How a section is run: (section, file for its rows, seconds, options) -> what became of it
+# Runs a section: (section, file for its rows, seconds, options) -> its status
 Runner = Callable[[Section, Path, float, argparse.Namespace], str]
 
 
@@ -58,9 +60,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "out" / "gpu")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, for a try; needs no GPU")
+    parser.add_argument("--tiny", action="store_true", help="meaningless sizes, for a quick trial without a GPU")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all sections together")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page of docs/ from this file")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page in docs/ from this file")
     parser.add_argument("--child", nargs=2, metavar=("MODULE", "ROWS"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -69,7 +71,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
-    """Run the cases of a section and write every row as soon as it is there; whether none of them raised."""
+    """Run the cases of a section, writing every row at once; returns whether none of them raised."""
     clean, began = True, time.monotonic()
     with rows_file.open("a") as file:
 
@@ -93,12 +95,12 @@ def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
                 traceback.print_exc()
                 write(case=case, row={"error": in_a_line(error)})
                 clean = False
-            del work  # and with it the model it holds, before the next one is made
+            del work  # frees its model before the next one is made
     return clean
 
 
 def machine() -> dict[str, str]:
-    """The card and the versions."""
+    """The GPU, and the versions of Python and of packages."""
     import torch
 
     found = {"card": f"none, {platform.processor() or platform.machine()}"}
@@ -116,7 +118,7 @@ def machine() -> dict[str, str]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Kind, message and place of an error, without anybody's folders."""
+    """Type, message and place of an error, without paths of this machine."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return without_folders(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}")
@@ -130,13 +132,13 @@ def without_folders(text: str) -> str:
 
 
 def in_own_process(section: Section, rows_file: Path, seconds: float, args: argparse.Namespace) -> str:
-    """What became of it; the process and all that it started are gone afterwards."""
+    """Run a section in its own process and return its status; afterwards all its processes have ended."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", section.module, str(rows_file)]
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     log = args.output_dir / "gpu.log"
     with log.open("a") as file:
-        # A group, and not a session: whoever ends this program's session ends it too.
+        # A process group, not a session, so that ending this program's session ends it too.
         process = subprocess.Popen(
             command + ["--tiny"] * args.tiny, stdout=file, stderr=file, env=environment, preexec_fn=os.setpgrp
         )
@@ -163,7 +165,7 @@ def kill_group(process: subprocess.Popen) -> None:
 
 
 def run_all(sections: Mapping[str, Section], args: argparse.Namespace, run: Runner = in_own_process) -> dict[str, Any]:
-    """Run the sections one after the other; what is known so far is in the files after each."""
+    """Run the sections one after the other; after each, the files hold all results so far."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "gpu.log").unlink(missing_ok=True)
     began = time.monotonic()
@@ -196,7 +198,7 @@ def run_all(sections: Mapping[str, Section], args: argparse.Namespace, run: Runn
 
 
 def read_lines(rows_file: Path) -> list[dict[str, Any]]:
-    """What a process has written, the last line of one that was killed left out where it was cut."""
+    """The rows that a process has written; an incomplete last line of a killed process is dropped."""
     lines = []
     for line in rows_file.read_text().splitlines() if rows_file.exists() else []:
         try:
@@ -207,7 +209,7 @@ def read_lines(rows_file: Path) -> list[dict[str, Any]]:
 
 
 def save(results: dict[str, Any], folder: Path) -> None:
-    """Writes aside and renames: the files are complete at any moment."""
+    """Write to temporary files and rename them, so that the files are complete at any moment."""
     for name, content in (("gpu.json", json.dumps(results, indent=1) + "\n"), ("gpu.md", page(results))):
         partial = folder / f"{name}.partial"
         partial.write_text(content)
@@ -215,7 +217,7 @@ def save(results: dict[str, Any], folder: Path) -> None:
 
 
 def write_page(results_file: Path, docs: Path) -> None:
-    """The page of docs/, with the numbers that it is made of beside it."""
+    """Write the page in docs/, and next to it the numbers that it is made from."""
     results = json.loads(results_file.read_text())
     if results_file.resolve() != (docs / "gpu.json").resolve():
         shutil.copyfile(results_file, docs / "gpu.json")

@@ -1,4 +1,4 @@
-"""The page that `gpu.py` makes of its numbers; it needs nothing but these."""
+"""The page that `gpu.py` writes from its numbers; it needs only these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_RUN = """
 
 
 def page(results: dict[str, Any] | None) -> str:
-    """The whole page: of a run, or of none."""
+    """The whole page, for a run or, with None, before any run."""
     if results is None:
         return HEADER + NOT_RUN
     machine = dict(results["machine"])
@@ -41,7 +41,7 @@ def page(results: dict[str, Any] | None) -> str:
 
 
 def _body(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A table of all rows with the same columns, for each such set, and what failed."""
+    """A table for each set of rows with the same columns, and a list of what failed."""
     tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if "error" not in row:

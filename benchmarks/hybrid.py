@@ -1,9 +1,9 @@
-r"""Where the hybrid order pays: exploration orders x ratios against their two ends, on image grids of any size.
+r"""Whether the hybrid order pays: exploration orders and ratios, against the two pure orders, on image grids.
 
     python benchmarks/hybrid.py --pipeline PIPELINE --classifier pipelines/maskgit-mnist/digit_classifier \
         --dataset ylecun/mnist --output_dir out/hybrid
 
-For a finer grid than the shipped 7 x 7 train one of 14 x 14 codes first:
+For a finer grid than the shipped 7 x 7, train a model of 14 x 14 codes first:
 
     accelerate launch examples/train_vq.py --dataset ylecun/mnist --block_out_channels 16 32 --max_train_steps 1500 \
         --output_dir runs/vq14
@@ -11,10 +11,10 @@ For a finer grid than the shipped 7 x 7 train one of 14 x 14 codes first:
         --hidden_size 96 --intermediate_size 192 --num_layers 5 --max_train_steps 2200 --output_dir runs/maskgit14
 
 Cells and measures are those of `images.py`. All samplers of a table draw tokens at the same choice temperature, so that
-they differ in the order alone: the ends are "halton" and "uniform" (explore only) and "moment" (exploit only), and
-"halton 0.5" explores with half of each step's positions; "halton 1>0" with all of them at first and none in the end.
-After the table come the differences to the better end, seed by seed, with standard errors. Text has its own table in
-`text.py`, exact conditionals in `markov_chain.py`.
+they differ only in the order of positions. The pure orders are "halton" and "uniform", which only explore, and
+"moment", which only exploits. "halton 0.5" explores with half of each step's positions; "halton 1>0" starts with all of
+them and falls to none. After the table come the differences from the better pure order, paired by seed, with standard
+errors. `text.py` does the same for text, and `markov_chain.py` for exact conditionals.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--samplers", nargs="+", choices=[*ENDS, *HYBRIDS], default=[*ENDS, *HYBRIDS])
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8])
     args = parser.parse_args(argv)
-    names = sorted(args.samplers, key=lambda name: name in HYBRIDS)  # the ends first
+    names = sorted(args.samplers, key=lambda name: name in HYBRIDS)  # the pure orders first
     results = run(args, ENDS | HYBRIDS, [(name, steps) for steps in args.steps for name in names])
     print_cells(results["cells"], COLUMNS)
     print_gains(results["cells"])
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def print_gains(cells: Cells) -> None:
-    """What each hybrid gains in Frechet distance on the better of its two ends; negative is nearer to real images."""
+    """Print each hybrid's Frechet distance minus that of the better of its two pure orders; negative is better."""
     means = {key: row["frechet"][0] for key, row in summarise(cells).items()}
     rows = []
     for name, steps in [key for key in means if key[0] in HYBRIDS]:

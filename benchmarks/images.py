@@ -3,10 +3,11 @@
     python benchmarks/images.py --dataset ylecun/mnist --output_dir out/images
     python benchmarks/images.py --dataset ylecun/mnist --output_dir out/images --resume   # after a stop
 
-Prints a table, and writes `results.json` (after every cell) and `frechet.png`. The labels asked for are those of the
-real images on the other side, so that the class mix costs nothing; both sides have `--num_images` images. Two rows
-say what could be reached: "real images" (as many others of the same set) and "tokenizer" (those others, encoded and
-decoded). Image i of seed s comes from its own generator, seeded `s * num_images + i`: batches do not matter.
+Prints a table, and writes `results.json` (after every cell) and `frechet.png`. `--num_images` generated images are
+compared with as many real ones. They are generated with the labels of these, so that both sides have the same classes.
+Two rows show the best possible scores: "real images" compares equally many other images of the same set, and
+"tokenizer" compares these after encoding and decoding. Image i of seed s comes from its own generator, seeded with
+`s * num_images + i`, so the batch size does not matter.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ COLUMNS = QUALITY | {
     "seconds": lambda row: f"{row['seconds'][0]:.1f}",
     "model passes": lambda row: f"{row['passes'][0]:.1f}",
 }
-# What cells must share to stand in one table.
+# Arguments that must be equal for all cells of a table.
 SETTINGS = ("pipeline", "classifier", "dataset", "data_dir", "split")
 SETTINGS += ("choice_temperature", "guidance_scale", "num_images")
 
@@ -68,8 +69,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name of the pipeline")
     parser.add_argument("--classifier", help="folder of a DigitClassifier; default: PIPELINE/digit_classifier")
     parser.add_argument("--dataset", help="data set on the Hub, such as ylecun/mnist")
-    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images a class")
-    parser.add_argument("--split", choices=("train", "test"), default="test", help="where the real images come from")
+    parser.add_argument("--data_dir", help="instead: folder with IDX files, or with one sub-folder of images per class")
+    parser.add_argument("--split", choices=("train", "test"), default="test", help="split of the real images")
     parser.add_argument("--choice_temperature", type=float, default=6.0)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--num_images", type=int, default=1000, help="a cell and seed")
@@ -87,7 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Bench:
-    """A pipeline, a classifier and real images: what every cell needs."""
+    """The pipeline, classifier and real images that all cells use."""
 
     def __init__(self, args: argparse.Namespace, samplers: Samplers) -> None:
         self.args, self.samplers = args, samplers
@@ -99,14 +100,15 @@ class Bench:
             self.classifier = DigitClassifier.from_pretrained(args.pipeline, subfolder="digit_classifier")
         self.classifier.to(device).eval()
         self.shared = shared_config(self.pipeline.scheduler)
-        images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir)
+        channels = self.classifier.config.in_channels
+        images, labels, _ = load_labelled_images(args.split, args.dataset, args.data_dir, num_channels=channels)
         if len(images) < 2 * args.num_images:
             raise ValueError(
                 f"`num_images` must be at most {len(images) // 2}, half of the real images, got {args.num_images}. "
                 "Ask for fewer, or pass --split train."
             )
         self.images, self.labels = images, labels
-        # The first call pays for warming up; it shall not stand in the table.
+        # The first call warms up; leave its time out of the table.
         self.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
         self.needed = NeededPasses(self.pipeline.transformer, self.shared["mask_token_id"])
 
@@ -114,24 +116,24 @@ class Bench:
         return self.generate(name, steps, seed) if steps else self.reference(name, seed)
 
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Two disjoint sets of real images for a seed: rows of the data set, `num_images` each."""
+        """Two disjoint random sets of real images for a seed: indices into the data set, `num_images` each."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
         return order[: self.args.num_images], order[self.args.num_images : 2 * self.args.num_images]
 
     def judge(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-        """Frechet distance to the seed's real images, share of images read as their label, variance within a class."""
+        """Frechet distance to the seed's real images, share of images read as their label, within-class variance."""
         real = self.real(seed)[0]
         _, real_features = self.classifier.read(self.images[real])
         classes, features = self.classifier.read(images)
         distance = frechet_distance(*feature_statistics(real_features), *feature_statistics(features))
-        real_variance = variance_within(real_features, self.labels[real]) or 1.0  # dead features do not vary
+        real_variance = variance_within(real_features, self.labels[real]) or 1.0  # constant features have variance 0
         variance = variance_within(features, labels) / real_variance
         accuracy = (classes == labels).double().mean().item()
         return {"frechet": distance, "accuracy": accuracy, "within-class variance": variance}
 
     @torch.no_grad()
     def reference(self, name: str, seed: int) -> dict[str, float]:
-        """What real images, or the tokenizer's reconstructions of them, score."""
+        """Measures of real images, or of the tokenizer's reconstructions of them."""
         others = self.real(seed)[1]
         images, started = self.images[others], time.perf_counter()
         if name == "tokenizer":
@@ -142,7 +144,7 @@ class Bench:
         return {**self.judge(images, self.labels[others], seed), "seconds": seconds, "passes": 0.0, "calls": 0.0}
 
     def generate(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
-        """What one sampler scores with one number of steps, "name, R groups" with partial caching."""
+        """Measures of a sampler with a number of steps; with partial caching it is named "name, R groups"."""
         codes, cost = self.draw(sampler, steps, seed)
         return {**self.judge_codes(codes, self.labels[self.real(seed)[0]], seed), **cost}
 
@@ -152,7 +154,7 @@ class Bench:
         return self.judge(images, labels, seed)
 
     def draw(self, sampler: str, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-        """Codes of the seed's images, and what they cost."""
+        """Codes of the seed's images, and their cost."""
         args, (name, num_substeps) = self.args, parts(sampler)
         self.pipeline.scheduler = self.samplers[name](**self.shared, choice_temperature=args.choice_temperature)
         labels = self.labels[self.real(seed)[0]].tolist()
@@ -165,7 +167,7 @@ class Bench:
 
 
 def variance_within(features: Tensor, labels: Tensor) -> float:
-    """Trace of the features' covariance in a class, averaged over the images: how much images of a class differ."""
+    """How much images of a class differ: trace of the features' covariance in a class, averaged over the images."""
     classes = [features[labels == label].double() for label in labels.unique()]
     return sum(((own - own.mean(0)) ** 2).sum().item() for own in classes) / len(features)
 
@@ -181,7 +183,7 @@ def plot(cells: Cells, path: Path) -> None:
 
 
 def run(args: argparse.Namespace, samplers: Samplers, pairs: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """Measures the cells of samplers and steps that are missing; returns what `results.json` holds."""
+    """Measures the missing cells of these samplers and steps; returns the contents of `results.json`."""
     wanted = seed_by_seed([*((name, 0) for name in REFERENCES), *pairs], args.num_seeds)
     return run_cells(args, SETTINGS, wanted, lambda: Bench(args, samplers).measure)
 

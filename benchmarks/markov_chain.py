@@ -1,4 +1,4 @@
-r"""Samplers judged without any model's error: on a Markov chain whose conditionals are known for every mask pattern.
+r"""Judges samplers without model error: on a Markov chain whose conditionals are known for every mask pattern.
 
     python benchmarks/markov_chain.py --output_dir out/chain
     python benchmarks/markov_chain.py --output_dir out/chain --resume   # after a stop, or with more cells
@@ -6,19 +6,19 @@ r"""Samplers judged without any model's error: on a Markov chain whose condition
         "moment 16" "halton 16" "hybrid 16, halton 0.25" "hybrid 16, halton 0.5" "hybrid 16, halton 0.75" \
         "hybrid 16, halton 1>0" "hybrid 16, uniform 0.5" --output_dir out/chain256
 
-64 positions, 8 tokens unless told otherwise. For every sampler, number of steps and number of groups R:
+The default is 64 positions and 8 tokens. The measures, for every sampler, number of steps and number of groups R:
 
-nats: minus the log-probability a token that the chain gives to what was drawn; below the chain's own entropy rate the
-    samples are too likely.
-entropy: of the tokens within a sequence; its fall is what a lowered temperature costs.
-pairs: KL of the samples' neighbouring pairs from the chain's, in nats, averaged over the places. The chain's own
-    samples show what their number adds.
-tempering, dependence: the two terms of the path's KL, in nats a token (docs/theory.md): what drawing at a lower
-    temperature costs, and what drawing several tokens at once from their marginals costs. Their sum bounds the KL of
-    the sequences. Not for MaskGIT, whose choice of positions reads the tokens.
+nats: minus the log-probability of the samples under the chain, per token; a value below the chain's own entropy rate
+    means that the samples are too likely.
+entropy: entropy of the tokens within a sequence; a lower temperature reduces it.
+pairs: KL divergence of the samples' adjacent pairs from the chain's, in nats, averaged over the positions. The value of
+    the chain's own samples shows the bias due to the number of samples.
+tempering, dependence: the two terms of the path's KL, in nats per token (docs/theory.md): the cost of drawing at a
+    lower temperature, and that of drawing several tokens at once from their marginals. Their sum bounds the KL of the
+    sequences. Not available for MaskGIT, whose choice of positions depends on the tokens.
 
-"moment, 1" is at choice temperature 1, constant over the run; "moment 4" and the others anneal linearly. Errors are
-over seeds. Writes `results.json` after every cell, and `chain.png`.
+"moment, 1" has choice temperature 1, constant over the run; in "moment 4" and the like it falls linearly to 0. Errors
+are over seeds. Writes `results.json` after every cell, and `chain.png`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SAMPLERS: Samplers = {
     "hybrid 4": partial(HYBRIDS["halton 0.75"], choice_temperature=4.0),
     "hybrid 16": partial(HYBRIDS["halton 0.75"], choice_temperature=16.0),
 }
-# Beside those of the table: what lies between the bit-reversed and the moment order, and other explorations.
+# Further samplers: mixtures of the bit-reversed and the moment order, and other explorations.
 MIXTURES: Samplers = {
     "halton 16": partial(HaltonScheduler, choice_temperature=16.0),
     "uniform 16": partial(UniformScheduler, choice_temperature=16.0),
@@ -141,14 +141,14 @@ def sharpness(scheduler: MaskedDiffusionScheduler, step: int) -> torch.Tensor:
 
 
 def plot(cells: Cells, path: Path) -> None:
-    """Pairs and path KL against steps, uncached; the dotted line is the chain's own samples."""
+    """Plot pairs and path KL against steps, without caching; the dotted line shows the chain's own samples."""
     summary = {key: row for key, row in summarise(cells).items() if parts(key[0])[1] == 1}
     with figure(path, figsize=(10, 4)) as page:
         left, right = page.subplots(1, 2)
         draw_references(left, summary, "pairs")
         log = {"yscale": "log"}
-        draw_over_steps(left, summary, lambda row: row["pairs"], ylabel="KL of neighbouring pairs, nats", **log)
-        draw_over_steps(right, summary, path_kl, ylabel="path KL, nats a token", **log)
+        draw_over_steps(left, summary, lambda row: row["pairs"], ylabel="KL of adjacent pairs, nats", **log)
+        draw_over_steps(right, summary, path_kl, ylabel="path KL, nats per token", **log)
         add_legend(page)
 
 

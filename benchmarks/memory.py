@@ -1,4 +1,4 @@
-"""The peak memory of some work, on a CPU too."""
+"""The peak memory that a function allocates, on an accelerator or a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class CountMemory(TorchDispatchMode):
-    """Peak bytes of storages that operations allocate while this is on, for a CPU, which keeps no such count."""
+    """Tracks the peak bytes that operations allocate in this context, for a CPU, where torch does not count them."""
 
     def __init__(self) -> None:
         super().__init__()

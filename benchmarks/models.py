@@ -1,4 +1,4 @@
-"""Models of the published sizes, untrained: for what depends on sizes alone."""
+"""Untrained models of the published sizes, for measurements that depend on sizes alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def mdlm(**others: int) -> MDLMTransformer:
 
 def mdlm_pipeline(transformer: MDLMTransformer, device: str) -> MDLMPipeline:
     """A pipeline whose last token is the mask, with a tokenizer of one word."""
-    nn.init.normal_(transformer.output_layer.linear.weight, std=0.05)  # a new model's logits are all the same
+    nn.init.normal_(transformer.output_layer.linear.weight, std=0.05)  # in a new model all logits are equal
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
     mask = transformer.config.vocab_size - 1
     scheduler = AncestralScheduler(mask_token_id=mask, codebook_size=mask)

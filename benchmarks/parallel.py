@@ -1,12 +1,12 @@
-"""What more processes gain, and what a set costs beside its model: two tables.
+"""The gain from more processes, and the share of time that a set spends outside its model: two tables.
 
     python benchmarks/parallel.py --tables scaling overhead
     python benchmarks/parallel.py --tables released --num_layers 24 --hidden_size 768
 
-`scaling` runs one and two single-threaded processes of `accelerate launch` in turn, on a CPU, and counts from the first
-batch of each on: loading is left out. `overhead` is the share of wall time outside transformer and tokenizer on the
-shipped image model; `released` is the same with random weights of a released size. Ratios are medians over repeats
-taken in one run; on a busy machine samples per second of CPU time are what can be compared.
+`scaling` runs one and two single-threaded processes of `accelerate launch` in turn, on a CPU. Timing starts with the
+first batch of each process, so loading is left out. `overhead` is the share of wall time outside transformer and
+tokenizer on the shipped image model; `released` is the same with random weights of a released size. Ratios are medians
+over repeats in one run. On a busy machine, compare samples per second of CPU time.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pipeline", default=str(ROOT / "pipelines" / "maskgit-mnist"))
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--block_size", type=int, default=8, help="of `overhead`; the default is a CPU's")
+    parser.add_argument("--block_size", type=int, default=8, help="for `overhead`; the default is that of a CPU")
     parser.add_argument("--num_inference_steps", type=int, default=8)
-    parser.add_argument("--num_layers", type=int, default=24, help="of `released`, as the next three")
+    parser.add_argument("--num_layers", type=int, default=24, help="for `released`, like the next three")
     parser.add_argument("--hidden_size", type=int, default=768)
     parser.add_argument("--sample_size", type=int, default=16)
     parser.add_argument("--codebook_size", type=int, default=16384)
@@ -57,11 +57,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 class Speed(NamedTuple):
     per_second: float
-    per_cpu_second: float  # what does not depend on who else uses the cores
+    per_cpu_second: float  # does not depend on other programs on the same cores
 
 
 def speed_of(args: argparse.Namespace, num_processes: int) -> Speed:
-    """From every process's first batch to the last batch, over the samples made in between."""
+    """Samples per second, from the time when every process has made its first batch to the last batch."""
     launcher = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     several = ["--multi_gpu", "--num_processes", "2"] if num_processes == 2 else ["--cpu", "--num_processes", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -72,7 +72,7 @@ def speed_of(args: argparse.Namespace, num_processes: int) -> Speed:
         command = [sys.executable, "-m", "accelerate.commands.launch", *several, *launcher]
         command += [str(ROOT / "examples" / "generate_dataset.py"), *wanted, "--shard_size", str(args.num_samples)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        at: list[tuple[int, float, float]] = []  # how many samples were there when, and after which CPU time
+        at: list[tuple[int, float, float]] = []  # number of samples, time, CPU time
         while process.poll() is None:
             done = len(list(output.glob(".generation/part-*.parquet"))) * args.batch_size
             if done >= num_processes * args.batch_size and (not at or done > at[-1][0]):
@@ -85,7 +85,7 @@ def speed_of(args: argparse.Namespace, num_processes: int) -> Speed:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process and those it started."""
+    """CPU time of a process and of those it started."""
     tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(times.user + times.system for times in (process.cpu_times() for process in tree))
 
@@ -106,7 +106,7 @@ def scaling(args: argparse.Namespace) -> None:
 
 
 def share_outside(pipe: MaskGITPipeline, args: argparse.Namespace, num_samples: int, block_size: int) -> float:
-    """The share of the wall time of a set outside the transformer and the tokenizer, loading left out."""
+    """The share of a set's wall time spent outside the transformer and the tokenizer, without loading."""
     parser, clock = argparse.ArgumentParser(), Clock()
     add_arguments(parser)
     pipe.set_progress_bar_config(disable=True)

@@ -1,26 +1,27 @@
-"""What partial caching is worth on the two shipped models: quality against passes and wall time, with error bars.
+"""What partial caching gains on the two shipped models: quality against passes and wall time, with error bars.
 
     python benchmarks/partial_caching.py --image_dir FOLDER_OF_MNIST --text_dir FOLDER_OF_TXT --output_dir out/partial
     python benchmarks/partial_caching.py ... --resume   # after a stop, or with other samplers, steps or groups
 
 Cells and measures are those of `images.py` (Frechet distance, class accuracy) and `text.py` (nats and entropy, distinct
-n-grams), uncached and with R = `--num_substeps` groups. "moment, 2 groups" draws each step's tokens in two groups, with
-a partial pass before the second; one over k of L positions counts as k / L of a pass in "pass equivalents". To them
-come measures of what a step of independent draws loses:
+n-grams), without caching and with R = `--num_substeps` groups. "moment, 2 groups" draws each step's tokens in two
+groups, with a partial pass before the second; in "pass equivalents" a partial pass over k of L positions counts as
+k / L. Three more measures show what independent draws within a step lose:
 
-marginals: total variation between the token distributions of generated and real data, at each place of the grid and
-    averaged over the places; on text, where all places are alike, in each quarter of the sequence against all
-    held-out text.
-pairs: KL divergence of the real from the generated distribution of neighbouring pairs, in nats, with 0.1 added to
-    every count; on images of codes, the mean of left-right and top-bottom; on text, where pairs of tokens are too many
-    to count, of the last character of a token and the first of the next.
-within-class variance: trace of the covariance of the classifier's features within a class, over that of real images;
-    on text, which has no classes, the entropy and the distinct n-grams stand for it.
+marginals: total variation between the token distributions of generated and real data, at each position of the grid,
+    averaged over the positions; on text, where all positions are alike, each quarter of the sequence is compared with
+    all held-out text.
+pairs: KL divergence of the real from the generated distribution of adjacent pairs, in nats, with 0.1 added to every
+    count. For images it is the mean over left-right and top-bottom pairs of codes; for text, where there are too many
+    pairs of tokens, it is that of a token's last character and the next token's first.
+within-class variance: trace of the covariance of the classifier's features within a class, relative to real images;
+    text has no classes, and uses entropy and distinct n-grams instead.
 
-The first two are of empirical distributions and do not reach 0: the rows of real data say what they can reach.
-Differences are taken seed by seed, at the same number of steps or, "at equal passes", from the uncached sampler's curve
-where it has cost as many passes; "nothing" is within two standard errors. Wall time is that of the fastest seed,
-without decoding.
+Marginals and pairs compare empirical distributions, so they do not reach 0: the rows of real data show the best
+possible values. Differences are paired by seed. They are taken at the same number of steps, or "at equal passes": from
+the curve of the same sampler without caching, interpolated at as many passes. "Nothing" means within two standard
+errors. Wall time is that of the fastest seed, without decoding.
+
 Writes `results.json` (after every cell) in `images/` and `text/`, and the plots `partial_caching.png` (one sampler) and
 `samplers.png` (the others).
 """
@@ -45,7 +46,7 @@ from torch import Tensor
 
 PSEUDO_COUNT = 0.1
 QUARTERS = 4
-# The first of each is the one that verdicts and plots are of
+# The first measure of each kind is the one for verdicts and plots
 IMAGE_MEASURES: Measures = {
     "frechet": ("Frechet distance", 1, 2),
     "accuracy": ("accuracy, %", 100, 2),
@@ -66,7 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     add_pipeline_arguments(parser)
     for kind in ("image", "text"):
-        parser.add_argument(f"--{kind}_dataset", help="data set on the Hub; without data this kind is left out")
+        parser.add_argument(f"--{kind}_dataset", help="data set on the Hub; without data, this kind is skipped")
         parser.add_argument(f"--{kind}_dir", help=f"instead: a folder, see {kind}{'s' * (kind == 'image')}.py")
     parser.add_argument("--image_samplers", nargs="*", default=["uniform", "halton", "hybrid"], help="beside moment")
     parser.add_argument("--text_samplers", nargs="*", default=["hybrid 4", "uniform", "halton"], help="beside moment 4")
@@ -90,7 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def marginals(tokens: Tensor, num_tokens: int, num_places: int) -> Tensor:
-    """Token distributions of neighbouring positions together, float64 `(num_places, num_tokens)`."""
+    """Token distributions in `num_places` groups of neighbouring positions, float64 `(num_places, num_tokens)`."""
     place = torch.arange(tokens.shape[1]) * num_places // tokens.shape[1]
     counts = (place * num_tokens + tokens).flatten().bincount(minlength=num_places * num_tokens)
     counts = counts.view(num_places, num_tokens).double()
@@ -102,7 +103,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def pair_divergence(num_symbols: int, real: tuple[Tensor, Tensor], generated: tuple[Tensor, Tensor]) -> float:
-    """KL divergence of pairs (first, second) from real to generated ones, with smoothed counts."""
+    """KL divergence of the real from the generated distribution of pairs (first, second), with smoothed counts."""
 
     def log_shares(pairs: tuple[Tensor, Tensor]) -> Tensor:
         index = (pairs[0] * num_symbols + pairs[1]).flatten()
@@ -161,7 +162,7 @@ class TextBench(text.Bench):
 
 
 def grid(reference: Sequence[str], main: Sequence[str], others: Sequence[str], args: Any, kind: str) -> list[Cell]:
-    """References, then moment with MaskGIT (uncached also at more steps), then the others."""
+    """The cells: references, then moment and MaskGIT (without caching also at more steps), then all other samplers."""
     steps, more_steps = getattr(args, f"{kind}_steps"), getattr(args, f"{kind}_more_steps")
     seeds = range(getattr(args, f"{kind}_seeds"))
     cells = [(name, 0, seed) for seed in seeds for name in reference]
@@ -195,9 +196,10 @@ def source(args: argparse.Namespace, kind: str) -> list[str]:
 
 
 def at_equal_passes(cells: Cells, uncached: dict[str, str], measure: str) -> Cells:
-    """Cells of what every sampler gains on its uncached self at as many passes, seed by seed.
+    """The difference of each sampler with groups from the same sampler without caching, at equal passes, by seed.
 
-    Between the step counts that were measured log(measure) is taken as linear in log(passes); outside there is no cell.
+    The values without caching are interpolated linearly in log(measure) and log(passes); outside the measured range
+    there is no cell.
     """
     gains = []
     for cell in cells:
@@ -214,7 +216,7 @@ def at_equal_passes(cells: Cells, uncached: dict[str, str], measure: str) -> Cel
 
 
 def print_tables(cells: Cells, measures: Measures, moment: str, maskgit: str, number: int) -> None:
-    """Values with costs and the gain over the same sampler uncached, then all differences from the two baselines."""
+    """Print values with costs and gains over the same sampler without caching; then differences from both baselines."""
     names = list(dict.fromkeys(cell["sampler"] for cell in cells))
     uncached = {name: parts(name)[0] for name in names if parts(name)[1] > 1}
     first = next(iter(measures))
@@ -257,12 +259,12 @@ def scaled(value: tuple[float, float], measure: tuple[str, float, int]) -> str:
 
 
 def clear(gain: tuple[float, float]) -> bool:
-    """A lower value by more than two standard errors."""
+    """Whether a value is lower by more than two standard errors."""
     return gain[0] + 2 * gain[1] < 0
 
 
 def verdict(gain: tuple[float, float], measure: tuple[str, float, int]) -> str:
-    """A gain, unless the error says otherwise; of one seed there is none."""
+    """Describes a difference as a gain, a loss or nothing, given its standard error."""
     said = scaled(gain, measure)
     if math.isnan(gain[1]):
         return said

@@ -1,12 +1,12 @@
-"""What a partial pass costs beside a full one, and a generation with two groups a step beside plain ones.
+"""The cost of a partial pass relative to a full one, and of a generation with two groups per step to plain ones.
 
     python benchmarks/partial_caching_cost.py --output_dir out/partial_caching_cost
 
-Both models of this package with random weights, float32, by default 768 wide with 12 heads and 4 layers, a batch of one
-and one thread. Everything that is compared takes turns, in an order that changes with each repeat; ratios are medians
-over repeats of the ratio in that repeat. The table has the time of a partial pass over k of L positions over that of a
-full pass, and the time of `--num_inference_steps` steps with R = 2 over that of as many plain ones and of twice those.
-Then it counts the tensors that are alive after 2 and after 50 generations.
+Two models of this package with random weights in float32; by default they have width 768, 12 heads and 4 layers, and
+run with a batch of one on one thread. Everything that is compared takes turns, in an order that changes with each
+repeat; a ratio is the median over repeats of the ratio within a repeat. The table shows the time of a partial pass over
+k of L positions relative to a full pass, and the time of `--num_inference_steps` steps with R = 2 relative to as many
+plain steps and to twice as many. Then the program counts the tensors that exist after 2 and after 50 generations.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make(name: str, length: int, args: argparse.Namespace) -> tuple[Any, Callable[..., Any], Callable[[int], Any]]:
-    """A pipeline, its model as a function of tokens and positions, and a generation in a number of steps."""
+    """A pipeline, its model as a function of tokens and positions, and a function that generates in given steps."""
     size, mask = args.hidden_dim, args.codebook_size
     scheduler = MomentScheduler(mask_token_id=mask, codebook_size=mask, choice_temperature=4.0)
     if name == "MDLMTransformer":
@@ -92,7 +92,7 @@ def measure(name: str, length: int, args: argparse.Namespace) -> dict[str, Any]:
         positions = torch.randperm(length, device=args.device)[None, : int(share * length)]
         works[str(share)] = lambda at=positions: apply(tokens[:, : at.shape[1]], positions=at)
     with partial_caching(pipe.transformer, 2):
-        apply(tokens)  # a partial pass needs one before it
+        apply(tokens)  # the full pass that a partial pass needs before it
         passes = take_turns(works, args.repeats)
 
     def in_groups() -> None:
@@ -113,7 +113,7 @@ def measure(name: str, length: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def live_tensors() -> tuple[int, int]:
-    """How many tensors there are, and the bytes of their storages."""
+    """The number of existing tensors, and the bytes of their storages."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)]  # no fake ones
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
@@ -121,7 +121,7 @@ def live_tensors() -> tuple[int, int]:
 
 
 def leaks(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What is alive after 2 and after 50 generations with two groups, by a small model."""
+    """The tensors that exist after 2 and after 50 generations with two groups, for a small model."""
     small = argparse.Namespace(**{**vars(args), "hidden_dim": 48, "num_layers": 2, "num_heads": 4})
     pipe, _, generate = make(name, 64, small)
     alive = {}

@@ -2,12 +2,12 @@
 
     python benchmarks/partial_caching_divergence.py
 
-Two groups a step, the first drawn from the step's full pass. At the positions of the second group three predictions are
-compared: p_fresh, of a full pass over the sample with the first group filled in; p_partial, of the partial pass; and
-p_stale, of the step's full pass, from which a sampler without groups would draw. The captured share is what
-KL(p_fresh || p_partial) / KL(p_fresh || p_stale) lacks to 1, each KL a mean over positions, in nats. Prints the ratio
-for each number of steps and each step that has two groups, counted from 0, with standard errors over seeds; needs no
-data.
+Each step has two groups, of which the first is drawn from the step's full pass. Three predictions at the positions of
+the second group are compared: p_fresh comes from a full pass over the sample with the first group filled in; p_partial
+comes from the partial pass; and p_stale comes from the step's full pass, from which a sampler without groups would draw
+both groups. The ratio KL(p_fresh || p_partial) / KL(p_fresh || p_stale), each KL a mean over positions in nats, is the
+share of the dependence that is missed: 0 for exact partial passes. Prints it for each number of steps, and for each
+step that has two groups, counted from 0, with standard errors over seeds. Needs no data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Divergences:
-    """Sees every pass of a denoiser, and puts a fresh full pass beside each partial one."""
+    """Wraps a denoiser, and compares each partial pass with a fresh full pass."""
 
     def __init__(self, model: Any, codebook_size: int, mask_token_id: int) -> None:
         self.model, self.codebook_size, self.mask_token_id = model, codebook_size, mask_token_id
@@ -85,7 +85,7 @@ class Divergences:
 
 
 def measure(kind: str, pipe: Any, scheduler: Any, steps: int, args: argparse.Namespace) -> list[list[dict[str, float]]]:
-    """Divergences of every step, seed by seed."""
+    """Divergences of every step, for each seed."""
     pipe.scheduler = scheduler
     seen = Divergences(pipe.transformer, scheduler.config.codebook_size, scheduler.config.mask_token_id)
     seeds, number = [], args.num_samples
@@ -100,7 +100,7 @@ def measure(kind: str, pipe: Any, scheduler: Any, steps: int, args: argparse.Nam
 
 
 def ratio(steps: Sequence[dict[str, float]]) -> float:
-    """Of the mean divergences over all positions of some steps."""
+    """The ratio of the mean divergences over all positions of some steps."""
     partial, stale = (sum(step[name] * step["positions"] for step in steps) for name in ("partial", "stale"))
     return partial / stale
 

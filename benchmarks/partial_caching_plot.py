@@ -1,4 +1,4 @@
-"""The plots of `partial_caching.py`: quality against cost, one line per R, the step count beside each point."""
+"""The plots of `partial_caching.py`: quality against cost, with one line per R and the step count at each point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samplers import in_groups
 Measures = dict[str, tuple[str, float, int]]
 # cells, measures, moment, MaskGIT, the other samplers, samples of a cell
 Kind = tuple[Cells, Measures, str, str, Sequence[str], int]
-# R -> colour and where the step count stands, in points from its mark
+# R -> colour, and the offset of the step count from its point, in points
 STYLES = {1: ("black", (-7, -11)), 2: ("tab:blue", (4, 3)), 3: ("tab:green", (4, 3)), 4: ("tab:orange", (4, 3))}
 MORE_STYLES = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
 TICKS = {
@@ -25,12 +25,12 @@ TICKS = {
 
 
 def fastest(cells: Cells, name: str, steps: int) -> float:
-    """Milliseconds of the seed that the machine was least busy with."""
+    """Milliseconds of the fastest seed, which other programs disturbed least."""
     return 1000 * min(cell["seconds"] for cell in cells if (cell["sampler"], cell["steps"]) == (name, steps))
 
 
 def curve(axis: Any, kind: Kind, name: str, x: str, colour: str, offset: tuple[int, int], **style: Any) -> None:
-    """Quality against cost, the step count beside each point."""
+    """Plot quality against cost, with the step count at each point."""
     cells, measures, *_, number = kind
     y = next(iter(measures))
     rows = [(steps, row) for (sampler, steps), row in summarise(cells).items() if sampler == name and steps]
@@ -47,13 +47,13 @@ def curve(axis: Any, kind: Kind, name: str, x: str, colour: str, offset: tuple[i
 
 
 def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[int]) -> None:
-    """A sampler by R."""
+    """Plot a sampler's curves, one per R."""
     more = iter(MORE_STYLES)
     for num in sorted(num_substeps):
         colour, offset = STYLES[num] if num in STYLES else (next(more), (4, 3))
         curve(axis, kind, in_groups(sampler, num), x, colour, offset, label=f"R = {num}")
     for scale, measure in ((axis.xaxis, x), (axis.yaxis, next(iter(kind[1])))):
-        label, ticks = TICKS.get(measure, (f"{measure} a character", ()))
+        label, ticks = TICKS.get(measure, (f"{measure} per character", ()))
         scale.set_label_text(label)
         if ticks:
             getattr(axis, f"set_{scale.axis_name}scale")("log")
@@ -64,7 +64,7 @@ def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[i
 
 
 def plot(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
-    """Moment by R beside MaskGIT: above against passes, below against wall time."""
+    """Plot moment for each R, and MaskGIT: at the top against passes, at the bottom against wall time."""
     with figure(path, dpi=200, figsize=(8, 6.6)) as page:
         axes = page.subplots(2, len(kinds), squeeze=False)
         for column, kind in enumerate(kinds):
@@ -77,7 +77,7 @@ def plot(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
 
 
 def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
-    """The other samplers by R, against passes."""
+    """Plot the other samplers for each R, against passes."""
     width = max(len(kind[4]) for kind in kinds)
     with figure(path, dpi=200, figsize=(1.7 * width, 2.7 * len(kinds))) as page:
         axes = page.subplots(len(kinds), width, squeeze=False, sharey="row")

@@ -1,4 +1,4 @@
-"""Samples of a pipeline, each from its own generator, and the passes and the time that they needed."""
+"""Draws samples of a pipeline, each from its own generator, and counts the passes and the time that they need."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hf_maskdiff import PartialCacheConfig
 
 
 def open_pipeline(kind: Any, name: str) -> Any:
-    """Without progress bars."""
+    """Open a pipeline without progress bars."""
     pipe = kind.from_pretrained(name)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def draw_codes(pipe: Any, generators: list[torch.Generator], labels: list[int] | None = None, **options: Any) -> Tensor:
-    """Images as codes `(num_images, height, width)` on the CPU; without `labels` of all classes in turn."""
+    """Draw images as codes `(num_images, height, width)` on the CPU; without `labels`, of all classes in turn."""
     num_classes = pipe.transformer.config.num_classes
     labels = [i % num_classes for i in range(len(generators))] if labels is None else labels
     return pipe(class_labels=labels, generator=generators, output_type="latent", **options).images.cpu()
 
 
 def draw_ids(pipe: Any, generators: list[torch.Generator], **options: Any) -> list[Tensor]:
-    """Texts as token ids `(length,)` on the CPU."""
+    """Draw texts as token ids `(length,)` on the CPU."""
     options |= {"num_return_sequences": len(generators), "output_type": "ids"}
     return [ids.cpu() for ids in pipe(generator=generators, **options).sequences]
 
@@ -39,7 +39,7 @@ def generators_from(first: int, number: int) -> list[torch.Generator]:
 
 @contextmanager
 def partial_caching(model: Any, num_substeps: int, **config: Any) -> Iterator[None]:
-    """Partial caching for a while; with one group the model is left alone."""
+    """Switch partial caching on inside this context; with one group it stays off."""
     if num_substeps == 1:
         yield
         return
@@ -51,10 +51,10 @@ def partial_caching(model: Any, num_substeps: int, **config: Any) -> Iterator[No
 
 
 class NeededPasses:
-    """Counts the passes that samples need: a sample without a mask is done, and costs nothing.
+    """Counts the passes that samples need: a sample without masks is done, and needs no more.
 
-    A partial pass over k of L positions counts as k / L of a full one. What a batch really takes is more, as its done
-    samples go through the model with the others: `hf_maskdiff.generation.PassCounter` counts that.
+    A partial pass over k of L positions counts as k / L of a full one. A batch takes more passes than this, because
+    samples that are done still go through the model: `hf_maskdiff.generation.PassCounter` counts these.
     """
 
     def __init__(self, model: nn.Module, mask_token_id: int) -> None:
@@ -76,7 +76,7 @@ class NeededPasses:
             self.partial += int((positions >= 0).any(1).sum())
 
     def cost(self, num_samples: int) -> dict[str, float]:
-        """Of a sample: full passes, partial passes, and both as full ones."""
+        """Full passes per sample, partial passes per sample, and both as equivalents of full passes."""
         full, partial = self.full / num_samples, self.partial / num_samples
         equivalents = full + self.positions / self.length / num_samples
         return {"passes": full, "partial passes": partial, "pass equivalents": equivalents}
@@ -85,10 +85,10 @@ class NeededPasses:
 def draw_set(
     draw: Callable[..., Iterable[Tensor]], batch_size: int, needed: NeededPasses, *columns: list[Any]
 ) -> tuple[list[Tensor], dict[str, float]]:
-    """Samples in batches, and what one cost.
+    """Draw samples in batches, and measure the cost of one.
 
     Args:
-        draw: a batch, from its rows of `columns`: the generators, and what else is particular to a sample.
+        draw: draws a batch, given its part of each of `columns`: the generators, and other values with one per sample.
     """
     needed.reset()
     samples, started = [], time.perf_counter()

@@ -1,4 +1,4 @@
-"""The plots' common look: a measure against the number of steps, a line a sampler, real data as a grey line."""
+"""The common style of all plots: a measure against the number of steps, a line per sampler, real data in grey."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cells import Row, Summary
 
 @contextmanager
 def figure(path: Path, dpi: int = 150, **options: Any) -> Iterator[Any]:
-    """A new figure, written to a file in the end."""
-    from matplotlib.figure import Figure  # here: without a plot nobody needs it
+    """A new figure, which is written to a file when the context ends."""
+    from matplotlib.figure import Figure  # imported here, since only plots need it
 
     figure = Figure(layout="constrained", **options)
     yield figure
@@ -21,7 +21,7 @@ def figure(path: Path, dpi: int = 150, **options: Any) -> Iterator[Any]:
 
 
 def draw_curve(axis: Any, points: list[tuple[float, float, float]], label: str, **style: Any) -> Any:
-    """Points `(x, y, error)`; no bar where the error is NaN."""
+    """Draw points `(x, y, error)`; without an error bar if the error is NaN."""
     x, y, error = zip(*sorted(points), strict=True)
     return axis.errorbar(x, y, error, marker="o", markersize=3, capsize=3, label=label, **style)
 
@@ -29,11 +29,11 @@ def draw_curve(axis: Any, points: list[tuple[float, float, float]], label: str, 
 def draw_over_steps(
     axis: Any, summary: Summary, value: Callable[[Row], tuple[float, float] | None], **labels: Any
 ) -> None:
-    """A line a sampler, in the same colour in every panel of a summary.
+    """Draw a line per sampler, in the same colour in every panel of a summary.
 
     Args:
-        value: mean and error of what is drawn, from a row; None where it has none.
-        labels: of the axes, and their scales.
+        value: returns mean and error of the plotted measure from a row; None if the row has none.
+        labels: labels and scales of the axes.
     """
     for number, name in enumerate(dict.fromkeys(name for name, steps in summary if steps)):
         rows = [(steps, value(row)) for (sampler, steps), row in summary.items() if sampler == name]
@@ -45,20 +45,20 @@ def draw_over_steps(
 
 
 def draw_references(axis: Any, summary: Summary, measure: str) -> None:
-    """What is not a sampler and has no steps."""
+    """Draw horizontal lines for references such as real data, which have no steps."""
     references = [(name, row[measure][0]) for (name, steps), row in summary.items() if not steps]
     for (name, value), style in zip(references, (":", "--"), strict=False):
         axis.axhline(value, color="grey", linestyle=style, linewidth=1, label=name)
 
 
 def set_ticks(axis: Any, ticks: Any) -> None:
-    """These and no others."""
+    """Show these ticks only."""
     axis.set_ticks(ticks, labels=ticks)
     axis.set_ticks([], minor=True)
 
 
 def add_legend(figure: Any, **options: Any) -> None:
-    """One for all panels, beside them; each label once."""
+    """Add one legend for all panels, with each label once."""
     legends = (axis.get_legend_handles_labels() for axis in figure.axes)
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
     figure.legend(handles.values(), handles, **{"fontsize": "small", "loc": "outside right upper", **options})

@@ -1,4 +1,4 @@
-"""Samplers by their names, and the number of groups that a name may end with."""
+"""Samplers by name; a name may end with a number of groups, such as "moment, 2 groups"."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from hf_maskdiff import HybridScheduler, MaskedDiffusionScheduler
 
-# A scheduler from what all of a table share (`shared_config`), and where it is tempered from a choice temperature.
+# Make a scheduler from the configuration that a table shares (`shared_config`) and, if tempered, a choice temperature.
 Samplers = Mapping[str, Callable[..., MaskedDiffusionScheduler]]
-# From the moment order to an exploring one: "halton 0.5" explores with half of each step's positions, "halton 1>0"
-# with all of them at first and none in the end.
+# Mixtures of the moment order and an exploration order: "halton 0.5" explores with half of each step's positions,
+# "halton 1>0" starts with all of them and falls to none.
 RATIOS: dict[str, float | tuple[float, float]] = {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "1>0": (1.0, 0.0)}
 HYBRIDS: Samplers = {
     f"{order} {name}": partial(HybridScheduler, exploration=order, exploration_ratio=ratio)
@@ -23,12 +23,12 @@ GROUPS = re.compile(r"(.*), (\d+) groups")
 
 
 def shared_config(scheduler: MaskedDiffusionScheduler) -> dict[str, Any]:
-    """What a model's own scheduler says to every other."""
+    """The settings of a model's own scheduler that every other scheduler takes over."""
     return {key: scheduler.config[key] for key in ("mask_token_id", "codebook_size", "masking_schedule", "rounding")}
 
 
 def plain(scheduler: Callable[..., MaskedDiffusionScheduler], **config: Any) -> Callable[..., MaskedDiffusionScheduler]:
-    """Draws at the model's own temperature, whatever the others do."""
+    """A scheduler that draws tokens at the model's own temperature."""
     return lambda choice_temperature, **shared: scheduler(**shared, **config)
 
 
@@ -38,7 +38,7 @@ def in_groups(sampler: str, num_substeps: int) -> str:
 
 
 def all_in_groups(samplers: Sequence[str], num_substeps: Iterable[int]) -> list[str]:
-    """Every sampler with every R; MaskGIT chooses by the tokens, so it has no groups."""
+    """Every sampler with every R; MaskGIT, whose choice depends on the tokens, has no groups."""
     return [
         in_groups(sampler, num)
         for num in num_substeps
@@ -48,6 +48,6 @@ def all_in_groups(samplers: Sequence[str], num_substeps: Iterable[int]) -> list[
 
 
 def parts(sampler: str) -> tuple[str, int]:
-    """The name without its groups, and R."""
+    """Split a name into the sampler's name without groups, and R."""
     match = GROUPS.fullmatch(sampler)
     return (match[1], int(match[2])) if match else (sampler, 1)

@@ -4,10 +4,10 @@
     python benchmarks/scheduler_step.py --shapes 16x256x1024 --device cuda
 
 A measurement is the total over all steps of one cosine run from an all-masked sample, by default on one thread. The
-schedulers take turns in an order that changes with each repeat, so that a busy machine slows all of them; a ratio is
-the median over repeats of aMUSEd's time over ours in that repeat. "reads" is the run's time over that of reading
-all logits once per step (`logits.amax(-1)`): how far it is from the least a step could do if nothing were skipped.
-"extra" is the peak memory that a run allocates beside the logits, over the logits' own.
+schedulers take turns in an order that changes with each repeat, so that a busy machine slows all of them. The ratio
+"times faster" is aMUSEd's time divided by ours in the same repeat, median over repeats. "reads" is the run's time
+divided by the time to read all logits once per step (`logits.amax(-1)`), which is the least that a step needs if it
+skips no logits. "extra" is the peak memory that a run allocates in addition to the logits, relative to their size.
 
 Prints a table, writes `scheduler_step.json` and the plot `scheduler_step.png`.
 """
@@ -49,7 +49,7 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "ConfidenceScheduler": ConfidenceScheduler,
     "ConfidenceScheduler, margin": lambda **shared: ConfidenceScheduler(**shared, measure="margin"),
     "ConfidenceScheduler, entropy": lambda **shared: ConfidenceScheduler(**shared, measure="entropy"),
-    # Its counts adapt, but flat logits such as these let no position in beyond the schedule's.
+    # Its counts adapt to the logits, but with logits as flat as these they are the schedule's.
     "EntropyBoundedScheduler": lambda **shared: EntropyBoundedScheduler(**shared, follow_schedule=True),
     "UniformScheduler": UniformScheduler,
     "HaltonScheduler": HaltonScheduler,
@@ -74,7 +74,9 @@ def run(scheduler: Any, logits: Tensor, num_inference_steps: int) -> None:
     batch_size, length, vocabulary = logits.shape
     side = round(length**0.5)
     sample = torch.full((batch_size, side, side), scheduler.config.mask_token_id, device=logits.device)
-    model_output = logits.view(batch_size, side, side, vocabulary).permute(0, 3, 1, 2)  # a view: no copy for either
+    model_output = logits.view(batch_size, side, side, vocabulary).permute(
+        0, 3, 1, 2
+    )  # a view: no copy for any scheduler
     generator = torch.Generator(logits.device).manual_seed(0)
     scheduler.set_timesteps(num_inference_steps, (2, 0), logits.device)
     for t in scheduler.timesteps:

@@ -1,4 +1,4 @@
-"""Results as people read them, in Markdown tables, and as programs do."""
+"""Prints results as Markdown tables, and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cells import Cells, Row, summarise
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Iterable[Any]], left: Collection[int] = (0,)) -> None:
-    """Prints columns aligned to the right, but for those numbered in `left`."""
+    """Prints a table whose columns are aligned to the right, except those whose numbers are in `left`."""
     lines = ["---" if column in left else "---:" for column in range(len(headings))]
     for row in (headings, lines, *rows):
         print(f"| {' | '.join(map(str, row))} |")
 
 
 def print_cells(cells: Cells, columns: Mapping[str, Callable[[Row], str]], most: str = "steps") -> None:
-    """A row a sampler and number of steps, with means over seeds."""
+    """Prints a row per sampler and number of steps, with means over seeds."""
     rows = [
         (name, steps or "", *(column(row) for column in columns.values()))
         for (name, steps), row in summarise(cells).items()

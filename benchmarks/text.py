@@ -5,14 +5,15 @@
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume \\
         --tempered halton hybrid-0.25 hybrid-0.5 "hybrid-1>0" hybrid-uniform --steps 8 16
 
-The judge is a Witten-Bell 6-gram of characters, fitted on the training split only. "nats" is minus its log-probability
-of what was written, per character; the row "held-out text" says what real text of the same number and length scores.
-A sampler that repeats itself lowers it, so the entropy of a sequence and the distinct n-grams of a set stand beside it:
-a good sampler is near the held-out text in all of them. The distinct shares are of `--num_sequences` sequences.
+The judge is a character 6-gram model with Witten-Bell smoothing, fitted on the training split only. "nats" is minus the
+log-probability per character that it gives to the generated text; the row "held-out text" scores as many real texts of
+the same length. Repetition lowers "nats", so the entropy of a sequence and the distinct n-grams of a set are shown too:
+a good sampler is close to the held-out text in all of them. The distinct shares are of `--num_sequences` sequences.
 
-"maskgit 4" is at choice temperature 4; "moment 4, 2 groups" with partial caching (`--num_substeps 2`), whose partial
-passes the column "passes" does not count. Sequence i of seed s comes from its own generator, seeded
-`s * num_sequences + i`: batches do not matter. Prints a table, writes `results.json` (after every cell) and `text.png`.
+"maskgit 4" means choice temperature 4; "moment 4, 2 groups" means partial caching with `--num_substeps 2`, whose
+partial passes are not counted in the column "passes". Sequence i of seed s comes from its own generator, seeded with
+`s * num_sequences + i`, so the batch size does not matter. Prints a table, and writes `results.json` (after every cell)
+and `text.png`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from hf_maskdiff.evaluation.ngram import CharacterNGram
 from hf_maskdiff.evaluation.text_data import load_documents
 from hf_maskdiff.evaluation.text_metrics import distinct_n, sentence_entropy
 
-# From what all share (mask, codebook, schedule, rounding); the second ones also from a choice temperature.
+# Made from the shared settings (mask, codebook, schedule, rounding); tempered ones also take a choice temperature.
 PLAIN: Samplers = {
     "uniform": UniformScheduler,
-    "halton": HaltonScheduler,  # bit-reversed, on a sequence
+    "halton": HaltonScheduler,  # the bit-reversed order on a sequence
 }
 TEMPERED: Samplers = {
     "uniform": UniformScheduler,
@@ -49,7 +50,7 @@ TEMPERED: Samplers = {
     "moment": MomentScheduler,
     "hybrid": HYBRIDS["halton 0.75"],
 }
-# Beside those of the table: what lies between the bit-reversed and the moment order, and another exploration.
+# Further samplers: mixtures of the bit-reversed and the moment order, and another exploration.
 MIXTURES: Samplers = {
     "halton": HaltonScheduler,
     **{f"hybrid-{ratio}": HYBRIDS[f"halton {ratio}"] for ratio in ("0.25", "0.5", "1>0")},
@@ -78,8 +79,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tempered", nargs="*", choices=TEMPERED | MIXTURES, default=list(TEMPERED), help="at the others"
     )
-    parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups of partial caching, 1: none")
-    parser.add_argument("--num_sequences", type=int, default=64, help="a cell and seed, of the model's length")
+    parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups per step (partial caching)")
+    parser.add_argument("--num_sequences", type=int, default=64, help="sequences per seed, of the model's length")
     parser.add_argument("--num_seeds", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
     add_cell_arguments(parser)
@@ -87,7 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Bench:
-    """A pipeline, a judge and real text: what every cell needs."""
+    """The pipeline, judge and real text that all cells use."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -110,13 +111,13 @@ class Bench:
         return {"nats": fmean(nats), "entropy": sentence_entropy(sequences).mean().item(), **distinct}
 
     def real(self, seed: int) -> list[Tensor]:
-        """Pieces of the held-out text, of the model's length, from places drawn by the seed."""
+        """Pieces of the held-out text, of the model's length, from random places that depend on the seed."""
         length, generator = self.pipeline.transformer.config.model_length, torch.Generator().manual_seed(seed)
         starts = torch.randint(len(self.held_out) - length, (self.args.num_sequences,), generator=generator)
         return [self.held_out[start : start + length] for start in starts.tolist()]
 
     def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], dict[str, float]]:
-        """The seed's sequences, and what they cost."""
+        """The seed's sequences, and their cost."""
         name, num_substeps = parts(sampler)
         name, _, alpha = name.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
@@ -128,7 +129,7 @@ class Bench:
 
 
 def plot(cells: Cells, path: Path) -> None:
-    labels = {"nats": "nats a character under the n-gram judge", "entropy": "entropy of a sequence, nats"}
+    labels = {"nats": "nats per character under the n-gram judge", "entropy": "entropy of a sequence, nats"}
     summary = summarise(cells)
     with figure(path, figsize=(10, 4)) as page:
         for (name, label), axis in zip(labels.items(), page.subplots(1, 2), strict=True):

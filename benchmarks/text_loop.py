@@ -1,13 +1,13 @@
-"""Times our ancestral text loop against the published one, on the same model in one run: what they cost beside it.
+"""Compares our ancestral text loop with the published one on the same model: time and memory outside the model.
 
     python benchmarks/text_loop.py
     python benchmarks/text_loop.py --n_blocks 12 --device cuda --num_inference_steps 256
 
-The model has the released sizes but two blocks, and random weights. The reference (`published_loop`) is MDLM's sampler
-with its cache, written with whole tensors: probabilities and Gumbel noise for every position and token in each step.
-Ours is `MDLMPipeline` with `AncestralScheduler`. They take turns; time in the model is taken apart, and a ratio is the
-median over repeats. Memory is the peak that a loop allocates beside model and logits, counted on a run with constant
-logits.
+The model has the released sizes, except that it has only two blocks, and random weights. The reference
+(`published_loop`) is MDLM's sampler with its cache; each step computes probabilities and Gumbel noise for every
+position and token. Ours is `MDLMPipeline` with `AncestralScheduler`. The two take turns, and a ratio is the median over
+repeats. Time in the model is measured separately. Memory is the peak that a loop allocates in addition to model and
+logits, counted in a run with constant logits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def published_loop(model: Model, sample: Tensor, mask_token_id: int, num_steps: int) -> Tensor:
-    """Sahoo et al., arXiv 2406.07524: log-linear noise, the model asked again only after a change."""
+    """Sahoo et al., arXiv 2406.07524: log-linear noise; the model runs again only after a change."""
     probs, times = None, torch.linspace(1, 1e-5, num_steps + 1).tolist()
     for t, s in pairwise(times):
         if probs is None:

@@ -1,4 +1,4 @@
-"""Seconds of work that takes turns, and of functions apart from what is around them."""
+"""Times functions that take turns, and the share of time that some functions take within others."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 import torch
 
-Times = dict[str, list[float]]  # seconds of each work, repeat by repeat
+Times = dict[str, list[float]]  # name -> seconds in each repeat
 
 
 def now() -> float:
-    """Seconds, when all work begun before is done, on a GPU too."""
+    """The time in seconds, after all work started before is done, also on a GPU."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def take_turns(works: Mapping[str, Callable[[], Any]], repeats: int, at_least: float = 0.0) -> Times:
-    """Times works in an order that changes with each repeat, so that a busy machine slows all of them.
+    """Times functions in an order that changes with each repeat, so that a busy machine slows all of them.
 
     Args:
-        repeats: after one that warms up.
-        at_least: seconds; more repeats fill them.
+        repeats: number of repeats, after one to warm up.
+        at_least: repeat further until this many seconds have passed.
     """
     times: Times = {name: [] for name in works}
     for work in works.values():
@@ -42,12 +42,12 @@ def take_turns(works: Mapping[str, Callable[[], Any]], repeats: int, at_least: f
 
 
 def median_ratio(times: Times, name: str, base: str) -> float:
-    """Of the ratios within a repeat."""
+    """The median of the ratios within each repeat."""
     return median(own / other for own, other in zip(times[name], times[base], strict=True))
 
 
 class Clock:
-    """Adds up the calls of functions, and the seconds in them."""
+    """Counts calls of functions, and the seconds spent in them."""
 
     def __init__(self) -> None:
         self.seconds, self.calls = 0.0, 0

@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hf_maskdiff_cli import USER_ERRORS, one_line
 from hf_maskdiff_cli.evaluate import add_arguments, run  # imports nothing heavy before the arguments are checked
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
     args = parser.parse_args(argv)
     try:
         return run(args)
-    except (ValueError, OSError, ImportError) as error:  # the package's say rule, value and remedy
-        parser.error(str(error))
+    except USER_ERRORS as error:  # the package's say rule, value and remedy
+        parser.error(one_line(error))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from hf_maskdiff_cli import USER_ERRORS, one_line
 from hf_maskdiff_cli.generate import add_arguments, run  # imports nothing heavy before the arguments are checked
 
 
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:  # the package's say rule, value and remedy
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except USER_ERRORS as error:  # the package's say rule, value and remedy
+        parser.exit(2, f"{parser.prog}: error: {one_line(error)}\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
+from training_utils import errors_in_one_line
 
 from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
 from hf_maskdiff.evaluation.image_data import load_labelled_images
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> float:
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, labels, class_names = load_labelled_images("train", args.dataset, args.data_dir)
+    source = {"dataset": args.dataset, "data_dir": args.data_dir}
+    with errors_in_one_line():
+        images, labels, class_names = load_labelled_images("train", **source)
+        test_images, test_labels, _ = load_labelled_images("test", **source, num_channels=images.shape[1])
     images, labels = images.to(device), labels.to(device)
     model = DigitClassifier(
         in_channels=images.shape[1],
@@ -65,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> float:
             progress.set_postfix(loss=f"{loss.item():.3f}")
 
     model.eval()
-    test_images, test_labels, _ = load_labelled_images("test", args.dataset, args.data_dir)
     accuracy = (model.read(test_images)[0] == test_labels).double().mean().item()
     model.save_pretrained(args.output_dir)
     print(f"test accuracy {accuracy:.4f}, saved in {args.output_dir}")

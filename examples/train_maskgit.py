@@ -23,7 +23,14 @@ from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
-from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
+from training_utils import (
+    add_training_arguments,
+    errors_in_one_line,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    training_batches,
+)
 
 from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MaskGITScheduler, MomentScheduler
 from hf_maskdiff.evaluation.image_data import load_labelled_images
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     set_seed(args.seed)
     tokenizer = VQModel.from_pretrained(args.tokenizer).to(device).requires_grad_(False).eval()
     source = (args.dataset, args.data_dir, args.image_size, tokenizer.config.in_channels)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), errors_in_one_line():
         (images, labels, class_names), (test_images, test_labels, _) = (
             load_labelled_images(split, *source) for split in ("train", "test")
         )

@@ -1,4 +1,4 @@
-r"""Train a masked diffusion language model (MDLM) on texts, and write it with its tokenizer and a scheduler.
+r"""Train a masked diffusion language model (MDLM) on texts, and write the whole pipeline folder.
 
     accelerate launch examples/train_mdlm.py --dataset karpathy/tiny_shakespeare --output_dir runs/shakespeare \
         --mixed_precision bf16
@@ -7,8 +7,8 @@ r"""Train a masked diffusion language model (MDLM) on texts, and write it with i
 learned from it (`--vocab_size 1024`), or those of any tokenizer of the Hub (`--tokenizer gpt2`). Add
 `--resume_from_checkpoint latest` to go on after a stop. Then:
 
-    model = MDLMTransformer.from_pretrained("runs/shakespeare", subfolder="transformer")
-    tokenizer = AutoTokenizer.from_pretrained("runs/shakespeare", subfolder="tokenizer")
+    pipe = MDLMPipeline.from_pretrained("runs/shakespeare")
+    print(pipe("ROMEO:", num_inference_steps=32).texts[0])
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
+from training_utils import (
+    add_training_arguments,
+    errors_in_one_line,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    training_batches,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_maskdiff import MDLMTransformer, MomentScheduler
+from hf_maskdiff import MDLMPipeline, MDLMTransformer, MomentScheduler
 from hf_maskdiff.evaluation.likelihood import nelbo
 from hf_maskdiff.evaluation.text_data import load_documents
 
@@ -131,12 +138,12 @@ def evaluate(model: MDLMTransformer, scheduler: MomentScheduler, rows: Tensor, b
 
 
 def main(argv: Sequence[str] | None = None) -> float:
-    """Trains, saves model, tokenizer and scheduler, and returns the bound on the test split."""
+    """Trains, saves the pipeline at every checkpoint, and returns the bound on the test split."""
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
     device, length = accelerator.device, args.model_length
     set_seed(args.seed)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), errors_in_one_line():
         documents, test_documents = (load_documents(s, args.dataset, args.data_dir) for s in ("train", "test"))
         tokenizer = load_tokenizer(args.tokenizer, args.vocab_size, documents)
     tokens, test_tokens = (encode(tokenizer, texts).to(device) for texts in (documents, test_documents))
@@ -173,9 +180,6 @@ def main(argv: Sequence[str] | None = None) -> float:
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if accelerator.is_main_process:
-        tokenizer.save_pretrained(args.output_dir / "tokenizer")
-        scheduler.save_pretrained(args.output_dir / "scheduler")
 
     # A row starts anywhere in its part of the text, so no two epochs cut it in the same places.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
@@ -204,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             ema.copy_to(trained.parameters())
             test_loss = evaluate(trained.eval(), scheduler, test_rows, args.batch_size, args.seed)
             if accelerator.is_main_process:
-                trained.save_pretrained(args.output_dir / "transformer")
+                MDLMPipeline(tokenizer, trained, scheduler).save_pretrained(args.output_dir)
             ema.restore(trained.parameters())
             progress.write(f"step {step + 1}, test split: {test_loss:.4f} nats per token")
     accelerator.print(f"{trained.num_parameters():,} parameters, saved in {args.output_dir}")

@@ -19,7 +19,14 @@ from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from training_utils import add_training_arguments, load_checkpoint, make_optimizer, save_checkpoint, training_batches
+from training_utils import (
+    add_training_arguments,
+    errors_in_one_line,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    training_batches,
+)
 
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
@@ -28,7 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     parser.add_argument("--image_size", type=int, help="resize images to this side; default: as they are")
-    parser.add_argument("--num_channels", type=int, default=1, help="1: grey, 3: colour")
+    parser.add_argument("--num_channels", type=int, help="1: grey, 3: colour; default: as the images are")
     parser.add_argument(
         "--block_out_channels", type=int, nargs="+", default=[16, 32, 32], help="each but the last halves"
     )
@@ -103,14 +110,15 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
     set_seed(args.seed)
-    source = (args.dataset, args.data_dir, args.image_size, args.num_channels)
-    with accelerator.main_process_first():
-        images = load_labelled_images("train", *source).images.to(accelerator.device)
-        test_images = load_labelled_images("test", *source).images
+    source = (args.dataset, args.data_dir, args.image_size)
+    with accelerator.main_process_first(), errors_in_one_line():
+        images = load_labelled_images("train", *source, args.num_channels).images.to(accelerator.device)
+        num_channels = images.shape[1]
+        test_images = load_labelled_images("test", *source, num_channels).images
     levels = len(args.block_out_channels)
     model = VQModel(
-        in_channels=args.num_channels,
-        out_channels=args.num_channels,
+        in_channels=num_channels,
+        out_channels=num_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(args.block_out_channels),

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +34,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--resume_from_checkpoint", help='"latest", or the path of a checkpoint')
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the program with the sentence alone where the data cannot be used: no line of code is at fault."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def index_batches(

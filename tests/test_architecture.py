@@ -20,19 +20,23 @@ ANYTHING = {"*"}
 
 # room -> what it may import besides the standard library and itself. A new room has no arrow until it is written here.
 ARROWS: dict[str, set[str]] = {
-    "masking": {"torch"},
+    "integers": set(),
+    "masking": {"torch", "integers"},
     "orders": {"torch"},
     "sampling": {"torch"},
     "hub": {"huggingface_hub"},
-    "schedulers": {"torch", "diffusers", "hub", "masking", "orders", "sampling"},
+    "schedulers": {"torch", "diffusers", "hub", "integers", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
-    "caching": {"torch", "diffusers", "transformers"},
+    "devices": {"torch"},
+    "pictures": {"torch", "PIL"},
+    "caching": {"torch", "diffusers", "transformers", "integers"},
     "published": {"torch", "diffusers", "transformers"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published"},
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive"},
     "pipelines": {
-        *("torch", "torch_xla", "diffusers", "transformers"),
-        *("hub", "sampling", "exclusive", "schedulers", "caching", "models", "published", "denoisers"),
+        *("torch", "torch_xla", "PIL", "diffusers", "transformers"),
+        *("hub", "integers", "sampling", "exclusive", "pictures"),
+        *("schedulers", "caching", "models", "published", "denoisers"),
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
@@ -40,8 +44,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "evaluation": ANYTHING,
     "sets": {
-        *("torch", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
-        *("__init__", "caching", "pipelines", "hf_maskdiff_cli"),
+        *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
+        *("__init__", "caching", "pipelines", "schedulers", "devices", "hf_maskdiff_cli"),
     },
     "parallel": {"sets", "hf_maskdiff_cli"},
     "generation": {"torch", "sets", "hf_maskdiff_cli"},

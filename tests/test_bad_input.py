@@ -33,8 +33,10 @@ def generators(count: int) -> list[torch.Generator]:
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 SHARED_CONFIGURATIONS = [
-    ({"mask_token_id": -1}, "`mask_token_id` must be at least 0, got -1. Pass the id"),
-    ({"codebook_size": 0}, "`codebook_size` must be at least 1, got 0. Pass the number"),
+    ({"mask_token_id": -1}, "`mask_token_id` must be an integer of at least 0, got -1. Pass the id"),
+    ({"mask_token_id": "abc"}, "`mask_token_id` must be an integer of at least 0, got 'abc'"),
+    ({"codebook_size": 0}, "`codebook_size` must be an integer of at least 1, got 0. Pass the number"),
+    ({"codebook_size": "many"}, "`codebook_size` must be an integer of at least 1, got 'many'"),
     ({"masking_schedule": "cosin"}, "`masking_schedule` must be one of .*'cosine'.* or a table .*, got 'cosin'. Pick"),
     ({"masking_schedule": 5}, "`masking_schedule` must be one of .* or a table .*, got 5. Pick"),
     ({"masking_schedule": None}, "`masking_schedule` must be one of .* or a table .*, got None. Pick"),
@@ -44,10 +46,13 @@ SHARED_CONFIGURATIONS = [
     ({"masking_schedule": (7, 5)}, r"strictly increasing positive integers.*, got \[7, 5\]"),
     ({"masking_schedule": [0.5, 1.0]}, r"strictly increasing positive integers.*, got \[0.5, 1.0\]"),
     ({"rounding": "floor"}, "`rounding` must be one of .*'floor_masked'.*, got 'floor'. Pick"),
-    ({"temperature": 0}, "`temperature` must be above 0, got 0. For greedy tokens pass top_k=1"),
-    ({"temperature": -1.0}, "`temperature` must be above 0, got -1.0"),
-    ({"temperature": float("nan")}, "`temperature` must be above 0, got nan"),
-    ({"top_k": 0}, "`top_k` must be at least 1, got 0. Pass a number of tokens, or None"),
+    ({"temperature": 0}, "`temperature` must be a number above 0, got 0. For greedy tokens pass top_k=1"),
+    ({"temperature": -1.0}, "`temperature` must be a number above 0, got -1.0"),
+    ({"temperature": float("nan")}, "`temperature` must be a number above 0, got nan"),
+    ({"temperature": [1, 2]}, r"`temperature` must be a number above 0, got \[1, 2\]"),
+    ({"top_k": 0}, "`top_k` must be an integer of at least 1, got 0. Pass a number of tokens, or None"),
+    ({"top_k": 1.5}, "`top_k` must be an integer of at least 1, got 1.5"),
+    ({"top_p": "half"}, r"`top_p` must be in \(0, 1\], got 'half'"),
     ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0. Pass None"),
     ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\], got 1.5"),
 ]

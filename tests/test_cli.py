@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,13 +70,16 @@ def convert(*arguments: object) -> list[object]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Things that are wrong in one place or another: empty and full folders, files, prompts, samples."""
-    for name in ("empty", "full", "images", "texts", "several/seed-0/.generation", "listed"):
+    for name in ("empty", "full", "images", "texts", "several/seed-0/.generation", "listed", "amused"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "full" / "thesis.tex").write_text("Chapter 1")
     (tmp_path / "file").write_text("content")
     (tmp_path / "prompts").write_text("a king\n \n")
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "listed" / "model_index.json").write_text("3")
+    amused = {"_class_name": "AmusedPipeline", "tokenizer": ["transformers", "CLIPTokenizer"]}
+    (tmp_path / "amused" / "model_index.json").write_text(json.dumps(amused))
+    (tmp_path / "latin").write_bytes("ein König".encode("latin-1"))
     for number in range(3):
         Image.new("L", (8, 8), number).save(tmp_path / "images" / f"{number}.PNG")
         (tmp_path / "texts" / f"{number}.txt").write_text("the king speaks")
@@ -98,7 +102,22 @@ def refused_by_generate(folder: Path) -> list[Case]:
         (generate(output_dir=folder / "file"), 1, "`output_dir` must be new, empty, or hold a set"),
         (generate("--scheduler_config", "top_k"), 1, "`scheduler_config` must be key=value pairs"),
         (generate("--scheduler_config", "=4"), 1, "`scheduler_config` must be key=value pairs"),
-        (generate("--scheduler", "/no/where"), 1, "`scheduler` must be a folder that exists, or a repository"),
+        (generate("--scheduler", "/no/where"), 1, "or a folder that exists or a repository of the Hub, with a preset"),
+        (
+            generate("--scheduler", "MomentSheduler"),
+            1,
+            "got 'MomentSheduler': there is none of that name. Did you mean",
+        ),
+        (generate("--scheduler", "MomentSheduler"), 1, "Did you mean 'MomentScheduler'?"),
+        (generate("--scheduler", "haltonscheduler"), 1, "Did you mean 'HaltonScheduler'?"),
+        (generate("--scheduler", "MaskedDiffusionScheduler"), 1, "must be one of AncestralScheduler, Confidence"),
+        (generate("--scheduler", DIGITS.parent / "maskgit-mist/scheduler"), 1, "with a preset, got "),
+        (generate(pipeline=DIGITS.parent / "maskgit-mist"), 1, f"Did you mean '{DIGITS}'?"),
+        (generate(pipeline=DIGITS / "transformer"), 1, f"2DModel alone. Did you mean '{DIGITS}'?"),
+        (generate(pipeline=folder / "empty"), 1, "must be a folder with a model_index.json or, for a text model"),
+        (generate(pipeline=folder / "file"), 1, "must be a folder with a model_index.json or, for a text model"),
+        (generate("--class_labels", 3, pipeline=folder / "amused"), 1, "of the class AmusedPipeline. Open that one in"),
+        (generate("--prompt_file", folder / "latin", pipeline=PLAYS), 1, "`prompt_file` must be text in UTF-8, got "),
         (generate(pipeline="/no/where"), 1, "`pipeline` must be a folder that exists, or a repository of the Hub, got"),
         (generate("--max_new_tokens", 3), 1, "`max_new_tokens` must be left out for a pipeline of images, got 3"),
         (generate("--class_labels", 3, pipeline=PLAYS), 1, "`class_labels` must be left out for a pipeline of texts"),
@@ -128,6 +147,10 @@ def refused_by_evaluate(folder: Path) -> list[Case]:
         (evaluate(texts, "--image_size", 8), 1, "--image_size is not for texts, got 8"),
         (evaluate(texts, "--reference", texts), 1, "a reference of texts serves MAUVE, which needs --judge"),
         (evaluate(texts, "--ngram", images), 1, "texts are compared with texts, got images in"),
+        (evaluate(images, "--network", "inceptoin"), 1, "got 'inceptoin'. Did you mean 'inception'?"),
+        (evaluate(folder / "image"), 1, f"Did you mean '{folder / 'images'}'?"),
+        (evaluate("--pipeline", folder / "amused", *made), 1, "of the class AmusedPipeline. Open that one in Python"),
+        (evaluate("--pipeline", DIGITS, *made, "--scheduler", "MomentSheduler"), 1, "Did you mean 'MomentScheduler'?"),
         (evaluate(folder / "empty"), 1, "which holds none. Check the path."),
         (evaluate(file), 1, "samples must lie in a folder, got the file"),
         (evaluate(folder / "none"), 1, "samples must be a folder, or a data set of the Hub"),
@@ -253,3 +276,168 @@ def test_an_index_that_is_none_is_left_to_those_who_open_it(folder: Path) -> Non
 
     assert [kind_of_saved_pipeline(str(where)) for where in (DIGITS, PLAYS)] == ["images", "texts"]
     assert [kind_of_saved_pipeline(str(folder / name)) for name in ("listed", "empty", "none")] == [None] * 3
+
+
+# --- names, and errors that only show at work -------------------------------------------------------------------------
+
+
+def test_the_names_that_the_command_line_knows_are_those_of_the_package() -> None:
+    import hf_maskdiff
+    from hf_maskdiff import pipelines, schedulers
+    from hf_maskdiff_cli.names import PIPELINES, SCHEDULERS
+
+    classes = [getattr(schedulers, name) for name in schedulers.__all__]
+    concrete = [c for c in classes if issubclass(c, schedulers.MaskedDiffusionScheduler) and not c.__abstractmethods__]
+    assert [c.__name__ for c in concrete] == list(SCHEDULERS)
+    exported = [getattr(pipelines, name) for name in pipelines.__all__]
+    diffusers_pipelines = [c for c in exported if isinstance(c, type) and issubclass(c, hf_maskdiff.DiffusionPipeline)]
+    assert {c.__name__ for c in diffusers_pipelines} == set(PIPELINES)
+
+
+def told(capsys: pytest.CaptureFixture[str], *command: object) -> str:
+    """What a command that fails says: one line, after the bars of what was loaded."""
+    from hf_maskdiff_cli import main
+
+    capsys.readouterr()
+    assert main([*map(str, command)][1:]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    *_, last = said.splitlines()
+    assert last.startswith(f"hf-maskdiff {command[1]}: ")
+    return last
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "gpu", "meta", "mps:7", "privateuseone"])
+def test_a_device_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
+    import torch
+
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    for command in (
+        evaluate(folder / "images", "--network", DIGITS / "digit_classifier", "--device", device),
+        evaluate("--pipeline", DIGITS, "--num_samples", 2, "--output_dir", folder / "new", "--device", device),
+    ):
+        said = told(capsys, *command)
+        assert "--device must be a device of this machine, such as cpu" in said
+        assert f"got '{device}': " in said
+    assert not (folder / "new").exists()
+
+
+def test_things_that_cannot_be_loaded_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(ROOT)
+    new = folder / "new"
+    said = told(capsys, *generate(pipeline="maskgit-mist", output_dir=new))
+    assert "got 'maskgit-mist': " in said
+    assert "Did you mean 'pipelines/maskgit-mnist'?" in said
+    shutil.copytree(DIGITS, folder / "damaged")
+    weights = folder / "damaged" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"got '{folder / 'damaged'}': " in told(capsys, *generate(pipeline=folder / "damaged", output_dir=new))
+    assert f"got '{folder / 'listed'}': " in told(capsys, *generate(pipeline=folder / "listed", output_dir=new))
+    (folder / "other").mkdir()
+    (folder / "other" / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    for scheduler, reason in (
+        (folder / "other", "it holds a DDPMScheduler, which is for other models"),
+        (DIGITS, f"Did you mean '{DIGITS / 'scheduler'}'?"),
+        ("me/preset", "got 'me/preset': "),
+    ):
+        assert reason in told(capsys, *generate("--scheduler", scheduler, output_dir=new))
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("choise_temperature=4", "Did you mean 'choice_temperature'?"),
+        ("choice_temperature=hot", "`choice_temperature` must be a number of at least 0"),
+        ('choice_temperature=["a", "b"]', "`scheduler_config` must fit MomentScheduler, got {'choice_temperature': "),
+        ("top_k=1.5", "`top_k` must be an integer of at least 1, got 1.5"),
+        ("mask_token_id=3", "must leave `mask_token_id` as it is for the model, 128, got 3"),
+        ("codebook_size=5000", "must leave `codebook_size` as it is for the model, 128, got 5000"),
+    ],
+)
+def test_settings_that_do_not_fit(folder: Path, capsys: pytest.CaptureFixture[str], setting: str, reason: str) -> None:
+    assert reason in told(capsys, *generate("--scheduler_config", setting, output_dir=folder / "new"))
+    assert not (folder / "new").exists()
+
+
+def test_references_and_networks_that_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    for number in range(70):
+        Image.new("L", (28, 28), number).save(folder / "images" / f"{number}.png")
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "zip.npz").write_bytes(b"PK\x03\x04 and no more")
+    np.savez(folder / "flat.npz", mu=np.zeros(64), sigma=np.zeros(64))
+    np.savez(folder / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
+    for name in ("empty", "zip", "flat", "nan"):
+        reference = ("--network", DIGITS / "digit_classifier", "--reference", folder / f"{name}.npz")
+        said = told(capsys, *evaluate(folder / "images", *reference))
+        assert f"must be an .npz with `mu` and `sigma`, got '{folder / name}.npz'" in said
+    for network in (DIGITS, DIGITS / "transformer", PLAYS / "transformer"):
+        said = told(capsys, *evaluate(folder / "images", "--network", network))
+        assert f"or the folder or repository of a classifier of images, grey or RGB, got '{network}': " in said
+
+
+def test_no_room_a_stop_and_what_was_not_foreseen(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from hf_maskdiff.generation import ImageSource
+    from hf_maskdiff_cli import main
+
+    command = generate(output_dir=folder / "new")
+
+    def failing_with(error: BaseException) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(ImageSource, "sample", fail)
+
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ):
+        failing_with(error)
+        assert "Pass a smaller --block_size or --batch_size, --dtype bfloat16" in told(capsys, *command)
+    failing_with(RuntimeError("of the\n  depth"))
+    said = told(capsys, *command)
+    assert "generate: RuntimeError: of the depth (Not foreseen. " in said
+    assert said.endswith("prints after HF_MASKDIFF_TRACEBACK=1.)")
+    with monkeypatch.context() as context:
+        context.setenv("HF_MASKDIFF_TRACEBACK", "1")
+        with pytest.raises(RuntimeError, match="depth"):
+            main([*map(str, command)][1:])
+    failing_with(KeyboardInterrupt())
+    assert main([*map(str, command)][1:]) == 130
+    assert capsys.readouterr().err.endswith("hf-maskdiff generate: stopped; what is finished is kept\n")
+
+
+def test_a_real_lack_of_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What this torch says where a tensor does not fit into the CPU's memory is understood."""
+    import torch
+
+    from hf_maskdiff.devices import telling_of_memory
+
+    with (
+        pytest.raises(MemoryError, match=r"must hold model and batch, got: .* Pass less\."),
+        telling_of_memory("Pass less."),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="other"), telling_of_memory("Pass less."):
+        raise RuntimeError("other")
+
+
+def test_suggestions_are_made_where_they_are_likely() -> None:
+    from hf_maskdiff_cli.names import SCHEDULERS, did_you_mean, did_you_mean_folder
+
+    assert did_you_mean("MomentSheduler", SCHEDULERS) == "Did you mean 'MomentScheduler'?"
+    assert did_you_mean("gpt2", SCHEDULERS) == did_you_mean("x", []) == ""
+    assert did_you_mean_folder("/no/where") == did_you_mean_folder(str(DIGITS)) == ""
+    assert did_you_mean_folder(str(ROOT / "maskgit-mist")) == f"Did you mean '{DIGITS}'?"

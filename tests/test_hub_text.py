@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub_server import LoopbackHub
 from huggingface_hub import create_repo, upload_folder
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -83,8 +84,7 @@ def test_the_published_model_by_its_id(published: Path, hub: LoopbackHub, tmp_pa
 def test_a_pushed_text_pipeline(hub: LoopbackHub) -> None:
     torch.manual_seed(0)
     transformer = MDLMTransformer(9, 12, hidden_dim=16, cond_dim=8, n_blocks=1, n_heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(transformer)
     pipe = MDLMPipeline(tokenizer_of(8), transformer, AncestralScheduler(mask_token_id=8, codebook_size=8))
     pipe.set_progress_bar_config(disable=True)
     pipe.push_to_hub("me/words")

@@ -23,7 +23,6 @@ from hf_maskdiff.sampling import (
     gumbel,
     inverse_cdf,
     position_noise,
-    run_keys,
 )
 
 CPU = torch.device("cpu")
@@ -124,18 +123,6 @@ def test_global_generator_is_the_default() -> None:
     assert not torch.equal(draw_keys(None, 4, CPU), keys)
     torch.manual_seed(5)
     assert torch.equal(draw_keys(None, 4, CPU), keys)
-
-
-def test_run_keys_stay() -> None:
-    generators = [seeded(seed) for seed in (3, 2**64 - 1, 0)]
-    keys = run_keys(generators, 3, CPU)
-    draw_keys(generators, 3, CPU)
-    assert torch.equal(run_keys(generators, 3, CPU), keys)
-    assert torch.equal(run_keys(generators[::-1], 3, CPU), keys.flip(0))
-    one = seeded(2**64 - 1)
-    state = one.get_state()
-    assert len(run_keys(one, 4, CPU).unique()) == 4
-    assert torch.equal(one.get_state(), state)  # nothing is drawn
 
 
 # --- exact draws ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from ._versions import require_supported_versions
 
 require_supported_versions()
 
+import diffusers  # noqa: E402
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E402
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
@@ -50,6 +51,10 @@ __version__ = "0.1.0"
 
 # diffusers looks a component's base class up by name in the library that `model_index.json` records for it.
 LOADABLE_CLASSES["hf_maskdiff"] = LOADABLE_CLASSES["diffusers"]
+# And a pipeline's class in itself alone, whatever library it is of: `DiffusionPipeline.from_pretrained(repo)`.
+for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
+    if getattr(diffusers, _pipeline.__name__, _pipeline).__module__.startswith("hf_maskdiff."):  # not one of theirs
+        setattr(diffusers, _pipeline.__name__, _pipeline)
 
 __all__ = [
     "AncestralScheduler",

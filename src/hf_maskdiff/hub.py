@@ -33,6 +33,11 @@ except ImportError as error:
     raise ImportError("This pipeline needs the package {package}. Run `pip install {distribution}`.") from error
 '''
 
+# For pipelines that diffusers knows by name once their package is imported, and for others.
+PLAIN_DOOR = """\
+Or, after `import {package}`, as any pipeline of diffusers, `DiffusionPipeline.from_pretrained(repo)`{task}.
+"""
+TASK = ', or of\ntransformers, `pipeline("{task}", model=repo)`: there the task has to be named'
 STOCK_DOOR = """\
 With stock diffusers, where {distribution} is installed: `import {package}`, then
 `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`. Without that import diffusers
@@ -61,6 +66,7 @@ class ModelCardMixin(_Base):
     card_variable = "model"
     card_example = ""
     _card_before: bytes | None = None
+    _loaded_from: str | None = None  # where the configuration does not say so
 
     def generate_model_card(self, repo_id: str, written: ModelCard | None = None) -> ModelCard:
         """A card that is right about the object, and keeps what was written by hand.
@@ -90,6 +96,15 @@ class ModelCardMixin(_Base):
         blocks += [f"## {title}\n\n{text}" for title, text in sections if title not in GENERATED]
         body = "\n\n".join(block.strip() for block in blocks)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+    def _new_card(self, repo_id: str) -> ModelCard:
+        """A generated card, around the words and with the metadata of the one that the object came with."""
+        return self.generate_model_card(repo_id, self._card_of_origin())
+
+    def _card_of_origin(self) -> ModelCard | None:
+        """The card in the folder or repository that the object was loaded from, if it is of such an object."""
+        card = _card_in(self._loaded_from or self.config.get("_name_or_path"))
+        return card if card is not None and f"{type(self).__name__}.from_pretrained(" in card.text else None
 
     def _usage(self, repo_id: str) -> str:
         name, variable = type(self).__name__, self.card_variable
@@ -123,13 +138,13 @@ class ModelCardMixin(_Base):
         subfolder: str | None = None,
     ) -> str:
         card = Path(working_dir, CARD)
-        generated = str(self.generate_model_card(card.parent.as_posix())).encode()
+        generated = str(self._new_card(card.parent.as_posix())).encode()
         if self._card_before and self._card_before != generated:
             card.write_bytes(self._card_before)
         elif subfolder:
             card.unlink(missing_ok=True)
         else:
-            self.generate_model_card(repo_id).save(card)
+            self._new_card(repo_id).save(card)
         has_card = file_exists(repo_id, f"{subfolder}/{CARD}" if subfolder else CARD, token=token)
         return upload_folder(
             repo_id=repo_id,
@@ -143,21 +158,35 @@ class ModelCardMixin(_Base):
 
 
 class PipelineRepositoryMixin(ModelCardMixin):
-    """Makes a saved pipeline a complete repository: card, `pipeline.py` for `custom_pipeline=`, `config.json`."""
+    """Makes a saved pipeline a complete repository: card, `pipeline.py` for `custom_pipeline=`, `config.json`.
+
+    A text pipeline's tokenizer lies at the root too, where `AutoTokenizer.from_pretrained(repo)` looks for it.
+
+        card_task: the task of transformers that opens it.
+    """
 
     card_variable = "pipe"
+    card_task: str | None = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As diffusers does, with `pipeline.py` and `config.json`, and a `README.md` where there is none."""
+        """As diffusers does, with `pipeline.py`, `config.json` and a `README.md` where there is none.
+
+        The card keeps the words, licence, data sets and results of the one that the pipeline was loaded with.
+        """
         cls, folder = type(self), Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         names = {"import_line": _import_line(cls), "package": _package(cls), "distribution": _distribution(cls)}
         (folder / "pipeline.py").write_text(PIPELINE_FILE.format(**names), encoding="utf-8")
         config = json.dumps(self.transformers_config(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
+        if (tokenizer := self.components.get("tokenizer")) is not None:
+            tokenizer.save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not (folder / CARD).exists():
-            self.generate_model_card(folder.as_posix()).save(folder / CARD)
+            self._new_card(folder.as_posix()).save(folder / CARD)
+
+    def _card_of_origin(self) -> ModelCard | None:
+        return _card_in(self.config.get("_name_or_path"))
 
     def transformers_config(self) -> dict[str, Any]:
         """`config.json`, by which `transformers.pipeline(task, model=repo)` knows what it has before it."""
@@ -165,9 +194,12 @@ class PipelineRepositoryMixin(ModelCardMixin):
 
     def _usage(self, repo_id: str) -> str:
         cls = type(self)
-        return (
-            f"{super()._usage(repo_id)}\n\n{STOCK_DOOR.format(package=_package(cls), distribution=_distribution(cls))}"
-        )
+        names = {"package": _package(cls), "distribution": _distribution(cls)}
+        if getattr(sys.modules.get("diffusers"), cls.__name__, None) is cls:
+            door = PLAIN_DOOR.format(**names, task=TASK.format(task=self.card_task) if self.card_task else "")
+        else:
+            door = STOCK_DOOR.format(**names)
+        return f"{super()._usage(repo_id)}\n\n{door}"
 
     def _facts(self) -> str:
         rows = [
@@ -176,6 +208,19 @@ class PipelineRepositoryMixin(ModelCardMixin):
             if part is not None
         ]
         return f"## Components\n\n{_table(('component', 'class', 'parameters'), rows)}"
+
+
+def _card_in(source: str | os.PathLike | None) -> ModelCard | None:
+    """The card of a folder or of a repository, which is asked for it; None where there is none or nobody answers."""
+    if not source:
+        return None
+    folder = Path(source)
+    try:
+        if folder.is_dir():
+            return ModelCard.load(folder / CARD) if (folder / CARD).is_file() else None
+        return ModelCard.load(str(source))
+    except (OSError, ValueError):  # what `huggingface_hub` raises without a network, file, access or valid metadata
+        return None
 
 
 def _package(cls: type) -> str:

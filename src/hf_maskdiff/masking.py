@@ -12,16 +12,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .integers import is_integer
+
 MaskingSchedule = str | Sequence[int]
 
-# The usual forms in progress r = 1 - t are cos(pi r / 2), 1 - r, (2 / pi) arccos(r) and 1 - r^2. Written in t they are
-# exact at both ends: cos(pi / 2) would leave 6e-17.
+# Papers write these in the progress r = 1 - t, as cos(pi r / 2), 1 - r, (2 / pi) arccos(r) and 1 - r^2. Written in t,
+# the curves are exact at both ends: cos(pi / 2) would give 6e-17 instead of 0.
 MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda t: torch.sin(math.pi / 2 * t),
     "linear": lambda t: t,
     "arccos": lambda t: 2 / math.pi * torch.arccos(1 - t),
     "square": lambda t: t * (2 - t),
-    # MDLM's cosine noise (arXiv 2406.07524), another curve than MaskGIT's.
+    # MDLM's cosine noise (arXiv 2406.07524) is a different curve from MaskGIT's cosine schedule.
     "mdlm_cosine": lambda t: 1 - torch.sin(math.pi / 2 * (1 - t)),
 }
 
@@ -41,11 +43,11 @@ def _floor_revealed(initial: Count, ratio: float, done: int, num_steps: int) -> 
 
 
 def _even(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
-    larger = initial % num_steps  # this many steps come first and reveal one more
+    larger = initial % num_steps  # the first `larger` steps reveal one position more than the rest
     return initial - initial // num_steps * done - (larger - (larger - done) * (larger > done))
 
 
-# (initial masks, mask ratio, steps done, steps in all) -> masks left
+# (initial masks, mask ratio, steps done, total steps) -> masks left
 ROUNDINGS: dict[str, Callable[[Count, float, int, int], Count]] = {
     "floor_masked": _floor_masked,
     "floor_revealed": _floor_revealed,
@@ -66,7 +68,7 @@ def check_masking_schedule(masking_schedule: MaskingSchedule, rounding: str) -> 
     if isinstance(masking_schedule, str):
         return
     table = list(masking_schedule)
-    integers = all(isinstance(count, int) for count in table)
+    integers = all(is_integer(count, at_least=1) for count in table)
     if not table or not integers or not all(a < b for a, b in zip([0, *table], table, strict=False)):
         raise ValueError(
             "A `masking_schedule` table must hold strictly increasing positive integers, the positions revealed after "
@@ -75,15 +77,15 @@ def check_masking_schedule(masking_schedule: MaskingSchedule, rounding: str) -> 
 
 
 def mask_ratio(masking_schedule: MaskingSchedule, t: Tensor) -> Tensor:
-    """The mask ratio m(t).
+    """The mask ratio m(t): the share of positions that are masked at time t.
 
     Args:
-        masking_schedule: a name in `MASKING_SCHEDULES`, or a table of cumulative revealed counts, which is read as the
-            piecewise linear curve through its points.
+        masking_schedule: a name in `MASKING_SCHEDULES`, or a table of the number of positions revealed by the end of
+            each step, which is interpolated linearly.
         t: times in [0, 1], any shape; computed in the dtype of `t` (float64 for exact counts).
 
     Returns:
-        Ratios in [0, 1], the shape and dtype of `t`.
+        Ratios in [0, 1], with the shape and dtype of `t`.
 
     Example:
         >>> mask_ratio("linear", torch.tensor([1.0, 0.25, 0.0]))
@@ -101,16 +103,19 @@ def mask_ratio(masking_schedule: MaskingSchedule, t: Tensor) -> Tensor:
 def masks_left(
     initial: Count, step_index: int, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
 ) -> Count:
-    """Masks that the schedule leaves in a row after a step, before the rule of at least one reveal per step.
+    """How many masks the schedule leaves in each row after a step.
+
+    The rule that every step reveals at least one position is not applied here but in `reveal_counts`.
 
     Args:
-        initial: masks each row started with, float64 `(batch_size,)`, or one number for all rows.
-        step_index: the step n, 0 to `num_inference_steps - 1`; the last one leaves none.
-        rounding: `"floor_masked"` floors the masks that stay, `"floor_revealed"` floors the positions shown so far,
-            `"even"` ignores the curve and spreads the positions evenly, the larger steps first (LLaDA's rule).
+        initial: number of masks each row started with, float64 `(batch_size,)`, or one number for all rows.
+        step_index: the step n, 0 to `num_inference_steps - 1`; the last step leaves no mask.
+        rounding: `"floor_masked"` rounds the number of remaining masks down; `"floor_revealed"` rounds the number of
+            positions revealed so far down; `"even"` ignores the curve and reveals equally many positions in each step,
+            with any remainder spread over the first steps (LLaDA's rule).
 
     Returns:
-        What `initial` was, integers as floats.
+        Whole numbers as floats: a tensor if `initial` is a tensor, else one number.
     """
     done = step_index + 1
     if done >= num_inference_steps:
@@ -126,11 +131,13 @@ def _ratio_after(masking_schedule: str | tuple[int, ...], done: int, num_inferen
 
 
 def reveal_counts(remaining: Tensor, target: Count) -> Tensor:
-    """Positions to reveal so that `target` masks stay: at least one while any is masked, none where none is.
+    """How many positions each row must reveal to get down to `target` masks.
+
+    This is at least one in a row that still has masks, and 0 in a row without masks.
 
     Args:
-        remaining: masks in each row now, int64 `(batch_size,)`.
-        target: masks that shall stay, one per row or one number, see `masks_left`.
+        remaining: number of masks in each row now, int64 `(batch_size,)`.
+        target: number of masks to leave, one per row or one for all rows, see `masks_left`.
     """
     target = target.long() if isinstance(target, Tensor) else int(target)
     return (remaining - target).clamp_(min=1).minimum(remaining)
@@ -147,12 +154,12 @@ def planned_counts(
     """The whole plan: how many positions each row reveals in each step that is run.
 
     Args:
-        num_masked: masks in each row now, int64 `(batch_size,)`.
-        initial: N_0 of each row, int64 `(batch_size,)`, the masks at step 0; None where that is `num_masked`.
-        first_step: steps before this one are not run, as in image-to-image.
+        num_masked: number of masks in each row now, int64 `(batch_size,)`.
+        initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`; None if it is `num_masked`.
+        first_step: the first step that is run; earlier ones are skipped, as in image-to-image.
 
     Returns:
-        int64 `(num_inference_steps - first_step, batch_size)`; a column adds up to that row's `num_masked`.
+        int64 `(num_inference_steps - first_step, batch_size)`; each column sums to that row's `num_masked`.
 
     Example:
         >>> planned_counts(torch.tensor([256]), 8, "cosine", "floor_masked").flatten().tolist()

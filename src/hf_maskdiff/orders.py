@@ -1,8 +1,8 @@
 """Which position comes first: scores (larger is earlier), fixed orders, and how two orders merge.
 
-Pure functions. A function of a block reduces rows of unnormalised log-probabilities, `(rows, V)`, to one score per row;
-see `hf_maskdiff.sampling.Marginals`. The block is theirs to overwrite. They lean on `log_softmax`, whose largest entry
-is `-log sum exp(z - max z)`: one fused pass, in place, where the exponentials would else be stored.
+Pure functions. Those that take a `block`, rows of unnormalised log-probabilities `(rows, V)`, reduce it to one score
+per row and may overwrite it; see `hf_maskdiff.sampling.Marginals`. They use `log_softmax` because its largest entry is
+`-log sum exp(z - max z)`: one fused pass in place gives this sum without storing the exponentials.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def log_moment(block: Tensor, beta: float) -> Tensor:
 
     Args:
         block: `(rows, V)`.
-        beta: at least 1. Dividing keeps the score finite as beta grows: it tends to `log max p`.
+        beta: at least 1. Division by beta keeps the score finite as beta grows: it tends to `log max p`.
     """
     largest = _log_softmax_(block).amax(-1)
     return largest.sub_(_log_softmax_(block.mul_(beta)).amax(-1).div_(beta))
@@ -36,9 +36,9 @@ def log_confidence(block: Tensor) -> Tensor:
 
 
 def log_margin(block: Tensor) -> Tensor:
-    """`log(p_(1) - p_(2))`, the two most probable tokens; -inf where they tie."""
+    """`log(p_(1) - p_(2))` of the two most probable tokens; -inf if they are equally probable."""
     first = _log_softmax_(block).amax(-1)
-    # topk(2) takes three times as long; so do comparisons that give bools.
+    # topk(2) would take three times as long, and so would a comparison that returns bools.
     largest = torch.eq(block, first[:, None], out=torch.empty_like(block))
     second = block.sub_(largest, alpha=1e30).amax(-1)
     second = torch.where(largest.sum(-1) > 1, first, second)
@@ -69,8 +69,8 @@ def radical_inverse(index: int, base: int) -> tuple[int, int]:
 def halton_order(height: int, width: int) -> list[tuple[int, int]]:
     """Cells of a grid in the order in which the Halton sequence (bases 2 and 3) first visits them.
 
-    Point k = 1, 2, ... is the cell `(floor(height * vdc_2(k)), floor(width * vdc_3(k)))`, in exact integers; points are
-    taken until every cell is visited. Source: arXiv 2503.17076.
+    Point k = 1, 2, ... lies in the cell `(floor(height * vdc_2(k)), floor(width * vdc_3(k)))`, computed in exact
+    integers; points are added until every cell has been visited. Source: arXiv 2503.17076.
 
     Example:
         >>> halton_order(16, 16)[:4]
@@ -90,9 +90,9 @@ def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Rank of every position in a low-discrepancy order, int64 `(L,)`, 0 first.
 
     Args:
-        shape: `(height, width)` for a grid, which takes the Halton order row-major; `(L,)` for a sequence, which is
-            sorted by the base-2 radical inverse of the index (bit-reversed order). The relative order of two positions
-            of a sequence does not depend on its length, so padding on the right changes nothing.
+        shape: `(height, width)` for a grid, whose positions (counted row by row) get the Halton order; `(L,)` for a
+            sequence, which is sorted by the base-2 radical inverse of the index (bit-reversed order). The relative
+            order of two positions of a sequence does not depend on its length, so padding on the right changes nothing.
     """
     if len(shape) == 2:
         order = torch.tensor([row * shape[1] + column for row, column in halton_order(*shape)])
@@ -107,20 +107,22 @@ def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def ranking(scores: Tensor, candidates: Tensor) -> Tensor:
-    """Positions of each row from first to last: candidates by falling score, then the others; ties by position.
+    """Positions of each row from first to last: the candidates by descending score, then all other positions.
+
+    Equal scores are ordered by position.
 
     Args:
         scores: `(batch_size, L)`; NaN comes first, so that it cannot go unnoticed.
         candidates: bool `(batch_size, L)`.
 
     Returns:
-        int64 `(batch_size, L)`, a permutation in every row.
+        int64 `(batch_size, L)`; each row is a permutation of its positions.
     """
     return sort_positions(scores, candidates)[1]
 
 
 def sort_positions(scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores in the order of `ranking`, and the ranking; both `(batch_size, L)`."""
+    """The scores sorted as by `ranking`, and the ranking itself; both `(batch_size, L)`."""
     lowest = torch.finfo(scores.dtype).min
     scores = scores.clamp(min=lowest).masked_fill_(~candidates, -torch.inf)
     ordered, positions = scores.sort(dim=-1, descending=True, stable=True)
@@ -128,15 +130,15 @@ def sort_positions(scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def explore_first(scores: Tensor, exploration: Tensor, num_explored: Tensor) -> Tensor:
-    """Two orders merged: scores that put the first `num_explored` positions of an exploration ahead of all others.
+    """Merges two orders: raises the scores of the first `num_explored` positions of an exploration above all others.
 
     Args:
-        scores: of the exploitation, below 1e30, `(batch_size, L)`.
-        exploration: int64 `(batch_size, L)`, each row a permutation, as `ranking` returns it.
-        num_explored: int64 `(batch_size,)`.
+        scores: scores of the exploitation order, below 1e30, `(batch_size, L)`.
+        exploration: the exploration order, int64 `(batch_size, L)`; each row is a permutation, as `ranking` returns it.
+        num_explored: how many positions of each row explore, int64 `(batch_size,)`.
 
     Returns:
-        The scores, with those of the explored positions raised above any other, in the exploration's order.
+        The scores, `(batch_size, L)`; the raised ones keep the exploration's order among themselves.
 
     Example:
         >>> scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
@@ -156,11 +158,11 @@ def _ranks_and_raised_scores(length: int, device: torch.device) -> tuple[Tensor,
 
 
 def largest_prefix(costs: Tensor, bound: float) -> Tensor:
-    """Length of the longest prefix of each row whose sum without its last entry is at most `bound`; at least 1.
+    """Length of each row's longest prefix whose sum without its last entry is at most `bound`; at least 1.
 
     Args:
-        costs: `(batch_size, L)`, none negative, each row rising, so that the last entry of a prefix is its largest. A
-            NaN ends the prefix with itself, so that it cannot go unnoticed. Summed in float64.
+        costs: `(batch_size, L)`, not negative and ascending in each row, so that the last entry of a prefix is its
+            largest. A NaN is the last entry of its prefix, so that it cannot go unnoticed. Sums are float64.
         bound: at least 0.
 
     Returns:

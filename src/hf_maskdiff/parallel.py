@@ -4,10 +4,11 @@ from hf_maskdiff_cli.set_folder import HIDDEN
 
 from .sets.batches import blocks_of, cover, plan_batches, seed_of
 from .sets.costs import cost_of
-from .sets.files import ROW_GROUP, write_atomically
+from .sets.files import write_atomically
 from .sets.generate import generate
 from .sets.processes import on_main_process, start_processes
 from .sets.sample_set import SampleSet
+from .sets.seals import ROW_GROUP
 from .sets.sources import Source
 
 __all__ = [

@@ -1,8 +1,8 @@
 """Noise that belongs to a position, and exact draws from the model's marginals.
 
-Pure functions and one view of the logits. Randomness is separate from decision: a row draws one 64-bit key per step,
-and the noise at a position is a hash of (key, position, purpose). It does not depend on batch mates, padding or the
-device.
+Pure functions, and `Marginals`, a view of the logits. Randomness is separate from decisions: each row draws one 64-bit
+key per step, and the noise at a position is a hash of (key, position, purpose). So the noise does not depend on the
+other rows of the batch, on padding or on the device.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Purpose(IntEnum):
-    """What a noise value decides; each purpose is an independent stream of the same key."""
+    """What a noise value is used for; with the same key, each purpose gets an independent stream of noise."""
 
     CHOICE = 0
     TOKEN = 1
     EXPLORATION = 2
     FORWARD = 3
     SHIFT = 4
-    GROUP = FORWARD  # of other keys: no step masks anything
+    GROUP = FORWARD  # safe to share: `FORWARD` noise is made from the keys of `add_noise`, never from a step's keys
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """`device` itself where it computes in float64, else the CPU (Apple's MPS has no float64)."""
+    """`device` if it supports float64, else the CPU (Apple's MPS has no float64)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -40,7 +40,15 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def check_generators(generator: Generators, batch_size: int) -> None:
-    """Raise `ValueError` where a list of generators does not hold one for each row."""
+    """Raise `ValueError` unless this is a generator, None, or a list with one generator for each row."""
+    several = isinstance(generator, Sequence)
+    given = [] if generator is None else generator if isinstance(generator, Sequence) else [generator]
+    strange = next((one for one in given if not isinstance(one, torch.Generator)), None)
+    if strange is not None or (several and None in given):
+        raise ValueError(
+            f"`generator` must be a torch.Generator, a list of them, or None, got {generator!r}. For a seed pass "
+            "`torch.Generator().manual_seed(seed)`."
+        )
     if isinstance(generator, Sequence) and len(generator) != batch_size:
         raise ValueError(
             f"A list of generators must hold one per row, got {len(generator)} for a batch of {batch_size}. "
@@ -51,8 +59,8 @@ def check_generators(generator: Generators, batch_size: int) -> None:
 def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
     """One fresh 64-bit key per row, int64 `(batch_size,)` on `device`.
 
-    With a list, row b takes one draw from generator b, so that the row's noise is its own. With a single generator, or
-    None for torch's global one, all rows draw from that.
+    With a list of generators, row b takes one draw from generator b, so its noise does not depend on other rows. With a
+    single generator, all rows draw from it; None means torch's global generator.
     """
     check_generators(generator, batch_size)
     bounds = (-(2**63), 2**63 - 1)
@@ -61,21 +69,6 @@ def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> T
         return torch.cat([key.to(device, non_blocking=True) for key in keys])
     source = device if generator is None else generator.device
     return torch.randint(*bounds, (batch_size,), generator=generator, device=source).to(device, non_blocking=True)
-
-
-def run_keys(generator: Generators, batch_size: int, device: torch.device) -> Tensor:
-    """A key per row that stays the same over all steps of a run, int64 `(batch_size,)`; draws nothing.
-
-    It comes from the seed that each generator was given. With one generator (or None) the row's index is mixed in.
-    """
-    check_generators(generator, batch_size)
-    if isinstance(generator, Sequence):
-        seeds = [g.initial_seed() for g in generator]
-    else:
-        seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        seeds = [seed + row for row in range(batch_size)]
-    signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]
-    return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def _signed(value: int) -> int:
@@ -88,9 +81,10 @@ _MIX2 = _signed(0x94D049BB133111EB)
 
 
 def _mix(value: Any) -> Any:
-    """The finalizer of SplitMix64, on an int64 tensor or array, which it overwrites.
+    """The finalizer of SplitMix64 on an int64 tensor or array, which it overwrites.
 
-    Products wrap as unsigned ones do; a mask removes the copies of the sign that a shift brings in.
+    SplitMix64 is defined on unsigned integers. Signed products wrap to the same bits; after each right shift a mask
+    clears the copies of the sign bit that the shift brings in.
     """
     value ^= (value >> 30) & (2**34 - 1)
     value *= _MIX1
@@ -102,8 +96,8 @@ def _mix(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _counters(length: int, purposes: tuple[Purpose, ...], device: torch.device) -> Tensor:
-    """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; every purpose has counters of its own."""
-    # As numbers, since they wrap: a compiler that follows the range of an index would overflow in these products.
+    """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; each purpose has its own counters."""
+    # Computed as Python integers, since the products wrap: a compiler that tracks the range of an index would overflow.
     numbers = [
         [_signed((position * len(Purpose) + purpose) * _GOLDEN % 2**64) for position in range(length)]
         for purpose in purposes
@@ -121,11 +115,11 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
         length: L, the number of positions.
 
     Returns:
-        float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. Its product with a number is
-        below that number, also after rounding.
+        float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. The product of such a value and
+        a positive number is below that number, even after rounding.
     """
     counters = _counters(length, purposes, keys.device)
-    if keys.device.type == "cpu":  # the same arithmetic by numpy costs a third of the time on so few numbers
+    if keys.device.type == "cpu":  # for so few numbers, numpy does the same arithmetic in a third of the time
         states = _mix(keys.numpy()[:, None] + counters.numpy())
         return torch.from_numpy((states >> 13) * 2.0**-51 + (0.5 + 2.0**-52))
     return _mix(keys[:, None] + counters).bitwise_right_shift_(13).double().mul_(2.0**-51).add_(0.5 + 2.0**-52)
@@ -136,7 +130,7 @@ def gumbel(uniform: Tensor) -> Tensor:
     return uniform.log().neg_().log_().neg_()
 
 
-# Steps draw few rows: up to this many tokens, fewer operations count for more than a shorter cumulative sum.
+# Up to this many tokens, a cumulative sum over all of them is faster than the chunked one, which needs more operations.
 _ONE_PASS = 1024
 
 # --- the model's marginals --------------------------------------------------------------------------------------------
@@ -146,17 +140,17 @@ _ONE_PASS = 1024
 class Marginals:
     """The distributions p_i that a sampler may draw from, read from logits block by block: no (B, L, V) copy is made.
 
-    A block holds rows of `log p_i` up to a constant, float32, forbidden tokens at -inf. On a CPU blocks fit its cache;
-    elsewhere they are large.
+    A block holds rows of `log p_i` up to a constant, float32, with -inf for forbidden tokens. On a CPU, blocks are
+    small enough for its cache; elsewhere they are large.
 
     Args:
         logits: `(batch_size, L, V)`, any float dtype, any strides.
-        mask_token_id: never drawn. May lie outside the columns.
-        codebook_size: columns from here on are never drawn; None allows all V.
+        mask_token_id: never drawn; may lie outside the V columns.
+        codebook_size: columns from this one on are never drawn; None allows all V.
         temperature: divides the logits.
-        top_k: only the k most probable tokens (and ties with the k-th) may be drawn.
-        top_p: only the smallest set of most probable tokens whose mass reaches `top_p`, the one that crosses it
-            included, after temperature and `top_k`, as in transformers.
+        top_k: only the k most probable tokens, and those that tie with the k-th, may be drawn.
+        top_p: only the most probable tokens may be drawn, up to and including the one with which their total
+            probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
     """
 
     logits: Tensor
@@ -168,21 +162,21 @@ class Marginals:
 
     @property
     def num_tokens(self) -> int:
-        """Columns that are read: up to the codebook's end, and not a mask column that stands last."""
+        """Number of columns that are read: those of the codebook, without the mask's column if that is the last."""
         size = self.logits.shape[-1]
         size = size if self.codebook_size is None else min(size, self.codebook_size)
         return size - 1 if self.mask_token_id == size - 1 else size
 
     def reduce(self, function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *per_row: Tensor) -> list[Tensor]:
-        """`function(block, *columns)` of every block, each of its results joined over the blocks.
+        """Call `function(block, *columns)` for every block, and concatenate each of its results over the blocks.
 
         Args:
-            rows: int64 `(M,)`, counted through the flattened `(batch_size, L)`.
-            per_row: tensors `(M, ...)`; a block gets its rows of them.
+            rows: indices into the flattened `(batch_size, L)`, int64 `(M,)`.
+            per_row: tensors `(M, ...)` with an entry for each of `rows`; `columns` are their entries for one block.
         """
         elements = 2**18 if self.logits.device.type == "cpu" else 2**24
         size = max(1, elements // self.num_tokens)
-        if rows.shape[0] <= size:  # spares small steps the cuts and the joins
+        if rows.shape[0] <= size:  # one block: nothing to split or concatenate
             return list(function(self._block(rows), *per_row))
         parts = zip(*(values.split(size) for values in (rows, *per_row)), strict=True)
         results = [function(self._block(part), *columns) for part, *columns in parts]
@@ -190,7 +184,7 @@ class Marginals:
 
     @cached_property
     def _flat(self) -> Tensor | None:
-        """The columns that are read, `(batch_size L, tokens)`, where that is a view."""
+        """The columns that are read, `(batch_size * L, num_tokens)`, as a view; None if that would need a copy."""
         logits, length = self.logits, self.logits.shape[1]
         if logits.shape[0] > 1 and logits.stride(0) != length * logits.stride(1):
             return None
@@ -203,7 +197,7 @@ class Marginals:
         return self._filtered(self.logits[rows // length, rows % length, : self.num_tokens].float())
 
     def _filtered(self, block: Tensor) -> Tensor:
-        """Apply temperature, top-k and top-p to a block that is ours to overwrite."""
+        """Apply temperature, top-k and top-p to a block, in place."""
         if 0 <= self.mask_token_id < self.num_tokens:
             block[:, self.mask_token_id] = -math.inf
         if self.temperature != 1.0:
@@ -222,8 +216,8 @@ class Marginals:
         """Reduce the logits of every wanted position to one number: `function(block)` gives `(rows,)`.
 
         Args:
-            wanted: bool `(batch_size, L)`; other positions get 0. On an accelerator they are computed all the same,
-                since gathering the wanted ones would make the host wait.
+            wanted: bool `(batch_size, L)`. On a CPU all other positions get 0. On an accelerator their scores are
+                computed too, because selecting the wanted positions would make the host wait.
 
         Returns:
             float32 `(batch_size, L)`.
@@ -232,33 +226,37 @@ class Marginals:
         return _place(scores, wanted)
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
-        """Draw one token per row from p_i^beta, normalised, by the inverse of its distribution function.
+        """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
 
         Args:
-            rows: int64 `(M,)`, rows of the flattened `(batch_size, L)`.
-            uniform: float64 `(M,)` in (0, 1).
-            beta: inverse temperature `(M,)`.
+            rows: indices into the flattened `(batch_size, L)`, int64 `(M,)`.
+            uniform: noise, float64 `(M,)` in (0, 1).
+            beta: inverse temperature, `(M,)`.
 
         Returns:
-            tokens int64 `(M,)`, `num_tokens` where nothing can be drawn (NaN or +inf logits, or no token allowed).
+            Tokens, int64 `(M,)`; `num_tokens` if no token can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
-        # By V alone: the number of rows must not decide how one of them is drawn.
+        # Chosen by V alone: how a row is drawn must not depend on the number of rows.
         inverse = inverse_cdf if self.num_tokens <= _ONE_PASS else chunked_inverse_cdf
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            # Shifted first: near the largest logit the difference is exact, and its product keeps that.
+            # Shift before multiplying: for logits near the largest one the difference is exact.
             block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
             return (inverse(torch.softmax(block, -1, out=block).to(device), uniform),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 
     def draw_all(self, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a token from p_i at every wanted position, `wanted` bool, `uniform` float64, both `(batch_size, L)`.
+        """Draw a token from p_i at every wanted position.
+
+        Args:
+            wanted: bool `(batch_size, L)`.
+            uniform: noise, float64 `(batch_size, L)` in (0, 1).
 
         Returns:
-            tokens int64, `num_tokens` where nothing can be drawn, and their log-probabilities float64, both
-            `(batch_size, L)`; at positions that are not wanted they mean nothing.
+            Tokens, int64, with `num_tokens` if no token can be drawn, and their log-probabilities, float64; both
+            `(batch_size, L)`. Values at all other positions are meaningless.
         """
         device = float64_device(self.logits.device)
 
@@ -278,19 +276,19 @@ def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
 
 
 def _place(values: Tensor, wanted: Tensor) -> Tensor:
-    """Values of the wanted positions, or of all, at their positions `(batch_size, L)`; 0 elsewhere."""
+    """Undo `_rows_of`: its positions' values, put back into a `(batch_size, L)` tensor that is 0 elsewhere."""
     if values.shape[0] == wanted.numel():
         return values.view(wanted.shape)
     return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
 
 
 def _take(values: Tensor, wanted: Tensor) -> Tensor:
-    """The values `(batch_size, L)` of `_rows_of`."""
+    """The entries of `values` `(batch_size, L)` at the positions that `_rows_of` gives."""
     return values.masked_select(wanted) if wanted.device.type == "cpu" else values.flatten()
 
 
 def _rows_of(wanted: Tensor) -> Tensor:
-    """Flat indices of the wanted positions; of all positions on an accelerator, where selecting would synchronise."""
+    """Flat indices of the wanted positions; on an accelerator, where selecting would synchronise, of all positions."""
     flat = wanted.flatten()
     return flat.nonzero().squeeze(1) if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
 
@@ -298,23 +296,23 @@ def _rows_of(wanted: Tensor) -> Tensor:
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """Exact categorical draws: the first token at which the cumulative mass exceeds `uniform * total`.
 
-    Cumulative sums are float64, so a tail of any size keeps its mass. (A Gumbel-max draw from float32 uniforms does
-    not: arXiv 2409.02908.)
+    Cumulative sums are float64, so that even a long tail of improbable tokens keeps its mass. (With Gumbel-max draws
+    from float32 uniform noise it would lose mass: arXiv 2409.02908.)
 
     Args:
-        probs: masses float32 `(M, V)`.
-        uniform: float64 `(M,)` in (0, 1).
+        probs: masses, float32 `(M, V)`.
+        uniform: noise, float64 `(M,)` in (0, 1).
 
     Returns:
-        tokens int64 `(M,)`, V where there is none: the row holds NaN, or no mass.
+        Tokens, int64 `(M,)`; V if no token can be drawn, because the row holds NaN or no mass.
     """
     return _first_above(probs, uniform)[0].squeeze(1)
 
 
 def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """`inverse_cdf` for large M V: twice as many operations, but no float64 `(M, V)`.
+    """`inverse_cdf` for large `M * V`: needs twice as many operations, but no float64 tensor `(M, V)`.
 
-    The masses are summed in chunks; the cumulative sum over chunks and the one inside the chosen chunk are float64.
+    The masses are summed in chunks. The cumulative sum over the chunks, and that inside the chosen chunk, are float64.
     """
     num_tokens = probs.shape[1]
     width = 1 << max(3, (num_tokens - 1).bit_length() // 2)
@@ -323,8 +321,8 @@ def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     chunk, level, cumulative = _first_above(chunks.sum(-1), uniform)
     none = chunk == chunks.shape[1]
     chunk.masked_fill_(none, 0)
-    # Inside the chunk all is counted back from its end, where both are 0: the level lies strictly below, and no
-    # rounding makes it reach a column of mass 0, at the end or, by the maximum, at the start.
+    # Inside the chunk, level and masses are measured back from the chunk's end, which is 0. The level is strictly below
+    # 0, so rounding cannot make it reach a column of mass 0 at the end; the maximum prevents the same at the start.
     level_inside = level - cumulative.gather(1, chunk)
     inside = chunks[torch.arange(len(probs), device=probs.device), chunk[:, 0]].cumsum(-1, dtype=torch.float64)
     mass = inside[:, -1:]
@@ -335,9 +333,9 @@ def chunked_inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 def _first_above(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First column whose cumulative mass exceeds the level `uniform * total`, the level, and the cumulative masses.
 
-    The column is V where there is none: the row holds NaN, or no mass.
+    The column is V if there is no such column, because the row holds NaN or no mass.
     """
     cumulative = mass.cumsum(-1, dtype=torch.float64)
-    # Strictly below the total, as the noise is below 1, so that a column of mass 0 at the end is never reached.
+    # The noise is below 1, so the level is strictly below the total, and a last column of mass 0 is never reached.
     level = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, level, right=True), level, cumulative

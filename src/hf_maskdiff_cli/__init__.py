@@ -5,6 +5,7 @@ the standard library. So a wrong argument is answered before anything heavy is l
 the function that needs it. The rules stand here once: `hf_maskdiff` calls the same functions.
 """
 
+from .errors import USER_ERRORS, one_line
 from .program import main
 
-__all__ = ["main"]
+__all__ = ["USER_ERRORS", "main", "one_line"]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from .names import SCHEDULERS, did_you_mean, did_you_mean_folder
 
 _NAME = r"\w[\w.-]*"
 _REPOSITORY = re.compile(rf"{_NAME}(?:/{_NAME})?")
@@ -29,8 +33,50 @@ def require_path_or_repository(name: str, value: str) -> None:
     """
     if not Path(value).exists() and not may_be_repository(value):
         raise ValueError(
-            f"{name} must be a folder that exists, or a repository of the Hub, got {value!r}. Check the path."
+            f"{name} must be a folder that exists, or a repository of the Hub, got {value!r}. "
+            f"{did_you_mean_folder(value) or 'Check the path.'}"
         )
+
+
+def require_pipeline(value: str) -> None:
+    """Raise `ValueError` if a value is neither the folder of a pipeline or of a model, nor a repository's name."""
+    require_path_or_repository("`pipeline`", value)
+    folder = Path(value)
+    if not folder.exists() or (folder / "model_index.json").exists():
+        return
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            "`pipeline` must be a folder with a model_index.json or, for a text model, a config.json, got "
+            f"{value!r}, which has neither. Check the path."
+        )
+    if "_class_name" in config and "model_type" not in config:
+        is_part = (folder.parent / "model_index.json").exists()
+        raise ValueError(
+            f"`pipeline` must be the folder of a whole pipeline, got {value!r}, which is a {config['_class_name']} "
+            f"alone. {f'Did you mean {str(folder.parent)!r}?' if is_part else 'Check the path.'}"
+        )
+
+
+def require_scheduler(value: str) -> None:
+    """Raise `ValueError` if a value is neither a scheduler's name, nor a folder, nor `owner/name` on the Hub."""
+    if value in SCHEDULERS or Path(value).exists() or ("/" in value and may_be_repository(value)):
+        return
+    raise unknown_scheduler(value, "there is none of that name")
+
+
+def unknown_scheduler(value: str, reason: str) -> ValueError:
+    """The error for what is no scheduler, with the names that are known."""
+    hint = did_you_mean(value, SCHEDULERS) or did_you_mean_folder(value) or "Check the spelling."
+    if Path(value, "scheduler").is_dir():  # of a pipeline
+        hint = f"Did you mean {str(Path(value, 'scheduler'))!r}?"
+    return ValueError(
+        f"`scheduler` must be one of {', '.join(SCHEDULERS)}, or a folder that exists or a repository of the Hub, with "
+        f"a preset, got {value!r}: {reason}. {hint}"
+    )
 
 
 def may_be_repository(value: str) -> bool:

@@ -9,9 +9,8 @@ from typing import Any
 
 from .checks import require_path_or_repository, require_positive
 from .generate import add_sampling_arguments, check_sampling_arguments, read_prompts
+from .names import IMAGES, TEXTS, did_you_mean, did_you_mean_folder
 from .samples import (
-    IMAGES,
-    TEXTS,
     kind_of_samples,
     kind_of_saved_pipeline,
     require_one_kind,
@@ -199,6 +198,12 @@ def _check_networks(kind: str | None, args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None:
             require_path_or_repository(f"--{name}", value)
+    if kind != TEXTS and args.network != "inception" and "/" not in args.network and not Path(args.network).exists():
+        hint = did_you_mean(args.network, ["inception"]) or did_you_mean_folder(args.network) or "Check the spelling."
+        raise ValueError(
+            '--network must be "inception", a folder that exists, or a repository of the Hub as `owner/name`, got '
+            f"{args.network!r}. {hint}"
+        )
     if args.inception_weights is not None and args.network == "inception":
         require_inception_weights(args.inception_weights)
 

@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checks import require_path_or_repository, require_positive
-from .samples import TEXTS, kind_of_saved_pipeline
+from .checks import require_pipeline, require_positive, require_scheduler
+from .names import SCHEDULERS, TEXTS, did_you_mean
+from .samples import kind_of_saved_pipeline
 from .set_folder import require_set_folder
 
 CPU_BLOCK_SIZE = 16
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_samples", type=int, required=True)
     add("--output_dir", required=True, help="new or empty, or a set that was stopped: it is completed")
     add_sampling_arguments(parser)
+    add("--verify", action="store_true", help="say how many files of the set are whole; what is not is made again")
     add("--push_to_hub", metavar="REPO", help="upload the finished set, with a card")
     add("--private", action="store_true", help="for a repository that is new")
 
@@ -45,7 +47,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_size", type=int, default=1024, help="samples of a file, rounded up to whole blocks")
     sampling = parser.add_argument_group("sampling; what is not given is the pipeline's own")
     add = sampling.add_argument
-    add("--scheduler", help="class of a scheduler, or folder or Hub id of a preset")
+    add("--scheduler", help=f"{', '.join(SCHEDULERS)}, or folder or Hub id of a preset")
     add("--scheduler_config", nargs="+", default=[], metavar="KEY=VALUE", help="of the scheduler: choice_temperature=4")
     add("--num_inference_steps", type=int)
     add("--guidance_scale", type=float)
@@ -74,9 +76,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 def check_sampling_arguments(args: argparse.Namespace) -> None:
     """Raise `ValueError` for a pipeline, and ways of drawing its samples, that cannot work."""
     require_positive(args, _AT_LEAST_1)
-    require_path_or_repository("`pipeline`", args.pipeline)
+    require_pipeline(args.pipeline)
     if args.scheduler is not None:
-        require_path_or_repository("`scheduler`", args.scheduler)
+        require_scheduler(args.scheduler)
     read_settings(args.scheduler_config)
     kind = kind_of_saved_pipeline(args.pipeline)
     if kind is not None:
@@ -100,11 +102,16 @@ def read_prompts(path: Path | None) -> list[str] | None:
     """The lines of a file of prompts, or None without a file.
 
     Raises:
-        ValueError: the file is empty, or one of its lines is.
+        ValueError: the file is empty, or one of its lines is, or it is no text.
     """
     if path is None:
         return None
-    prompts = path.read_text(encoding="utf-8").splitlines()
+    try:
+        prompts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`prompt_file` must be text in UTF-8, got {error} in {str(path)!r}. Save it as UTF-8."
+        ) from error
     blank = next((number for number, line in enumerate(prompts, 1) if not line.strip()), None)
     if not prompts or blank is not None:
         found = "an empty file" if blank is None else f"nothing in line {blank}"
@@ -136,8 +143,8 @@ def read_settings(
         if not key or not equals or (known is not None and key not in known):
             keys = scheduler if known is None else f"{scheduler}, {sorted(known)}"
             raise ValueError(
-                f"`scheduler_config` must be key=value pairs with the keys of {keys}, got {pair!r}. Pass for example "
-                "choice_temperature=4."
+                f"`scheduler_config` must be key=value pairs with the keys of {keys}, got {pair!r}. "
+                f"{did_you_mean(key, known or ()) or 'Pass for example choice_temperature=4.'}"
             )
         try:
             settings[key] = json.loads(value)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import convert, evaluate, generate
+from .errors import USER_ERRORS, one_line
+
+# Set to anything in the environment, it shows where an error came from.
+TRACEBACK = "HF_MASKDIFF_TRACEBACK"
 
 
 class Command(NamedTuple):
@@ -63,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status: 0, or 1 after an error, which is printed as one message.
+    """Run the program and return its exit status: 0, 1 after an error, which is printed in one line, 130 after Ctrl-C.
 
     Args:
         arguments: the words of the command line after the program's name; None takes them from `sys.argv`.
@@ -74,7 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"hf-maskdiff {options.command}: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        return _tell(options.command, "stopped; what is finished is kept", 130)
+    except USER_ERRORS as error:
+        return _tell(options.command, one_line(error), 1)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        words = f"{type(error).__name__}: {one_line(error)}"
+        hint = f"If the arguments are right, please report it with what the same command prints after {TRACEBACK}=1."
+        return _tell(options.command, f"{words} (Not foreseen. {hint})", 1)
     return 0
+
+
+def _tell(command: str, message: str, status: int) -> int:
+    print(f"hf-maskdiff {command}: {message}", file=sys.stderr)
+    return status

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from .checks import may_be_repository
+from .names import IMAGES, PIPELINES, TEXTS, did_you_mean_folder
 from .set_folder import HIDDEN
 
-IMAGES, TEXTS = "images", "texts"
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -62,7 +63,7 @@ def not_samples(source: str | Path, reason: object) -> ValueError:
     """The error for a source that is neither a folder nor a data set of the Hub."""
     return ValueError(
         "samples must be a folder, or a data set of the Hub as `owner/name` or `owner/name:split`, got "
-        f"{str(source)!r}: {reason}"
+        f"{str(source)!r}: {reason} {did_you_mean_folder(str(source))}".rstrip()
     )
 
 
@@ -91,18 +92,33 @@ def require_reference_kind(kind: str, reference_kind: str, reference: str) -> No
     raise ValueError(f"texts are compared with texts, got images in {reference!r}.")
 
 
-def kind_of_pipeline(components: Container[str]) -> str:
-    """`TEXTS` if a pipeline has a component called "tokenizer", else `IMAGES`.
+def kind_of_pipeline(name: str, where: str) -> str:
+    """`IMAGES` or `TEXTS`: what a pipeline of this class makes.
 
     Args:
-        components: their names, or the pipeline's `model_index.json`, whose keys they are.
+        name: of the class, as a `model_index.json` has it.
+        where: it was found; for the message.
+
+    Raises:
+        ValueError: it is no pipeline whose samples this package makes, whatever its parts are called.
     """
-    return TEXTS if "tokenizer" in components else IMAGES
+    if name not in PIPELINES:
+        raise ValueError(
+            f"`pipeline` must hold one of {', '.join(PIPELINES)}, got {where!r}, of the class {name}. Open that one in "
+            f"Python, `{name}.from_pretrained({where!r})`, or pass another."
+        )
+    return PIPELINES[name]
 
 
 def kind_of_saved_pipeline(folder: str) -> str | None:
-    """What a saved pipeline makes, or None where that cannot be read here: on the Hub, or without a valid index."""
+    """What a saved pipeline makes, or None where that cannot be read here: on the Hub, or without a valid index.
+
+    Raises:
+        ValueError: see `kind_of_pipeline`.
+    """
     try:
-        return kind_of_pipeline(json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        index: Any = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    name = index.get("_class_name") if isinstance(index, Mapping) else None
+    return kind_of_pipeline(name, folder) if isinstance(name, str) else None

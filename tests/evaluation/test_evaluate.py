@@ -190,7 +190,7 @@ def test_texts_of_a_folder(judge: Path, tmp_path: Path, capsys: pytest.CaptureFi
     evaluate(made, "--judge", judge, "--reference", real, "--ngram", real, "--output_dir", out)
     (row,) = report_of(out)["rows"]
     assert list(row["measures"]) == [
-        *("perplexity", "nats a character", "entropy", "distinct-1", "distinct-2", "distinct-4", "MAUVE")
+        *("perplexity", "nats per character", "entropy", "distinct-1", "distinct-2", "distinct-4", "MAUVE")
     ]
     model, tokenizer = GPT2LMHeadModel.from_pretrained(judge), PreTrainedTokenizerFast.from_pretrained(judge)
     total = count = 0

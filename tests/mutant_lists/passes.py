@@ -5,14 +5,19 @@ from __future__ import annotations
 from mutant_lists.mutant import Mutant
 
 _LOOP = "hf_maskdiff/pipelines/denoising.py"
-_CACHE = "hf_maskdiff/models/partial_cache.py"
+_COUNTS = "hf_maskdiff/pipelines/step_counts.py"
+_GROUPS = "hf_maskdiff/pipelines/substeps.py"
+_CALLS = "hf_maskdiff/pipelines/calls.py"
+_CACHE = "hf_maskdiff/caching/key_values.py"
+_DENOISER = "hf_maskdiff/denoisers/transformers_denoiser.py"
+_PROBE = "hf_maskdiff/denoisers/transformers_probe.py"
 
 MUTANTS = [
     # the loop and its groups
     Mutant(
         "larger-groups-last",
         "the last groups of a step are the larger ones",
-        _LOOP,
+        _GROUPS,
         "    in_larger = num_larger * (size + 1)\n"
         "    group = torch.where(ranks < in_larger, ranks // (size + 1), "
         "num_larger + (ranks - in_larger) // size.clamp(min=1))",
@@ -24,12 +29,12 @@ MUTANTS = [
     Mutant(
         "groups-swapped",
         "the groups of a step are drawn from the last to the first",
-        _LOOP,
-        "drawn = scheduler.sample_tokens(logits, choice, groups == group)",
+        _GROUPS,
+        "drawn = self.scheduler.sample_tokens(logits, choice, groups == group)",
         "if not group:\n"
-        "            last = min(partial_cache.num_substeps, num_ranks) - 1\n"
-        "            groups = torch.where(groups > last, groups, last - groups)\n"
-        "        drawn = scheduler.sample_tokens(logits, choice, groups == group)",
+        "                last = min(self.partial_cache.num_substeps, choice.positions.shape[1]) - 1\n"
+        "                groups = torch.where(groups > last, groups, last - groups)\n"
+        "            drawn = self.scheduler.sample_tokens(logits, choice, groups == group)",
         (
             "tests/pipelines/test_partial_caching.py"
             "::test_without_partial_passes_a_step_is_drawn_group_by_group_at_any_depth",
@@ -38,9 +43,9 @@ MUTANTS = [
     Mutant(
         "full-passes-by-the-batch",
         "whether a row gets full passes depends on its batch's longest row",
-        _LOOP,
-        "in_full = counts > partial_cache.full_pass_threshold * lengths",
-        "in_full = counts > partial_cache.full_pass_threshold * lengths.max()",
+        _GROUPS,
+        "(count > self.partial_cache.full_pass_threshold * lengths)",
+        "(count > self.partial_cache.full_pass_threshold * torch.as_tensor(lengths).max())",
         (
             "tests/pipelines/test_masked_diffusion_text.py::test_a_row_does_not_depend_on_its_batch[llama-3-MomentScheduler]",
         ),
@@ -56,15 +61,15 @@ MUTANTS = [
     Mutant(
         "edits-start-at-the-first-step",
         "an edit runs the first steps instead of the last",
-        _LOOP,
-        "timesteps = scheduler.timesteps[first_step:]",
-        "timesteps = scheduler.timesteps[: len(scheduler.timesteps) - first_step]",
+        _COUNTS,
+        "self.timesteps = scheduler.timesteps[self.first_step :]",
+        "self.timesteps = scheduler.timesteps[: len(scheduler.timesteps) - self.first_step]",
         ("tests/pipelines/test_denoising.py::test_counts_follow_from_the_editable_region",),
     ),
     Mutant(
         "cache-written-where-nothing-is-valid",
         "a partial pass writes the cache also at ranks that a row does not reveal",
-        _LOOP,
+        _GROUPS,
         "positions = torch.where(partial, choice.positions, ~choice.positions)",
         "positions = choice.positions",
         ("tests/pipelines/test_denoising.py::test_a_partial_pass_writes_what_its_step_reveals_and_nothing_else",),
@@ -88,32 +93,32 @@ MUTANTS = [
     ),
     Mutant(
         "places-off-by-one",
-        "a position that keeps its key and value is taken for its right neighbour",
+        "a position that keeps its key and value is taken for its left neighbour",
         _CACHE,
         "return torch.where(positions < 0, ~positions, positions)",
-        "return torch.where(positions < 0, -positions, positions)",
+        "return torch.where(positions < 0, -positions - 2, positions)",
         ("tests/models/test_partial_cache.py::test_a_position_that_is_not_valid_writes_nothing[mdlm]",),
     ),
     Mutant(
         "values-taken-from-the-keys",
         "the other positions' values are their keys",
         _CACHE,
-        "for kept, new in ((state.key, key), (state.value, value)))",
-        "for kept, new in ((state.key, key), (state.key.clone(), value)))",
+        "value = completed(self.value, value, self.positions)",
+        "value = completed(self.key.clone(), value, self.positions)",
         ("tests/models/test_partial_cache.py::test_with_more_layers_the_others_are_stale_and_nothing_else[mdlm-1]",),
     ),
     Mutant(
         "rotary-by-rank",
         "a partial pass encodes the ranks of its queries, not their places",
         "hf_maskdiff/models/transformer_mdlm.py",
-        "if positions is None else places_of(positions)",
-        "if True else places_of(positions)",
+        "            places = places_of(positions)",
+        "            places = torch.arange(input_ids.shape[1], device=input_ids.device)",
         ("tests/models/test_partial_cache.py::test_with_more_layers_the_others_are_stale_and_nothing_else[mdlm-1]",),
     ),
     Mutant(
         "attention-store-one-layer-off",
         "a partial pass starts with the second layer's keys and values",
-        "hf_maskdiff/models/transformers_cache.py",
+        "hf_maskdiff/caching/transformers_stores.py",
         "self.positions, self._next = positions, 0",
         "self.positions, self._next = positions, -1 if positions is not None else 0",
         ("tests/models/test_transformers_denoiser.py::test_partial_passes",),
@@ -121,9 +126,59 @@ MUTANTS = [
     Mutant(
         "logits-not-shifted",
         "a shifted model's row i predicts position i",
-        "hf_maskdiff/models/transformers_denoiser.py",
+        _DENOISER,
         "logits_at = (places if logits_at is None else logits_at).sub(1).clamp(min=0)",
         "logits_at = places if logits_at is None else logits_at",
         ("tests/models/test_transformers_denoiser.py::test_shifted_logits_belong_to_the_row_before",),
+    ),
+    Mutant(
+        "contexts-share-a-cache",
+        "the passes with and without a prompt complete each other's keys and values",
+        _CALLS,
+        "        if context not in self._of_contexts:",
+        '        context = ""\n        if context not in self._of_contexts:',
+        (
+            "tests/pipelines/test_masked_diffusion_text.py::test_with_one_layer_partial_passes_equal_full_ones[call2-llama]",
+        ),
+    ),
+    Mutant(
+        "full-pass-of-some-rows-kept-as-of-all",
+        "a full pass of some rows replaces what is kept of all",
+        _CALLS,
+        "cache = self._of_contexts[context] if isinstance(rows, slice) else self._make()",
+        "cache = self._of_contexts[context]",
+        ("tests/pipelines/test_partial_caching.py::test_a_full_pass_of_some_rows_leaves_what_is_kept_of_all",),
+    ),
+    Mutant(
+        "causal-model-taken-for-its-noise",
+        "the probe takes what rounding to 8 bits moves for the effect of a token",
+        _PROBE,
+        "if seen > max(_EXACT, _SEEN * found.noise) and is_hidden:",
+        "if seen > _EXACT and is_hidden:",
+        ("tests/pipelines/test_adapters.py::test_noise_does_not_make_a_causal_model_bidirectional",),
+    ),
+    Mutant(
+        "context-names-ignored",
+        "a model keeps one cache for all cache contexts",
+        "hf_maskdiff/caching/contexts.py",
+        "before, self._name = self._name, name",
+        "before = self._name",
+        ("tests/models/test_transformers_denoiser.py::test_contexts_do_not_mix_and_nothing_is_kept",),
+    ),
+    Mutant(
+        "predecessors-not-run",
+        "a partial pass of a shifted model leaves out the rows that predict its positions",
+        "hf_maskdiff/denoisers/shifted_logits.py",
+        "    wanted.scatter_add_(1, before, valid.long())\n",
+        "",
+        ("tests/models/test_transformers_denoiser.py::test_queries_with_predecessors",),
+    ),
+    Mutant(
+        "plan-held-after-an-edit",
+        "what a callback masks anew is not drawn, as the plan says that the row is done",
+        _LOOP,
+        "sample, counts.hold = returned, False",
+        "sample = returned",
+        ("tests/pipelines/test_pipeline_maskgit.py::test_callback_edits_latents",),
     ),
 ]

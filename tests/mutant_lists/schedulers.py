@@ -7,12 +7,13 @@ from mutant_lists.mutant import Mutant
 _SCHEDULERS = "hf_maskdiff/schedulers/scheduling_"
 _BASE = "hf_maskdiff/schedulers/scheduling_masked_diffusion.py"
 _CHOOSE = "hf_maskdiff/schedulers/scheduling_choose_then_sample.py"
+_CONTEXT = "hf_maskdiff/schedulers/step_context.py"
 
 MUTANTS = [
     Mutant(
         "beta-without-one",
         "beta is 1 / alpha",
-        _BASE,
+        _CONTEXT,
         "else 1 + 1 / max(self.choice_temperature, _SMALLEST_ALPHA)",
         "else 1 / max(self.choice_temperature, _SMALLEST_ALPHA)",
         ("tests/test_properties.py::test_plain_exploration_draws_explored_positions_at_the_model_s_temperature",),
@@ -20,7 +21,7 @@ MUTANTS = [
     Mutant(
         "beta-in-the-last-step",
         "the step that empties a row is sharpened too",
-        _BASE,
+        _CONTEXT,
         "torch.where(self.count < self.remaining, self.sharpness, 1.0)",
         "torch.where(self.count <= self.remaining, self.sharpness, 1.0)",
         ("tests/test_properties.py::test_plain_exploration_draws_explored_positions_at_the_model_s_temperature",),

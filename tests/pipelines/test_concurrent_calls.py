@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -57,8 +58,7 @@ def text_pipeline(name: str) -> MaskedDiffusionTextPipeline:
         model = transformers_model(name)
         scheduler = MomentScheduler(mask_token_id=MASK, codebook_size=MASK, masking_schedule="linear")
         pipe = MaskedDiffusionTextPipeline(tokenizer(), model.eval(), scheduler)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(model, bias=1.0 if name == "mdlm" else 0.1)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

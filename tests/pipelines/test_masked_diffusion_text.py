@@ -327,7 +327,7 @@ def test_maskgit_cannot_use_it() -> None:
     pipe = make_pipeline()
     pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config)
     pipe.enable_cache(PartialCacheConfig())
-    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which has its law"):
+    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which samples almost like it"):
         pipe("w7")
 
 

@@ -30,6 +30,7 @@ from hf_maskdiff import (
     PartialCacheConfig,
     UniformScheduler,
 )
+from hf_maskdiff.pipelines.calls import PassCaches
 from hf_maskdiff.pipelines.substeps import group_of_ranks, groups_of
 
 LETTERS, LENGTH = "abcdefghijk", 18
@@ -178,6 +179,24 @@ def assert_drawn_group_by_group(
     assert torch.equal(torch.stack(made), sample)
 
 
+@torch.no_grad()
+def test_a_full_pass_of_some_rows_leaves_what_is_kept_of_all(text: MDLMPipeline) -> None:
+    """And the pass without a prompt leaves what is kept of the one with it."""
+    text.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
+    tokens, positions = torch.arange(2 * LENGTH).view(2, LENGTH) % MASK, torch.tensor([[4, 7], [0, 9]])
+    results = []
+    for others in ([], [("cond", torch.tensor([1]))], [("uncond", slice(None))]):
+        caches = PassCaches(text.transformer)
+        text.transformer(tokens, **caches.arguments("cond", slice(None), None))
+        for context, rows in others:
+            text.transformer(tokens.flip(1)[rows], **caches.arguments(context, rows, None))
+        kept = caches.arguments("cond", slice(None), positions)
+        assert len(kept["cache"].layers[0].key) == 2, others
+        results.append(text.transformer(tokens.gather(1, positions).flip(1), **kept).logits)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("threshold", [1.0, 0.2])
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_a_row_does_not_depend_on_its_batch(
@@ -279,7 +298,7 @@ def test_a_pipeline_within_another_s_callback_changes_neither(text: MDLMPipeline
 def test_maskgit_cannot_use_it(image: MaskGITPipeline) -> None:
     image.scheduler = MaskGITScheduler.from_config(image.scheduler.config)
     image.transformer.enable_cache(PartialCacheConfig())
-    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which has its law"):
+    with pytest.raises(ValueError, match=r"got MaskGITScheduler\. Use MomentScheduler, which samples almost like it"):
         draw(image, [0], [0])
     image.transformer.disable_cache()
     draw(image, [0], [0])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_weights import draw_weights
 from tokenizers import Tokenizer, decoders, processors
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split, WhitespaceSplit
@@ -69,8 +70,7 @@ def model_of(name: str, tokenizer: PreTrainedTokenizerFast, mask_token_id: int) 
     )
     auto = AutoModelForCausalLM if name == "llama" else AutoModelForMaskedLM
     model = auto.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    draw_weights(model, bias=0.1)
     return model
 
 

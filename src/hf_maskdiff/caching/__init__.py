@@ -1,5 +1,6 @@
-"""What later passes may take from earlier ones: keys and values, who keeps them, and the switches for users."""
+"""Keys and values that later passes take from earlier ones: where they are kept, and how users switch caching on."""
 
+from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, completed, places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
@@ -8,6 +9,7 @@ from hf_maskdiff.caching.transformers_stores import AttentionStore, KeyValueStor
 __all__ = [
     "AttentionStore",
     "CacheContexts",
+    "CacheSwitch",
     "KeyValueCache",
     "KeyValueSlot",
     "KeyValueStore",

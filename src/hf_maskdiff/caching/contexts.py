@@ -1,4 +1,4 @@
-"""Caches by name, for callers that hand none to a pass."""
+"""Named caches, for callers that pass no `cache` argument to the model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Cache = TypeVar("Cache")
 
 
 class CacheContexts(Generic[Cache]):
-    """One cache for each name that a caller uses, made when it is first asked for.
+    """One cache for each context name, created when it is first used.
 
     A model that is called by hand, in `with model.cache_context("cond"):`, keeps its caches here. They belong to the
-    model, so only one caller at a time can use them. Pipelines make caches of their own for each call.
+    model, so only one caller at a time can use them. Pipelines create new caches for each call instead.
 
     Args:
         make: returns an empty cache.
@@ -25,7 +25,7 @@ class CacheContexts(Generic[Cache]):
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
-        """Make `name` the current one, and afterwards the one that was current before."""
+        """Make `name` the current context; on exit the previous one is current again."""
         before, self._name = self._name, name
         try:
             yield
@@ -34,7 +34,7 @@ class CacheContexts(Generic[Cache]):
 
     @property
     def current(self) -> Cache:
-        """The cache of the current name."""
+        """The cache of the current context."""
         if self._name not in self._caches:
             self._caches[self._name] = self._make()
         return self._caches[self._name]

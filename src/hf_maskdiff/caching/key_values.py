@@ -1,4 +1,4 @@
-"""Keys and values that one pass leaves for the next, for the models of this package."""
+"""Keys and values that one pass stores for the next, for the models of this package."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class LayerCache:
-    """Keys and values of all positions in one layer, as the passes so far have left them.
+    """The latest keys and values of all positions in one layer.
 
     Attributes:
         key, value: `(batch_size, num_positions, num_heads, head_dim)`; None before the first pass.
-        positions: where the queries of the current pass stand, int64 `(batch_size, num_queries)`, a p written as
-            `-p - 1` where nothing is to be kept; None in a full pass, which keeps everything.
+        positions: positions of the current pass's queries, int64 `(batch_size, num_queries)`. A position p given as
+            `-p - 1` is computed, but its key and value are not stored. None in a full pass, which stores everything.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class LayerCache:
         self.positions: Tensor | None = None
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values of the current pass; returns those of all positions."""
+        """Store the keys and values of the current pass; returns the keys and values of all positions."""
         if self.positions is not None and self.key is not None and self.value is not None:
             key = completed(self.key, key, self.positions)
             value = completed(self.value, value, self.positions)
@@ -30,7 +30,7 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """What the passes of one call have left in every layer of a model; whoever makes the call owns it.
+    """The keys and values that the passes of one call have stored in every layer; it belongs to the caller.
 
     ```python
     cache = model.new_cache()
@@ -38,22 +38,23 @@ class KeyValueCache:
     logits = model(new_tokens, positions=positions, cache=cache).logits         # a partial pass reads and completes it
     ```
 
-    Nothing of it is kept on the model, so that calls in several threads do not meet, and all of it is freed with it.
+    The model itself stores nothing, so calls in several threads do not disturb each other, and deleting the cache frees
+    all of its memory.
     """
 
     def __init__(self) -> None:
         self.layers: list[LayerCache] = []
 
     def at(self, positions: Tensor | None, num_layers: int, batch_size: int) -> list[LayerCache]:
-        """The layers, made ready for a pass.
+        """The caches of all layers, prepared for a pass.
 
         Args:
             positions: see `LayerCache`; None for a full pass.
-            num_layers: layers of the model.
-            batch_size: rows of the pass.
+            num_layers: number of layers in the model.
+            batch_size: number of rows in the pass.
 
         Raises:
-            ValueError: a partial pass without a full one over the same rows before it.
+            ValueError: a partial pass that does not follow a full pass over the same rows.
         """
         if not self.layers:
             self.layers = [LayerCache() for _ in range(num_layers)]
@@ -71,38 +72,40 @@ class KeyValueCache:
 class KeyValueSlot(nn.Module):
     """The one place in an attention layer where its keys and values can be seen and replaced.
 
-    In a partial pass only the chosen positions of a step are queries, while every layer still attends to all
-    positions. The keys and values of the others come from earlier passes, so each layer has to hand over its own in
-    their final form: after projection, normalisation and position encoding, right before attention. As a module the
-    slot can be watched with a forward hook. It has no weights and adds no key to a checkpoint.
+    In a partial pass only the positions that the step reveals are queries, but every layer still attends to all
+    positions. The keys and values of all other positions come from earlier passes. So each layer passes its keys and
+    values through this slot in their final form: after projection, normalisation and position encoding, right before
+    attention. Since the slot is a module, a forward hook can observe it. It has no weights and adds no key to a
+    checkpoint.
     """
 
     def forward(self, key: Tensor, value: Tensor, kept: LayerCache | None = None) -> tuple[Tensor, Tensor]:
-        """Return the keys and values that attention shall use.
+        """Return the keys and values for attention to use.
 
         Args:
-            key: of the queries, `(batch_size, num_queries, num_heads, head_dim)`, floating point.
-            value: same shape and dtype as `key`.
-            kept: what earlier passes left in this layer; None computes as without a cache.
+            key: keys of the query positions, `(batch_size, num_queries, num_heads, head_dim)`, floating point.
+            value: their values, same shape and dtype as `key`.
+            kept: this layer's cache; None computes without a cache.
         """
         return (key, value) if kept is None else kept.update(key, value)
 
 
 def places_of(positions: Tensor) -> Tensor:
-    """Places in the sequence, also of positions that are marked as not to be written (`-p - 1`)."""
+    """The plain positions p, including those given as `-p - 1`, which are not to be stored."""
     return torch.where(positions < 0, ~positions, positions)
 
 
 def completed(kept: Tensor, new: Tensor, positions: Tensor, dim: int = 1) -> Tensor:
-    """Keys or values of all positions: new ones at `positions`, kept ones elsewhere and where p is written `-p - 1`.
+    """Keys or values of all positions: the new ones at `positions`, and the stored ones everywhere else.
 
     Args:
-        kept: those of the last pass, `(batch_size, ...)` with the sequence at `dim`.
-        new: those of the queries, the shape of `kept` but for the number of queries at `dim`.
-        positions: places of the queries, int64 `(batch_size, num_queries)`, distinct in a row.
+        kept: the stored keys or values, `(batch_size, ...)` with the sequence at `dim`.
+        new: the keys or values of the queries, shaped like `kept` but with the number of queries at `dim`.
+        positions: positions of the queries, int64 `(batch_size, num_queries)`, distinct within a row; a position p
+            given as `-p - 1` keeps its stored value.
     """
     kept_rows, new_rows = kept.movedim(dim, 1), new.movedim(dim, 1)
-    if torch.is_grad_enabled():  # else written in place: what is kept has no other reader
+    if torch.is_grad_enabled():  # without gradients, write in place: nothing else reads the stored tensor
         kept_rows = kept_rows.clone()
     rows = torch.arange(len(positions), device=positions.device)[:, None]
     places = places_of(positions)

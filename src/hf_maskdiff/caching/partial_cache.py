@@ -12,28 +12,30 @@ from torch import Tensor
 
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, LayerCache
+from hf_maskdiff.integers import as_integer, is_integer
 
 
 @dataclass
 class PartialCacheConfig:
-    """Spends little more than one pass on a step and samples as if it were several: `model.enable_cache(config)`.
+    """Samples each step in groups, as if it were several steps, for little more than the cost of one model pass.
 
-    The positions of a step are cut into `num_substeps` ordered groups. The first is drawn from the full pass; before
-    each later one only the step's positions go through the model again, with the tokens drawn so far, and every layer
-    takes the other positions' keys and values from the full pass. Needs a scheduler that chooses positions before it
-    draws tokens: any but `MaskGITScheduler`. Section 5 of arXiv 2510.04525.
+    Switch it on with `model.enable_cache(config)`. The positions that a step reveals are then split into `num_substeps`
+    ordered groups. The first group is drawn from the full pass. Before each later group there is a partial pass: only
+    the step's positions go through the model again, with the tokens drawn so far, and every layer takes the keys and
+    values of all other positions from the full pass. This needs a scheduler that chooses positions before it draws
+    tokens: any but `MaskGITScheduler`. Section 5 of arXiv 2510.04525.
 
     Args:
-        num_substeps: R, the groups of a step; 1 changes nothing.
-        first_group_fraction: share of a step's positions in the first group, in (0, 1); the other groups share the
-            rest evenly. None makes all groups even, the larger ones first.
-        random_groups: fill the groups at random instead of in the scheduler's order.
-        full_pass_threshold: a row that reveals more than this share of its positions in a step gets full passes in
-            place of partial ones, which would cost as much and know less. Decided for each row by itself. 1 never does
-            so; 0 always: the groups are then drawn as from fresh passes, at the full price.
+        num_substeps: R, the number of groups in a step; 1 changes nothing.
+        first_group_fraction: share of a step's positions in the first group, in (0, 1); the rest is split evenly among
+            the other groups. None splits all positions evenly; if that leaves a remainder, the first groups are larger.
+        random_groups: assign positions to groups at random instead of in the scheduler's order.
+        full_pass_threshold: if a row reveals more than this share of its positions in a step, it gets full passes
+            instead of partial ones, which would cost as much and use less information. Each row is decided
+            separately. With 1 no row gets full passes; with 0 every row does, at their full cost.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
 
     num_substeps: int = 2
@@ -42,11 +44,12 @@ class PartialCacheConfig:
     full_pass_threshold: float = 0.75
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_substeps, int) or self.num_substeps < 1:
+        if not is_integer(self.num_substeps, at_least=1):
             raise ValueError(
                 f"`num_substeps` must be an integer of at least 1, got {self.num_substeps!r}. Pass 2 for one partial "
-                "pass a step."
+                "pass per step."
             )
+        self.num_substeps = as_integer(self.num_substeps)
         if self.first_group_fraction is not None and not 0 < self.first_group_fraction < 1:
             raise ValueError(
                 f"`first_group_fraction` must be in (0, 1) or None, got {self.first_group_fraction!r}. Pass None for "
@@ -60,28 +63,28 @@ class PartialCacheConfig:
 
 
 class PartialCacheMixin(CacheMixin):
-    """Gives a denoiser with `KeyValueSlot`s partial caching, beside all of diffusers' own caches.
+    """Adds partial caching to a denoiser that has `KeyValueSlot`s; all of diffusers' own caches still work.
 
     ```python
-    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
     ```
 
-    Its `forward` takes `positions` and `cache`, asks `layers_of_pass` for what each layer keeps, and hands that to the
-    layer's slot. Goes where diffusers' `CacheMixin` would.
+    A model with this mixin takes `positions` and `cache` in `forward`, gets each layer's cache from `layers_of_pass`,
+    and passes it to the layer's slot. Use the mixin in place of diffusers' `CacheMixin`.
     """
 
     _cache_config: Any
-    _contexts: CacheContexts[KeyValueCache] | None = None  # for callers without a cache of their own
+    _contexts: CacheContexts[KeyValueCache] | None = None  # for callers that pass no cache
 
     def enable_cache(self, config: Any) -> None:
-        """Switch a cache on: `PartialCacheConfig`, or any configuration of diffusers."""
+        """Switch a cache on, given a `PartialCacheConfig` or any cache configuration of diffusers."""
         if not isinstance(config, PartialCacheConfig) or self.is_cache_enabled:
             super().enable_cache(config)
             return
         self._cache_config, self._contexts = config, CacheContexts(self.new_cache)
 
     def disable_cache(self) -> None:
-        """Switch the cache off, and compute again exactly as without it."""
+        """Switch the cache off; from then on results are exactly those without a cache."""
         if not isinstance(self._cache_config, PartialCacheConfig):
             super().disable_cache()
             return
@@ -89,16 +92,16 @@ class PartialCacheMixin(CacheMixin):
 
     @property
     def partial_cache(self) -> PartialCacheConfig | None:
-        """What a pipeline does with a step's positions; None where partial caching is off."""
+        """The configuration of partial caching, which pipelines read; None if partial caching is off."""
         return self._cache_config if isinstance(self._cache_config, PartialCacheConfig) else None
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache, for the passes of one call."""
+        """A new, empty cache for the passes of one call."""
         return KeyValueCache()
 
     @contextmanager
     def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
-        """Passes within it see the keys and values of their own context alone; diffusers' caches read it too."""
+        """Passes in this context use only its own keys and values; diffusers' caches use its name too."""
         with super().cache_context(name, **kwargs):
             if self._contexts is None:
                 yield
@@ -114,16 +117,16 @@ class PartialCacheMixin(CacheMixin):
     def layers_of_pass(
         self, cache: KeyValueCache | None, positions: Tensor | None, num_layers: int, batch_size: int
     ) -> list[LayerCache] | list[None]:
-        """What each layer shall keep and use in a pass; Nones where nothing is cached.
+        """The cache of each layer for a pass; a list of None if nothing is cached.
 
         Args:
-            cache: what the caller handed over; None takes the one of the current `cache_context`, if caching is on.
-            positions: where the queries stand, see `LayerCache`; None in a full pass.
-            num_layers: layers of the model.
-            batch_size: rows of the pass.
+            cache: the `cache` argument of the caller; None uses that of the current `cache_context` if caching is on.
+            positions: positions of the queries, see `LayerCache`; None in a full pass.
+            num_layers: number of layers in the model.
+            batch_size: number of rows in the pass.
 
         Raises:
-            ValueError: a partial pass with caching off, or without a full one over the same rows before it.
+            ValueError: a partial pass with caching off, or one that does not follow a full pass over the same rows.
         """
         if cache is None and self._contexts is not None:
             cache = self._contexts.current
@@ -131,7 +134,7 @@ class PartialCacheMixin(CacheMixin):
             return cache.at(positions, num_layers, batch_size)
         if positions is not None:
             raise ValueError(
-                "`positions` need the keys and values of a full pass, got them with partial caching off. Call "
+                "`positions` need the keys and values of a full pass, got `positions` with partial caching off. Call "
                 "`model.enable_cache(PartialCacheConfig())` first."
             )
         return [None] * num_layers

@@ -1,4 +1,4 @@
-"""Where the keys and values of a transformers model are kept between the passes of a step: two ways to get at them."""
+"""Two ways to store the keys and values of a transformers model between the passes of a step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hf_maskdiff.caching.key_values import completed, places_of
 
 
 class KeyValueStore(ABC):
-    """Runs a transformers model and keeps every layer's keys and values; a partial pass completes them.
+    """Runs a transformers model and stores every layer's keys and values; a partial pass updates some of them.
 
-    `masks_are_kept` says whether a partial pass takes its masks from the full one: then the model is to be given the
-    mask of the queries, else that of all positions.
+    `masks_are_kept` says whether a partial pass takes its attention masks from the full pass. If so, give the model the
+    mask of the queries alone; else that of all positions.
     """
 
     masks_are_kept = False
@@ -28,15 +28,15 @@ class KeyValueStore(ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """How many layers have left their keys and values."""
+        """Number of layers whose keys and values have been stored."""
 
     @abstractmethod
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
-        """Logits of the queries.
+        """Run the model; returns the logits of the queries.
 
         Args:
-            positions: places of the queries in the sequence, int64 `(batch_size, num_queries)`, p as `-p - 1` where
-                nothing is to be written; None in a full pass.
+            positions: positions of the queries in the sequence, int64 `(batch_size, num_queries)`; a position p given
+                as `-p - 1` is computed but not stored. None in a full pass.
             inputs: the other arguments of the model.
         """
 
@@ -45,7 +45,7 @@ class KeyValueStore(ABC):
 
 
 class PositionalCacheLayer(CacheLayerMixin):
-    """One layer's keys and values `(batch_size, num_heads, L, head_dim)`, written at any positions of each row."""
+    """One layer's keys and values `(batch_size, num_heads, L, head_dim)`; each row can be written at any positions."""
 
     is_sliding = False
     positions: Tensor | None = None
@@ -71,7 +71,7 @@ class PositionalCacheLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name in transformers 5.0
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """Keys that a query sees, and where they begin; transformers 5.0 passes the queries for their number."""
+        """Number of keys that a query sees, and the first one's position; transformers 5.0 passes the queries."""
         num_queries = query_length.shape[0] if isinstance(query_length, Tensor) else query_length
         return (num_queries if self.positions is None else self.get_seq_length()), 0
 
@@ -80,7 +80,7 @@ class PositionalCacheLayer(CacheLayerMixin):
 
 
 class PositionalCache(Cache, KeyValueStore):
-    """A `past_key_values` that is written at chosen positions of each row, in any order, instead of at the end.
+    """A `past_key_values` that can be written at any positions of each row instead of only at the end.
 
     ```python
     cache = PositionalCache()
@@ -95,7 +95,7 @@ class PositionalCache(Cache, KeyValueStore):
         super().__init__(layer_class_to_replicate=PositionalCacheLayer)
 
     def at(self, positions: Tensor | None) -> PositionalCache:
-        """The cache, to be written at `positions` in the next pass; None writes all of it."""
+        """This cache, set to write `positions` in the next pass; None writes all positions."""
         for layer in self.layers:
             layer.positions = positions
         return self
@@ -111,17 +111,17 @@ class PositionalCache(Cache, KeyValueStore):
         return model(**inputs, past_key_values=self.at(positions), use_cache=True).logits
 
 
-# --- models that take none: through the attention function they all call ----------------------------------------------
+# --- models without `past_key_values`: through their attention function -----------------------------------------------
 
 _running: ContextVar[AttentionStore] = ContextVar("running")
 
 
 class AttentionStore(KeyValueStore):
-    """Sees keys, values and masks where every model of transformers calls its attention function.
+    """Stores keys, values and masks by wrapping the attention function that transformers models call.
 
-    Needs nothing of the model but that call. Masks are the model's own, made in the full pass: a partial pass reads the
-    rows of its queries, so that windows are right wherever the queries stand. Layers are told apart by the order of
-    their calls, as some models use one module for all layers.
+    This needs nothing else from the model. The masks are those that the model itself made in the full pass. A partial
+    pass uses the mask rows of its queries, so attention windows are right wherever the queries stand. Layers are
+    identified by the order of their calls, because some models use one module for all layers.
     """
 
     masks_are_kept = True
@@ -153,7 +153,7 @@ class AttentionStore(KeyValueStore):
     def attend(
         self, attention: Callable, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
     ) -> Any:
-        """What `attention` returns for these queries and the keys and values of all positions."""
+        """Call `attention` with these queries and with the keys and values of all positions."""
         mask = kwargs.pop("attention_mask")
         if self.positions is None:
             self.layers.append((key, value, mask))
@@ -167,7 +167,7 @@ class AttentionStore(KeyValueStore):
         return attention(module, query, key, value, attention_mask=mask, **kwargs)
 
     def _rows_of(self, mask: Tensor | None, positions: Tensor) -> Tensor | None:
-        """The queries' rows of a mask `(batch_size, heads, L, L)`; the layers share it, and what is read of it."""
+        """The queries' rows of a mask `(batch_size, heads, L, L)`, computed once since layers share the mask."""
         if mask is None or mask.shape[2] == 1:
             return mask
         if id(mask) not in self._rows:
@@ -178,13 +178,13 @@ class AttentionStore(KeyValueStore):
 
 
 def _registered(implementation: str) -> str:
-    """The name under which an attention implementation is wrapped."""
+    """Register the wrapped attention implementation, and return its name."""
     name = f"hf_maskdiff_{implementation}"
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> Any:
-        # A model's eager attention is in no registry: it stands beside the module that calls it.
+        # Eager attention is in no registry: every model file defines its own, next to the modules that call it.
         own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         function = ALL_ATTENTION_FUNCTIONS.get(implementation, own)
         return _running.get().attend(function, module, query, key, value, attention_mask=attention_mask, **kwargs)

@@ -1,4 +1,4 @@
-"""How the text pipelines call a model, whatever it is: aligned logits, attention in both directions, partial passes."""
+"""How the text pipelines call any kind of model: aligned logits, attention in both directions, partial passes."""
 
 from hf_maskdiff.denoisers.text_denoiser import TextDenoiser, text_denoiser
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser

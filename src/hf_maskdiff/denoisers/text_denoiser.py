@@ -10,13 +10,13 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.caching import KeyValueCache, PartialCacheConfig
+from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models import MDLMTransformer
 
 
 class TextDenoiser(Protocol):
-    """Tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
+    """Maps tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -54,12 +54,11 @@ class TextDenoiser(Protocol):
     def _reset_stateful_cache(self) -> None: ...
 
 
-class MDLMDenoiser:
-    """An `MDLMTransformer`, whose mask is its last row; its caches are the model's own."""
+class MDLMDenoiser(CacheSwitch):
+    """An `MDLMTransformer`, whose mask token is its last id; its caches are the model's own kind."""
 
     def __init__(self, model: MDLMTransformer) -> None:
-        self.model = model
-        self.enable_cache, self.disable_cache, self.new_cache = model.enable_cache, model.disable_cache, model.new_cache
+        super().__init__(model)
         self.cache_context, self._reset_stateful_cache = model.cache_context, model._reset_stateful_cache
 
     @property
@@ -78,10 +77,6 @@ class MDLMDenoiser:
     def time_conditioning(self) -> bool:
         return self.model.config.time_conditioning
 
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        return self.model.partial_cache
-
     def __call__(
         self,
         input_ids: Tensor,
@@ -98,7 +93,7 @@ class MDLMDenoiser:
 
 
 def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:
-    """The denoiser that a pipeline's model is, also where it was compiled."""
+    """The denoiser for a pipeline's model, which may be compiled."""
     return _text_denoiser.dispatch(type(unwrap_module(model)))(model, shift_logits)
 
 

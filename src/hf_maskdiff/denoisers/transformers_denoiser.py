@@ -1,4 +1,4 @@
-"""Any transformers model that predicts tokens, as a denoiser: made bidirectional, with partial caching, and probed."""
+"""Turns any transformers model that predicts tokens into a denoiser: bidirectional, probed, with partial caching."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_maskdiff.exclusive import alone
 
 @dataclass
 class SequenceCache:
-    """What the passes of one call keep: keys and values, and of a full pass its padding and the tokens it saw."""
+    """What the passes of one call store: keys and values, and the attention mask and tokens of the full pass."""
 
     store: KeyValueStore | None = None
     attention_mask: Tensor | None = None
@@ -30,12 +30,12 @@ class SequenceCache:
 
 
 class TransformersDenoiser:
-    """Lets any transformers model with `.logits` denoise, encoder or decoder, with no code of its own.
+    """Makes any transformers model with `.logits`, encoder or decoder, a denoiser, without code for that model.
 
-    What has to be known of a model is found out by a probe of a few short passes before its first use, and again before
-    its first sequence that is longer than its attention window: how every position comes to see every other one; how
-    positions are numbered; and, with partial caching, which of two ways gives all layers' keys and values. A model for
-    which no way gives the right numbers is refused by name.
+    A probe of a few short passes finds out how to use the model. It runs before the first use, and with partial caching
+    again before the first sequence that is longer than the model's attention window. It determines how to let every
+    position attend to every other one; how positions are numbered; and, with partial caching, which of two methods
+    gives the keys and values of all layers. If nothing gives correct results, a `ValueError` names the model.
 
     ```python
     denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
@@ -47,9 +47,9 @@ class TransformersDenoiser:
     ```
 
     Args:
-        model: in evaluation mode.
-        shift_logits: row i - 1 of the model's output predicts position i, as in a model that was made from a causal one
-            (Dream); position 0 is predicted by its own row.
+        model: the model, in evaluation mode.
+        shift_logits: True if row i - 1 of the model's output predicts position i, as in models derived from a causal
+            one (Dream); position 0 is then predicted by its own row.
     """
 
     time_conditioning = False
@@ -69,18 +69,18 @@ class TransformersDenoiser:
 
     @property
     def vocab_size(self) -> int:
-        """Columns of the logits."""
+        """Number of columns of the logits."""
         return self._config.vocab_size
 
     @property
     def model_length(self) -> int | None:
-        """The longest sequence, or None where the configuration names none."""
+        """The longest sequence the model takes; None if its configuration does not say."""
         length = getattr(self._config, "max_position_embeddings", None)
         return None if length is None else length - self._reserved_positions
 
     @property
     def mask_token_id(self) -> int | None:
-        """The mask that the configuration names, if any."""
+        """The mask id given in the model's configuration; None if there is none."""
         return named_mask(self._config)
 
     # --- partial caching: as `PartialCacheMixin` ----------------------------------------------------------------------
@@ -105,7 +105,7 @@ class TransformersDenoiser:
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """Passes within it that are given no cache see the keys and values of their own context alone."""
+        """In this context, passes without a `cache` argument use only the context's own keys and values."""
         with self._contexts.use(name):
             yield
 
@@ -126,20 +126,21 @@ class TransformersDenoiser:
         """Predict tokens.
 
         Args:
-            input_ids: int64 `(batch_size, L)`; in a partial pass those at `positions`.
-            timestep: not read.
-            attention_mask: bool `(batch_size, L)`, False where padded; that of the full pass holds for partial ones.
-            positions: for a partial pass, after a full one with the same cache: int64 like `input_ids`, distinct in a
-                row; a p written as `-p - 1` is computed and leaves the cached keys and values of p.
-            logits_at: the places whose logits are wanted, int64 `(batch_size, n)`, in a full pass; None for all L.
-            cache: what keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
-                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
+            input_ids: int64 `(batch_size, L)`; in a partial pass only the tokens at `positions`.
+            timestep: ignored.
+            attention_mask: bool `(batch_size, L)`, False for padding; partial passes use that of their full pass.
+            positions: None for a full pass. For a partial pass, which must follow a full pass with the same cache, the
+                positions of `input_ids` in the sequence, int64 of the same shape, distinct within a row. A position p
+                given as `-p - 1` is computed, but its cached keys and values are kept.
+            logits_at: the positions whose logits are wanted from a full pass, int64 `(batch_size, n)`; None for all L.
+            cache: stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
+                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
 
         Returns:
-            Logits `(batch_size, n, vocab_size)`, of the places in `positions` in a partial pass.
+            Logits `(batch_size, n, vocab_size)`; in a partial pass, of the positions in `positions`.
 
         Raises:
-            ValueError: a model that the probe refuses; a partial pass without a full one.
+            ValueError: the probe refuses the model; a partial pass does not follow a full one.
         """
         if cache is None and self.partial_cache is not None and self.partial_cache.num_substeps > 1:
             cache = self._contexts.current
@@ -176,7 +177,7 @@ class TransformersDenoiser:
         return run_pass(self.model, abilities, cache.store, tokens, places, positions, cache.attention_mask, logits_at)
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
-        """How the model is used, found out where that is not known for this length yet."""
+        """How to use the model at this length; runs the probe if that is not known yet."""
         window = smallest_window(self._config)
         size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:

@@ -1,4 +1,4 @@
-"""One pass of a transformers model: which arguments it takes, which rows reach its head, who may use it meanwhile."""
+"""One pass of a transformers model: the arguments it takes, and the rows whose logits are computed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hf_maskdiff.caching import KeyValueStore, PositionalCache
 
 @dataclass
 class Abilities:
-    """How a model is to be used, as the probe has found it.
+    """How to use a model, as found by the probe.
 
     Args:
-        implementation: of attention, for which the rest was found.
-        attention: makes the arguments that let every position see every real one.
-        first_position: the model's own number for place 0.
-        make_store: makes the store that keeps its keys and values.
-        probed_lengths: lengths at which the store was tried.
-        noise: how far a row moves another one's logits, in standard deviations; 0 but for models of 8 bits, which
-            round by the largest number of a batch.
+        implementation: the attention implementation for which all of this was found.
+        attention: makes the arguments that let every position attend to every real one.
+        first_position: the position id that the model uses for the first position of a sequence.
+        make_store: creates a store for the model's keys and values.
+        probed_lengths: lengths at which the store was tested.
+        noise: how far a row of a batch can shift another row's logits, in standard deviations. It is 0 except for 8-bit
+            models, whose rounding depends on the largest number in the batch.
     """
 
     implementation: str
@@ -62,18 +62,18 @@ def run_pass(
 
     Args:
         model: the model.
-        abilities: how it is used.
-        store: keeps its keys and values; None keeps nothing.
-        input_ids: of the queries, int64 `(batch_size, num_queries)`.
-        places: where they stand in the sequence, the same shape.
-        positions: in a partial pass `places` with p as `-p - 1` where nothing is to be kept; None in a full pass.
-        attention_mask: bool `(batch_size, L)`, False where padded.
+        abilities: how to use it.
+        store: stores its keys and values; None stores nothing.
+        input_ids: tokens of the queries, int64 `(batch_size, num_queries)`.
+        places: positions of the queries in the sequence, the same shape.
+        positions: None in a full pass; in a partial pass `places`, with `-p - 1` for a p that must not be stored.
+        attention_mask: bool `(batch_size, L)`, False for padding.
         logits_at: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
 
-    The caller holds the model with `alone`.
+    The caller must hold the model with `alone`, so that no other thread uses it meanwhile.
     """
     if attention_mask is not None and positions is not None and store is not None and store.masks_are_kept:
-        attention_mask = attention_mask.gather(1, places)  # for what else a model does with it
+        attention_mask = attention_mask.gather(1, places)  # attention uses the stored masks; the model may read this
     accepted = accepted_arguments(model)
     inputs = {"input_ids": input_ids, **abilities.attention(model, attention_mask)}
     if "position_ids" in accepted:
@@ -87,7 +87,7 @@ def run_pass(
 
 @contextmanager
 def _rows_before_head(model: PreTrainedModel, rows: Tensor | None) -> Iterator[None]:
-    """Hands only these rows of the hidden states to the model's head, whose logits are large."""
+    """Pass only these rows of the hidden states to the model's head, since logits need much memory."""
     if rows is None:
         yield
         return

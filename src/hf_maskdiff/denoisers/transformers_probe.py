@@ -1,4 +1,4 @@
-"""Finds out by a few short passes how a transformers model is used as a denoiser, and refuses what cannot be one."""
+"""Finds out by a few short passes how to use a transformers model as a denoiser, and refuses unsuitable models."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from hf_maskdiff.denoisers.attention_arguments import (
 )
 from hf_maskdiff.denoisers.transformers_pass import Abilities, accepted_arguments, run_pass
 
-# The tokens that a probe reads. For a model with an attention window it reads so many more than the window holds.
+# Number of tokens in a probe; to test an attention window, the probe is longer than the window by this number.
 PROBE_LENGTH = 12
-# Relative differences that rounding explains.
-# An effect below it is none, in standard deviations of the logits.
+# An effect on the logits that is smaller than this, in standard deviations of the logits, counts as none.
 _EXACT = 1e-6
-# Where rows are not independent of each other: so many times that noise is an effect, and such a share of one is none.
+# If the rows of a batch affect each other (see `Abilities.noise`), an effect counts as seen above `_SEEN` times that
+# noise, and as hidden below the noise or below `_HIDDEN` times the effect of a visible token.
 _SEEN, _HIDDEN = 2, 0.05
+# Relative differences that can be explained by rounding.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 class Probe:
-    """Tries a model on a few made-up tokens.
+    """Tests a model on a few random tokens.
 
     Args:
-        model: in evaluation mode.
-        device: where its tokens belong.
+        model: the model, in evaluation mode.
+        device: the device for its tokens.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
@@ -45,23 +46,23 @@ class Probe:
         self.name = type(unwrap_module(model)).__name__
 
     def abilities(self) -> Abilities:
-        """How every position comes to see every other one, and how positions are numbered.
+        """How to let every position attend to every other one, and how positions are numbered.
 
         Raises:
-            ValueError: there is no way, by the model's name.
+            ValueError: no way works for this model.
         """
         found = self._bidirectional(self.model.config._attn_implementation)
         found.first_position = self._first_position(found)
         return found
 
     def working_store(self, found: Abilities, length: int) -> Callable[[], KeyValueStore]:
-        """The first store that holds every layer and reproduces a full pass.
+        """The first store class that stores every layer and reproduces a full pass.
 
         Raises:
-            ValueError: there is none, with what is wrong with each.
+            ValueError: no store works; the message says what is wrong with each.
         """
         reasons = []
-        # A cache does not know which keys a window shows to a query that stands anywhere.
+        # `PositionalCache` cannot tell the model which keys lie in the window of a query at an arbitrary position.
         by_cache = "past_key_values" in accepted_arguments(self.model) and smallest_window(self.config) is None
         stores: list[type[KeyValueStore]] = [PositionalCache, AttentionStore] if by_cache else [AttentionStore]
         for store_class in stores:
@@ -70,12 +71,12 @@ class Probe:
                 return store_class
             reasons.append(f"{store_class.__name__}: {reason}")
         raise ValueError(
-            f"partial caching needs every layer's keys and values, {self.name} does not give them "
+            f"partial caching needs every layer's keys and values, but {self.name} does not give them "
             f"({'; '.join(reasons)}). Call `disable_cache()`."
         )
 
     def _example(self, length: int = PROBE_LENGTH) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, some of them masked, `(2, length)`, their places, and a mask with padding."""
+        """Tokens, some of them masked, their positions, and an attention mask with padding; all `(2, length)`."""
         config = self.config
         special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "mask", "bos", "eos", "unk")}
         ids = torch.tensor([i for i in range(min(config.vocab_size, 1000)) if i not in special])
@@ -87,7 +88,7 @@ class Probe:
         return picked.to(self.device), places, places < torch.tensor([[length], [length - 2]], device=self.device)
 
     def _bidirectional(self, implementation: str) -> Abilities:
-        """The first way in which a token changes what stands before it, padded or not, and padding changes nothing."""
+        """The first way in which real tokens, but not padding, affect the logits before them."""
         if self.model.training:
             raise ValueError(
                 f"a denoiser must be in evaluation mode, got {self.name} in training. Call `model.eval()`."
@@ -102,19 +103,19 @@ class Probe:
                     return found
             except torch.OutOfMemoryError:
                 raise
-            except (TypeError, ValueError, RuntimeError) as error:  # arguments that the model does not take
+            except (TypeError, ValueError, RuntimeError) as error:  # the model does not accept these arguments
                 reason = f" ({error})"
         raise ValueError(
-            f"a denoiser must be bidirectional, got {self.name}, in which no token changes what stands before "
+            f"a denoiser must be bidirectional, got {self.name}, in which no token affects the logits before "
             f"it{reason}. Use a masked language model, or one whose attention takes a mask `(batch_size, 1, 1, L)`."
         )
 
     def _effects(self, found: Abilities) -> tuple[float, float, float]:
-        """How far one other token moves the logits of row 1 before it, at most, in standard deviations of these.
+        """How far changing one token shifts the logits before it in row 1, at most, in their standard deviations.
 
         Returns:
-            The effect of a token in another row, which is noise: none, or that of rounding to 8 bits by the largest
-            number of the batch; that of a real token of row 1, the smaller one of two; and that of a padded one.
+            The effect of a token in row 0, which is noise (0, except for 8-bit models: see `Abilities.noise`); the
+            effect of a real token of row 1, the smaller of two measured; and the effect of a padding token of row 1.
         """
         ids, places, padded = self._example()
         last = ids.shape[1] - 1
@@ -127,12 +128,12 @@ class Probe:
             before = plain[id(mask)][: place - 1].detach().double()
             return float((moved - before).abs().amax() / before.std())
 
-        noise = max(effect(0, last, None), effect(0, last - 2, padded))
+        noise = max(effect(0, last, None), *(effect(0, place, padded) for place in range(last, 3, -2)))
         seen = min(effect(1, last, None), effect(1, last - 2, padded))
         return noise, seen, effect(1, last, padded)
 
     def _first_position(self, found: Abilities) -> int:
-        """The number that gives, for explicit positions, the same logits as none: not 0 in the family of RoBERTa."""
+        """The id of the first position: explicit ids from it on give the same logits as none. RoBERTa's is not 0."""
         ids, places, _ = self._example()
         if "position_ids" not in accepted_arguments(self.model):
             return 0
@@ -142,11 +143,12 @@ class Probe:
             if _agree(run_pass(self.model, found, None, ids, places), own, found.noise):
                 return first
         raise ValueError(
-            f"positions must be numbered from 0 or from the padding token, {self.name} does neither. It cannot be used."
+            f"positions must be numbered from 0 or from the padding token, but {self.name} does neither. It cannot be "
+            "used."
         )
 
     def _fault(self, found: Abilities, store: KeyValueStore, length: int) -> str | None:
-        """What is wrong with a store, if anything."""
+        """What is wrong with a store; None if it works."""
         if "position_ids" not in accepted_arguments(self.model):
             return "it takes no `position_ids`"
         ids, places, padded = self._example(length)
@@ -173,13 +175,13 @@ class Probe:
 
 
 def named_mask(config: Any) -> int | None:
-    """The mask that a configuration names, if any."""
+    """The mask id that a configuration gives, if any."""
     mask = getattr(config, "mask_token_id", None)
-    return mask if mask is not None and mask < config.vocab_size else None  # some name one of another vocabulary
+    return mask if mask is not None and mask < config.vocab_size else None  # some give an id of another vocabulary
 
 
 def _agree(logits: Tensor, expected: Tensor, noise: float) -> bool:
-    """Whether they differ by no more than rounding, which in models of 8 bits is as large as their noise."""
+    """Whether logits differ by no more than rounding, which in 8-bit models is as large as their noise."""
     difference = (logits.double() - expected.double()).norm()
     tolerance = max(_TOLERANCE[expected.dtype], min(noise, 0.1))
     return bool(difference <= tolerance * (expected.double() - expected.double().mean()).norm())

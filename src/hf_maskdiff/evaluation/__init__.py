@@ -1,1 +1,1 @@
-"""The metrics the field quotes, and exact test-beds: import the module you need, nothing is loaded here."""
+"""The metrics used in papers, and models with known laws to test samplers. Import the module you need."""

@@ -1,4 +1,4 @@
-"""A small convolutional classifier of digit images, whose features serve the Frechet distance."""
+"""A small convolutional classifier of digit images, whose features are used for the Frechet distance."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class DigitClassifierOutput(BaseOutput):
 
 
 class DigitClassifier(ModelCardMixin, ModelMixin, ConfigMixin):
-    """Reads small grey images well enough to judge generated ones, in a file of half a megabyte.
+    """Classifies small grey images well enough to judge generated ones; its weights take half a megabyte.
 
-    Two convolutions, each with batch normalisation and pooling, and one hidden layer. Its features stand in for
-    Inception's, which never saw a digit. Use the one set of weights throughout a comparison: a distance means nothing
-    without its network.
+    Two convolutions, each with batch normalisation and pooling, and one hidden layer. Its features replace those of
+    Inception, which was not trained on digits. Use the same weights throughout a comparison: distances in the features
+    of different networks cannot be compared.
 
     Args:
         in_channels (`int`): image channels.
         sample_size (`int`): pixels per side, a multiple of 4.
-        num_classes (`int`): classes told apart.
+        num_classes (`int`): number of classes.
         feature_size (`int`): width of the feature layer.
         block_out_channels (`tuple[int, int]`): widths of the two convolutions.
         dropout (`float`): dropout of the features while training.
@@ -81,7 +81,7 @@ class DigitClassifier(ModelCardMixin, ModelMixin, ConfigMixin):
                 f"`images` must have the shape (batch_size, {size[0]}, {size[1]}, {size[2]}), got "
                 f"{tuple(images.shape)}. Resize them, or convert their channels."
             )
-        # Centred by hand: normalisation layers see inputs of either sign, and callers keep the [0, 1] convention.
+        # Centre the inputs here, so that callers can keep the [0, 1] convention.
         features = self.features(self.convolutions(images * 2 - 1).flatten(1))
         logits = self.classifier(self.feature_dropout(features))
         if not return_dict:

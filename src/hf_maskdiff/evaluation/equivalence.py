@@ -1,20 +1,21 @@
 r"""How far a MaskGIT round is from a moment round, for marginals of any size: by one integral, and in closed form.
 
-Both rounds are exponential races (`evaluation.laws`). With `w_i = p_i(x_i)^(1/alpha)`, `phi_j(t) = E[exp(-t w_j)]`
-over `x_j ~ p_j` and `m_j = E[w_j]`, the factors `p_i(x_i) w_i` stand on both sides, and the ratio of the two laws of an
-outcome (the positions I and their tokens) is one of two integrals without them:
+A round is one step of a sampler, and its law is the probability distribution of its outcome: the positions I that it
+reveals, and their tokens. Both rounds are exponential races (`evaluation.laws`). Let `w_i = p_i(x_i)^(1/alpha)`, and
+over `x_j ~ p_j` let `phi_j(t) = E[exp(-t w_j)]` and `m_j = E[w_j]`. The factors `p_i(x_i) w_i` occur in both laws and
+cancel in their ratio, which is a quotient of two integrals:
 
     r(I, x_I) = int d/dt[ prod_I (1 - exp(-t w_i)) / w_i ] prod_rest phi_j(t) dt
               / int d/dt[ prod_I (1 - exp(-t m_i)) / m_i ] prod_rest exp(-t m_j) dt
 
-The total variation is `E[max(0, 1 - r)]` over outcomes of the moment round: a mean of numbers in [0, 1], however large
+The total variation is `E[max(0, 1 - r)]` over outcomes of the moment round: a mean of numbers in [0, 1] for any size of
 the vocabulary. To first order in 1/N, with `M = sum_j m_j` and `lambda = sum_j Var[w_j] / M`,
 
     r = 1 - (k + 1) / (2 M) * sum_I (w_i - m_i - lambda),
 
-whose mean is 0. For k independent draws of (i, x) in proportion to `p_i(x) w_i(x)`, with variance `v` of
-`w_i - m_i - lambda`, the total variation is near `(k + 1) sqrt(k v / (8 pi)) / M`, so `C k^1.5 / N` where all positions
-share a marginal. docs/theory.md derives it.
+where the mean of the sum is 0. Take k independent draws of (i, x) in proportion to `p_i(x) w_i(x)`, and let `v` be the
+variance of `w_i - m_i - lambda`. Then the total variation is near `(k + 1) sqrt(k v / (8 pi)) / M`, which is
+`C k^1.5 / N` if all positions share a marginal. docs/theory.md derives it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from math import factorial, pi, sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 
-STEP = 0.1  # of the trapezoid rule in log t, which converges exponentially: halving it changes nothing above 1e-12
+STEP = 0.1  # of the trapezoid rule in log t, which converges exponentially: halving it changes results by under 1e-12
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class RoundDistance:
     """Total variation between a MaskGIT and a moment round.
 
     Args:
-        total_variation: the mean over outcomes drawn from the moment round.
-        standard_error: of that mean.
-        first_order: what the closed form gives, for the same marginals.
+        total_variation: estimated as a mean over outcomes drawn from the moment round.
+        standard_error: the standard error of that mean.
+        first_order: the value of the closed form for the same marginals.
     """
 
     total_variation: float
@@ -52,7 +53,7 @@ class Rounds:
         choice_temperature: alpha of this round, positive.
 
     Raises:
-        ValueError: rows that do not add up to 1, or a temperature that is not positive.
+        ValueError: the rows do not sum to 1, or the temperature is not positive.
     """
 
     def __init__(self, log_marginals: ArrayLike, choice_temperature: float) -> None:
@@ -81,15 +82,16 @@ class Rounds:
         """`log r`: the log-probability of outcomes under MaskGIT's round minus that under the moment sampler's.
 
         Args:
-            positions: int64 `(num_outcomes, k)`, distinct in a row.
-            tokens: int64 `(num_outcomes, k)`, at these positions.
+            positions: int64 `(num_outcomes, k)`, distinct within a row.
+            tokens: the tokens at these positions, int64 `(num_outcomes, k)`.
 
         Returns:
             float64 `(num_outcomes,)`.
         """
         positions, tokens = np.asarray(positions, dtype=np.int64), np.asarray(tokens, dtype=np.int64)
         log_w = self.log_w[positions, tokens]
-        # The k-th bell rings near k / M; the window holds the double exponential's and the power's tails on both sides.
+        # The k-th bell rings near t = k / M. The window covers the tails of the integrand on both sides: a power of t
+        # on the left, a double exponential in log t on the right.
         lowest = min(log_w.min(), self.log_m.min())
         log_t = np.arange(-_log_sum(self.log_m) - 45.0 / positions.shape[1] - 5.0, 4.0 - lowest + STEP, STEP)
         survival = self._log_survival(log_t)
@@ -107,7 +109,7 @@ class Rounds:
         return survival
 
     def first_order(self, k: int) -> float:
-        """The closed form's leading term, `(k + 1) sqrt(k v / (8 pi)) / M`; above 1 it says nothing."""
+        """The closed form's leading term, `(k + 1) sqrt(k v / (8 pi)) / M`; a value above 1 is meaningless."""
         w, pairs = np.exp(self.log_w), np.exp(self.log_p + self.log_w)
         m = np.exp(self.log_m)
         total = m.sum()
@@ -117,10 +119,10 @@ class Rounds:
         return float((k + 1) * sqrt(k * variance / (8 * pi)) / total)
 
     def distance(self, k: int, num_draws: int, generator: np.random.Generator) -> RoundDistance:
-        """The distance of rounds that reveal `k`; 0 where that is all, since both draw the last round plainly.
+        """The distance of rounds that reveal `k` positions; 0 if these are all, since both samplers end alike.
 
         Raises:
-            ValueError: `k` beyond the number of masked positions.
+            ValueError: `k` is above the number of masked positions.
         """
         if not 1 <= k <= len(self.log_m):
             raise ValueError(
@@ -154,11 +156,11 @@ def leading_constant(marginal: ArrayLike, choice_temperature: float, k: int | No
     """C of `TV = C k^1.5 / N` for N positions that share a marginal.
 
     Args:
-        marginal: float64 `(V,)`, adding up to 1.
+        marginal: float64 `(V,)`, with sum 1.
         choice_temperature: alpha of the round.
-        k: positions the round reveals, for the constant of that k: `(k + 1) / (4 k^1.5) E|sum over k draws of
-            (w - E w)| / m`, draws in proportion to `p w`; the sum has as many terms as there are multisets of k tokens.
-            None is the limit of large k, `sqrt(Var[w]) / (m sqrt(8 pi))`.
+        k: number of positions the round reveals, for the constant at this k, `(k + 1) / (4 k^1.5) E|sum over k draws of
+            (w - E w)| / m` with draws in proportion to `p w`; it is computed as a sum over all multisets of k tokens.
+            None gives the limit of large k, `sqrt(Var[w]) / (m sqrt(8 pi))`.
     """
     p = np.asarray(marginal, dtype=np.float64)
     if p.ndim != 1 or not (p >= 0).all() or not np.isclose(p.sum(), 1, atol=1e-9):
@@ -178,9 +180,9 @@ def symmetric_distance(marginal: ArrayLike, num_masked: int, k: int, choice_temp
     """Exact distance of rounds on N positions that share a marginal: a sum over the multisets of k tokens.
 
     Args:
-        marginal: float64 `(V,)`, adding up to 1.
-        num_masked: N.
-        k: positions the round reveals, fewer than N.
+        marginal: float64 `(V,)`, with sum 1.
+        num_masked: N, the number of masked positions.
+        k: number of positions the round reveals, below N.
         choice_temperature: alpha.
     """
     log_p = np.log(np.asarray(marginal, dtype=np.float64))
@@ -192,7 +194,7 @@ def symmetric_distance(marginal: ArrayLike, num_masked: int, k: int, choice_temp
 
 
 def _multisets(tokens: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each token comes in k draws, int64 `(M, V)`, for every way, and the probability of each, `(M,)`."""
+    """All M multisets of k draws: how often each token occurs, int64 `(M, V)`, and their probabilities, `(M,)`."""
     draws = np.array(list(combinations_with_replacement(range(len(tokens)), k)))
     counts = (draws[..., None] == np.arange(len(tokens))).sum(1)
     ways = factorial(k) / np.prod(np.array([factorial(n) for n in range(k + 1)])[counts], -1)

@@ -1,4 +1,4 @@
-"""What `hf-maskdiff evaluate` does once its arguments are checked: samples, judge, report.
+"""What `hf-maskdiff evaluate` does after checking its arguments: make or load samples, judge them, write a report.
 
 The arguments and their checks are defined in `hf_maskdiff_cli.evaluate`, which imports nothing heavy.
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from hf_maskdiff.devices import require_device, telling_of_memory
 from hf_maskdiff.parallel import cost_of, start_processes
 from hf_maskdiff.sets.making import make_set
 from hf_maskdiff_cli.evaluate import add_arguments, check_arguments, run, set_folders
 from hf_maskdiff_cli.generate import add_arguments as add_generate_arguments
-from hf_maskdiff_cli.samples import TEXTS, kind_of_pipeline, require_one_kind
+from hf_maskdiff_cli.names import TEXTS
+from hf_maskdiff_cli.samples import kind_of_pipeline, require_one_kind
 
 from .judges import ImageJudge, TextJudge, judge_of
 from .report import Report, SetResult, rows_of
@@ -29,19 +31,27 @@ __all__ = ["add_arguments", "check_arguments", "judge_all", "make_sets", "run"]
 def judge_all(args: argparse.Namespace) -> Report | None:
     """Judge the samples that the arguments name, print the table, write the report, and return it.
 
-    On several processes all of them make samples, and the first one judges: the others return None.
+    If there are several processes, all of them make samples, but only the first one judges; the rest return None.
 
     Args:
-        args: those of `hf_maskdiff_cli.evaluate.add_arguments`, checked, and `prompts`, the lines of `prompt_file`.
+        args: the checked arguments of `hf_maskdiff_cli.evaluate.add_arguments`, and `prompts`, the lines of the file
+            `prompt_file`.
 
     Raises:
-        ValueError: samples, judges and references that cannot be read, or do not go together.
-        OSError: what cannot be read or written.
-        ImportError: a measure without the package that it needs.
+        ValueError: samples, judges or references cannot be read, or do not fit together.
+        OSError: a file cannot be read or written.
+        ImportError: a package that a measure needs is not installed.
+        MemoryError: network and batch do not fit into the memory.
     """
-    _require_device(args.device)
+    if args.device is not None:
+        require_device("--device", args.device)
+    with telling_of_memory("Pass a smaller --eval_batch_size, or --device cpu."):
+        return _judge_all(args)
+
+
+def _judge_all(args: argparse.Namespace) -> Report | None:
     if args.pipeline:
-        # The judge first: what it lacks should be known before the samples are made.
+        # Load the judge first, so that an error shows before samples are made.
         is_first = start_processes().is_main_process
         judge = judge_of(_kind_of(args.pipeline), args, args.num_samples) if is_first else None
         folders = make_sets(args)
@@ -60,24 +70,17 @@ def judge_all(args: argparse.Namespace) -> Report | None:
     return report
 
 
-def _require_device(device: str | None) -> None:
-    """Raise `ValueError` for a device that torch does not know, which only torch can tell."""
-    try:
-        torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"--device must be one of torch's, such as cpu or cuda:0, got {device!r}.") from error
-
-
 def _kind_of(pipeline: str) -> str:
-    """What a pipeline makes: texts where it has a tokenizer, or is a model without a pipeline's index."""
+    """The kind of a pipeline's samples: texts if it has a tokenizer, or if it is a model without `model_index.json`."""
     try:
-        return kind_of_pipeline(DiffusionPipeline.load_config(pipeline))
+        index = DiffusionPipeline.load_config(pipeline)
     except OSError:
         return TEXTS
+    return kind_of_pipeline(str(index.get("_class_name")), pipeline)
 
 
 def make_sets(args: argparse.Namespace) -> list[Path]:
-    """Make a pipeline's sets in `output_dir`, one for each seed, and return their folders; existing ones are kept."""
+    """Make one set per seed with a pipeline, in `output_dir`, and return their folders; existing sets are kept."""
     parser = argparse.ArgumentParser()
     add_generate_arguments(parser)
     making = vars(parser.parse_args(["--pipeline", args.pipeline, "--num_samples", "1", "--output_dir", ""]))
@@ -87,12 +90,12 @@ def make_sets(args: argparse.Namespace) -> list[Path]:
         make_set(argparse.Namespace(**making | {"seed": seed, "output_dir": str(folder)}))
         for seed, folder in set_folders(args).items()
     ]
-    torch.set_num_threads(threads)  # which `make_set` lowers on a CPU
+    torch.set_num_threads(threads)  # `make_set` lowers this number on a CPU
     return made
 
 
 def judged(judge: ImageJudge | TextJudge, sets: Sequence[Samples]) -> Report:
-    """What a judge finds of sets of its kind."""
+    """The report of a judge on sets of its kind."""
     results = []
     for samples in sets:
         cost = cost_of(Path(samples.name))

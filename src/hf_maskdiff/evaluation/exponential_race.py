@@ -1,8 +1,8 @@
-"""Gumbel-top-k as a race: which positions win, with which tokens, exactly.
+"""Gumbel-top-k as a race: exact probabilities of which positions win, with which tokens.
 
-Position j rings at rate `w_j`, and the first k bells win. Given the moment at which the last winner rings all positions
-are independent, so one integral over that moment replaces the sum over orders and over the tokens of the losers: see
-`hf_maskdiff.evaluation.laws`.
+Each position j has a bell that rings at rate `w_j`, and the k positions whose bells ring first win. Given the moment at
+which the last winner's bell rings, all positions are independent. So one integral over that moment replaces the sum
+over orders and over the tokens of the losers: see `hf_maskdiff.evaluation.laws`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ Subsets = Mapping[tuple[int, ...], float]
 def race_probabilities(
     draws: ArrayLike, log_rates: ArrayLike, outcomes: ArrayLike, copies: ArrayLike | None = None
 ) -> np.ndarray:
-    """The probability of chosen outcomes of a race, for when there are too many to list them all.
+    """The probabilities of given outcomes of a race, for races with too many outcomes to list them all.
 
-    Every position draws a candidate from its row of `draws`; it rings at the rate that belongs to this candidate;
-    the first to ring are revealed, as many as the outcome reveals.
+    Every position draws a candidate token from its row of `draws`, and its bell rings at the rate of this candidate.
+    The positions that ring first are revealed, as many of them as the outcome reveals.
 
     Args:
         draws: (N, V) distribution of each position's candidate.
-        log_rates: (N, V) logarithm of the rate at which a position with this candidate rings; -inf never rings.
-        outcomes: (M, N) int, tokens where revealed and `MASK` elsewhere; each row reveals at least one position.
-        copies: (N,) how many equal positions a masked entry of an outcome stands for; one each by default.
+        log_rates: (N, V) logarithm of the rate of each position with each candidate; -inf never rings.
+        outcomes: (M, N) int, the tokens at revealed positions and `MASK` elsewhere; each row reveals at least one
+            position.
+        copies: (N,) how many identical positions a masked entry of an outcome represents; 1 by default.
 
     Returns:
         (M,) float64, with absolute error near 1e-15 for any range of rates.
@@ -48,8 +49,8 @@ def race_probabilities(
         raise ValueError("Each row of `outcomes` must reveal a position, got one without. Leave it out.")
     exponents = np.ones(len(draws)) if copies is None else np.asarray(copies, dtype=np.float64)
 
-    # In u = log t the integrand is analytic in a strip and decays at both ends, so the trapezoid rule converges
-    # exponentially in 1/step. Everything stays in logarithms: rates may differ by hundreds of orders of magnitude.
+    # As a function of u = log t the integrand is analytic in a strip and decays at both ends, so the trapezoid rule
+    # converges exponentially in 1/step. Compute in logarithms: rates may differ by hundreds of orders of magnitude.
     step = 0.1
     finite = log_rates[np.isfinite(log_rates) & (draws > 0)]
     nodes = np.arange(np.log(1e-18) - finite.max(), np.log(40.0) - finite.min() + step, step)
@@ -59,7 +60,7 @@ def race_probabilities(
         rung = -np.expm1(-np.exp(log_rung))
         density = np.exp(log_rung - np.exp(log_rung))  # d rung / du
     survival = (draws[:, None, :] @ silent) ** exponents[:, None, None]
-    # `MASK` is -1: the last entry along the token axis is the factor of a position that has not rung.
+    # Since `MASK` is -1, it selects the last entry along the token axis: the factor of a position that has not rung.
     factor = np.concatenate([rung, survival], axis=1)
     slope = np.concatenate([density, np.zeros_like(survival)], axis=1)
 
@@ -70,7 +71,7 @@ def race_probabilities(
         value, derivative = np.ones((len(part), len(nodes))), np.zeros((len(part), len(nodes)))
         weight = np.ones(len(part))
         for i in range(len(draws)):
-            # The product rule over the revealed positions; a survivor multiplies both.
+            # The product rule over the revealed positions; a position that stays masked multiplies both terms.
             chosen = factor[i, part[:, i]]
             derivative = derivative * chosen + value * slope[i, part[:, i]]
             value = value * chosen
@@ -80,7 +81,12 @@ def race_probabilities(
 
 
 def race_subsets(log_rates: ArrayLike, k: int) -> Subsets:
-    """Which k positions Gumbel-top-k keeps: k draws without replacement in proportion to `exp(log_rates)`, (N,)."""
+    """Probabilities of the k positions that Gumbel-top-k keeps: draws without replacement in proportion to the rates.
+
+    Args:
+        log_rates: (N,) logarithms of the rates.
+        k: number of positions kept.
+    """
     log_rates = np.asarray(log_rates, dtype=np.float64)
     check_count(k, len(log_rates))
     subsets = list(combinations(range(len(log_rates)), k))
@@ -93,6 +99,6 @@ def race_subsets(log_rates: ArrayLike, k: int) -> Subsets:
 
 
 def check_count(k: int, num_masked: int) -> None:
-    """Raise `ValueError` unless so many of the masked positions can be revealed."""
+    """Raise `ValueError` unless `k` of the masked positions can be revealed."""
     if not 1 <= k <= num_masked:
         raise ValueError(f"`k` must lie between 1 and the {num_masked} masked positions, got {k}. Pass such a count.")

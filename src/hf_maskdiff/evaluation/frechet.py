@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, in float64 and free of cancellation."""
+"""Frechet distance between two sets of features, in float64 and without cancellation errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def feature_statistics(features: ArrayLike) -> Statistics:
-    """Mean and covariance of a set of features: all that `frechet_distance` looks at.
+    """Mean and covariance of a set of features: all that `frechet_distance` needs.
 
     Args:
         features (`ArrayLike` of shape `(num_samples, num_features)`): any real dtype; a tensor must be on the CPU.
@@ -37,16 +37,16 @@ def feature_statistics(features: ArrayLike) -> Statistics:
 
 
 def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike, covariance2: ArrayLike) -> float:
-    r"""Squared Wasserstein-2 distance of two Gaussians: the "FID" formula, for the features of any network.
+    r"""Squared Wasserstein-2 distance of two Gaussians: the formula of the FID, for the features of any network.
 
     .. math:: |\mu_1 - \mu_2|^2 + \mathrm{tr}\left(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\right)
 
     The trace is computed as `min over orthogonal O of |A - B O|^2`, where `A A^T = C_1` and `B B^T = C_2` come from
     symmetric eigendecompositions and O from one singular value decomposition (Bhatia, Jain, Lim, "On the
-    Bures-Wasserstein distance between positive definite matrices", arXiv 1712.01504). As a sum of squares it is never
-    negative, vanishes to rounding for equal inputs, and takes singular covariances as they come.
+    Bures-Wasserstein distance between positive definite matrices", arXiv 1712.01504). Since it is a sum of squares, it
+    is never negative, it is 0 to rounding for equal inputs, and covariances may be singular.
 
-    The estimate is biased by the number of samples: compare only distances with the same number on both sides.
+    The estimate has a bias that depends on the number of samples: compare only distances from equal numbers of samples.
 
     Args:
         mean1, mean2 (`ArrayLike` of shape `(num_features,)`)
@@ -89,6 +89,6 @@ def _validate_and_factor(side: str, mean: ArrayLike, covariance: ArrayLike) -> S
             f"`covariance{side}` must be positive semi-definite, got the eigenvalue {values.min():.3g}. "
             "Pass the second result of `feature_statistics`."
         )
-    # An eigenvalue at rounding level is a zero with noise, and its square root would raise that noise to 1e-8.
+    # Eigenvalues at rounding level are zeros with noise; their square roots would raise this noise to 1e-8.
     noise = np.finfo(np.float64).eps * len(values) * values.max(initial=0.0)
     return mean, vectors * np.sqrt(np.where(values > noise, values, 0.0))

@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_maskdiff.pictures import in_eight_bits, is_grey
+from hf_maskdiff_cli.samples import is_image
+
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -32,9 +35,9 @@ def load_labelled_images(
     dataset: str | None = None,
     data_dir: str | Path | None = None,
     image_size: int | None = None,
-    num_channels: int = 1,
+    num_channels: int | None = None,
 ) -> LabelledImages:
-    """Reads one split of a set of small images into memory: one tensor, which a training loop indexes for free.
+    """Reads one split of a set of small images into memory, as one tensor that a training loop can index.
 
     Example:
         >>> images, labels, class_names = load_labelled_images("test", dataset="ylecun/mnist")
@@ -42,18 +45,19 @@ def load_labelled_images(
         torch.Size([10000, 1, 28, 28])
 
     Args:
-        split (`str`): "train" or "test". Where a source has no test split, its validation split serves; where it
-            has neither, a fixed tenth of the training split is held out.
+        split (`str`): "train" or "test". If a source has no test split, its validation split is used; if it has
+            neither, a fixed tenth of the training split is held out.
         dataset (`str`, *optional*): name of a data set on the Hub with an image and a class column.
         data_dir (`str` or `Path`, *optional*): a local folder instead: IDX files named as MNIST's
-            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder a class
+            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder per class
             (`train/cat/1.png`).
-        image_size (`int`, *optional*): resizes to squares of this side; None keeps the size, which must then be
-            the same everywhere.
-        num_channels (`int`): 1 for grey, 3 for colour.
+        image_size (`int`, *optional*): resizes images to squares of this side; None keeps their size, which must then
+            be the same for all.
+        num_channels (`int`, *optional*): 1 for grey, 3 for colour; grey images may be read as colour too. None is 3
+            if any image has colour, else 1.
 
     Raises:
-        ValueError: if not exactly one source is given, or the source does not hold what is asked for.
+        ValueError: if not exactly one source is given, or the source has no such images.
     """
     if (dataset is None) == (data_dir is None):
         raise ValueError(
@@ -62,12 +66,14 @@ def load_labelled_images(
         )
     if split not in IDX_PREFIXES:
         raise ValueError(f"`split` must be 'train' or 'test', got {split!r}.")
-    if num_channels not in (1, 3):
-        raise ValueError(f"`num_channels` must be 1 (grey) or 3 (colour), got {num_channels}.")
+    if num_channels not in (None, 1, 3):
+        raise ValueError(f"`num_channels` must be 1 (grey), 3 (colour) or None, got {num_channels}. Leave it out.")
     if data_dir is not None and not Path(data_dir).is_dir():
         raise ValueError(f"`data_dir` must be a folder, got {str(data_dir)!r}. Check the path.")
     if data_dir is not None and any(Path(data_dir).glob("*-images*ubyte*")):
         return _load_idx(Path(data_dir), split, image_size, num_channels)
+    if data_dir is not None:
+        _require_classes(Path(data_dir))
     return _load_dataset(split, dataset, data_dir, image_size, num_channels)
 
 
@@ -84,7 +90,18 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: int) -> LabelledImages:
+def _require_classes(folder: Path) -> None:
+    """Raise `ValueError` for images that lie beside each other, in the folder itself or in that of a split."""
+    for place in (folder, *(folder / split for split in ("train", "validation", "test"))):
+        images = sorted(path.name for path in place.glob("*") if is_image(path))
+        if images and not (place / "metadata.csv").exists() and not (place / "metadata.jsonl").exists():
+            raise ValueError(
+                f"`data_dir` must hold a sub-folder of images for each class, got {len(images)} beside each other in "
+                f"{str(place)!r}, such as {images[0]!r}. Move them, for example to {str(place / 'cat' / images[0])!r}."
+            )
+
+
+def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: int | None) -> LabelledImages:
     def read(kind: str) -> NDArray[np.uint8]:
         matches = sorted(folder.glob(f"{IDX_PREFIXES[split]}-{kind}*ubyte*"))
         if not matches:
@@ -97,7 +114,7 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
     images, labels = read("images"), read("labels")
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(f"images and labels must be as many, got the shapes {images.shape} and {labels.shape}.")
-    if num_channels != 1 or image_size not in (None, images.shape[1]):
+    if num_channels == 3 or image_size not in (None, images.shape[1]):
         raise ValueError(
             f"IDX files are read as they are: grey, {images.shape[1]} pixels a side; got num_channels={num_channels} "
             f"and image_size={image_size}. Leave both out, or pass an image folder."
@@ -107,9 +124,9 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
 
 
 def _load_dataset(
-    split: str, dataset: str | None, data_dir: str | Path | None, image_size: int | None, num_channels: int
+    split: str, dataset: str | None, data_dir: str | Path | None, image_size: int | None, num_channels: int | None
 ) -> LabelledImages:
-    # Imported here: it takes a second, which the IDX files do not need.
+    # Imported here, because the import takes a second and IDX files do not need it.
     import datasets
 
     if dataset is not None:
@@ -129,12 +146,20 @@ def _load_dataset(
 
     images = []
     for image in rows[image_columns[0]]:
-        image = image.convert("L" if num_channels == 1 else "RGB")
+        image = in_eight_bits(image, "L" if is_grey(image) else "RGB")
         if image_size is not None and image.size != (image_size, image_size):
             image = image.resize((image_size, image_size))
-        images.append(np.asarray(image).reshape(image.height, image.width, num_channels).transpose(2, 0, 1))
+        images.append(np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1))
     sizes = {image.shape[1:] for image in images}
     if len(sizes) != 1:
         raise ValueError(f"all images must have one size, got {sorted(sizes)[:3]} and so on. Pass `image_size`.")
+    most = max(len(image) for image in images)
+    if num_channels == 1 < most:
+        number = next(number for number, image in enumerate(images) if len(image) == most)
+        raise ValueError(
+            f"`num_channels` must be 3 for images in colour, got 1, and number {number} of the {split} split is one. "
+            "Leave it out, or make the images grey first."
+        )
+    images = [np.broadcast_to(image, (num_channels or most, *image.shape[1:])) for image in images]
     labels = torch.tensor(rows[label_columns[0]], dtype=torch.int64)
     return LabelledImages(torch.from_numpy(np.stack(images)), labels, tuple(rows.features[label_columns[0]].names))

@@ -1,4 +1,4 @@
-"""Networks in whose features images are compared: Inception, as the field does, or a classifier of one's own."""
+"""Networks whose features are used to compare images: Inception, as in published results, or your own classifier."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import INCEPTION_LAYERS, require_inception_weights
 
 from .digit_classifier import DigitClassifier
@@ -18,11 +20,11 @@ from .samples import ImageSamples
 
 
 class FeatureNetwork(Protocol):
-    """What image measures need of a network.
+    """The interface that image measures need of a network.
 
     Args:
-        name: how a report calls it; numbers of two networks mean nothing beside each other.
-        mode: of PIL, in which it reads images: "L" or "RGB".
+        name: its name in reports; numbers from different networks cannot be compared.
+        mode: the PIL mode of the images it reads: "L" or "RGB".
         num_features: width of its feature layer.
     """
 
@@ -35,17 +37,17 @@ class FeatureNetwork(Protocol):
 
 
 class InceptionNetwork:
-    """The Inception network of published FID and Inception scores, as torch-fidelity ports it.
+    """The Inception network of published FIDs and Inception scores, in torch-fidelity's port.
 
     Args:
-        weights: file of torch-fidelity's weights (`weights-inception-2015-12-05-6726825d.pth`); None lets
-            torch-fidelity download it.
-        layer: width of the feature layer: 2048 is what FID means; the earlier ones 64, 192 and 768 need fewer samples.
-        device: where it runs.
+        weights: file with torch-fidelity's weights (`weights-inception-2015-12-05-6726825d.pth`); with None,
+            torch-fidelity downloads it.
+        layer: width of the feature layer. FID uses 2048; the earlier layers 64, 192 and 768 need fewer samples.
+        device: the device it runs on.
 
     Raises:
         ImportError: torch-fidelity is not installed.
-        ValueError: another layer, or a file that holds other weights.
+        ValueError: there is no such layer, or the file holds other weights.
     """
 
     mode = "RGB"
@@ -57,7 +59,7 @@ class InceptionNetwork:
             raise ValueError(f"the Inception layer must be one of {INCEPTION_LAYERS}, got {layer}.")
         try:
             from torch_fidelity import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as error:  # the latter from a torchvision of another build than torch
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's build does not fit torch
             raise ImportError(
                 f"the Inception network needs torch-fidelity, and a torchvision that fits torch, got: {error}. Run "
                 '`pip install "hf-maskdiff[fid]"`, or pass a classifier with --network.'
@@ -72,7 +74,7 @@ class InceptionNetwork:
                 [str(layer), "logits_unbiased"],
                 feature_extractor_weights_path=None if weights is None else str(weights),
             )
-        except RuntimeError as error:  # of torch, which lists the keys
+        except RuntimeError as error:  # torch's error, which lists the keys
             raise ValueError(
                 f"the Inception weights must be torch-fidelity's, got others in {str(weights)!r}: {str(error)[:200]}"
             ) from error
@@ -88,18 +90,29 @@ class InceptionNetwork:
 
 
 class ClassifierNetwork:
-    """A [`DigitClassifier`] as a network for the measures: small, and no download. Images are resized to its size.
+    """A [`DigitClassifier`] as the network for image measures: small, without a download. It resizes the images.
 
     Args:
-        folder: of the classifier, or its Hub id.
-        device: where it runs.
+        folder: the classifier's folder or Hub id.
+        device: the device it runs on.
+
+    Raises:
+        ValueError: there is no such classifier.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
-        self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
-        config = self.classifier.config
+        try:
+            self.classifier = DigitClassifier.from_pretrained(folder).to(device).eval()
+            config = self.classifier.config
+            self.mode = {1: "L", 3: "RGB"}[config.in_channels]
+        except Exception as error:  # of several libraries, by what is wrong with the files
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f'--network must be "inception", or the folder or repository of a classifier of images, grey or RGB, '
+                f"got {str(folder)!r}: {one_line(error)}"
+            ) from error
         self.name, self.num_features = f"classifier {folder}", config.feature_size
-        self.mode = {1: "L", 3: "RGB"}[config.in_channels]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,11 +139,11 @@ def read_features(
 
 
 def _require_weights_only(path: Path) -> None:
-    """torch-fidelity unpickles the file freely: what is more than tensors is refused here, before that."""
+    """Refuse a file that holds more than tensors: torch-fidelity would unpickle it without restrictions."""
     require_inception_weights(path)
     try:
         torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # of several types, by what is wrong with the file
+    except Exception as error:  # its type depends on what is wrong with the file
         raise ValueError(
             f"the file of Inception weights must hold tensors only, got {str(path)!r}: {str(error).splitlines()[0]} "
             "Fetch it again from torch-fidelity's releases."

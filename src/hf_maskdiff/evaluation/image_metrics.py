@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,19 +20,19 @@ NUM_GROUPS = 10
 
 
 def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
-    """Sure of each image and different over all: `exp E[KL(p(y | x) || p(y))]`, and its standard deviation over splits.
+    """Inception score, high if images are clear and varied: `exp E[KL(p(y | x) || p(y))]`, and its spread over splits.
 
-    Samples are shuffled by a fixed seed and cut into splits, as torch-fidelity does, whose numbers these are.
+    Samples are shuffled with a fixed seed and divided into splits as in torch-fidelity, so the numbers are the same.
 
     Args:
-        logits: of a classifier, `(num_samples, num_classes)`, any float dtype.
-        num_splits: 10 is what published numbers use.
+        logits: a classifier's logits, `(num_samples, num_classes)`, any float dtype.
+        num_splits: published numbers use 10.
 
     Returns:
-        mean and standard deviation over the splits: what the field writes as "IS a +- b".
+        Mean and standard deviation over the splits, which papers write as "IS a +- b".
 
     Raises:
-        ValueError: fewer samples than splits.
+        ValueError: there are fewer samples than splits.
 
     Source: Salimans et al., arXiv 1606.03498.
     """
@@ -52,17 +53,17 @@ def _score(log_p: Tensor) -> float:
 
 
 def frechet_with_error(features: ArrayLike, reference: Statistics, num_groups: int = NUM_GROUPS) -> tuple[float, float]:
-    """Frechet distance of a set from a reference, and the standard error that drawing the set again would show.
+    """Frechet distance of a set from a reference, and its standard error due to the sampling of the set.
 
-    The error is the delete-a-group jackknife's: the spread of the distances without each tenth of the samples. It knows
-    nothing of the reference's own sampling error, nor of the bias that few samples add.
+    The error is that of the delete-a-group jackknife: the spread of the distances with one tenth of the samples left
+    out at a time. It includes neither the reference's own sampling error nor the bias due to few samples.
 
     Args:
         features: `(num_samples, num_features)`.
-        reference: of the other side, as `feature_statistics` gives them.
+        reference: statistics of the reference, as returned by `feature_statistics`.
 
     Raises:
-        ValueError: not more samples than features: the covariance would be singular, and the distance mean little.
+        ValueError: there are no more samples than features, so the covariance would be singular.
     """
     features = np.asarray(features, dtype=np.float64)
     count, width = features.shape
@@ -77,7 +78,7 @@ def frechet_with_error(features: ArrayLike, reference: Statistics, num_groups: i
 
 
 def require_enough(count: int, width: int) -> None:
-    """Raise `ValueError` where a set is too small for a Frechet distance in that many features."""
+    """Raise `ValueError` if a set is too small for a Frechet distance in `width` features."""
     if count <= width:
         raise ValueError(
             f"the Frechet distance in {width} features needs more samples than that, got {count}. Pass more samples, "
@@ -86,23 +87,26 @@ def require_enough(count: int, width: int) -> None:
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Mean and covariance of a file that holds them as `mu` and `sigma`, as the field's `.npz` references do.
+    """Read mean and covariance from a file that holds them as `mu` and `sigma`, as published `.npz` references do.
 
     Raises:
-        ValueError: another file.
+        ValueError: the file has another format.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return (
-                np.asarray(arrays["mu"], dtype=np.float64).reshape(-1),
-                np.asarray(arrays["sigma"], dtype=np.float64),
-            )
-    except (OSError, KeyError, ValueError) as error:
+            mean = np.asarray(arrays["mu"], dtype=np.float64).reshape(-1)
+            covariance = np.asarray(arrays["sigma"], dtype=np.float64)
+        if covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"`mu` is of {len(mean)} features, and `sigma` of the shape {covariance.shape}")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("there are values in it that are not finite")
+        return mean, covariance
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise not_statistics(path, error) from error
 
 
 def save_statistics(path: str | Path, features: ArrayLike) -> None:
-    """Write mean and covariance as `mu` and `sigma`, and how many samples they are of as `count`."""
+    """Write mean and covariance as `mu` and `sigma`, and the number of samples as `count`."""
     mean, covariance = feature_statistics(features)
     count: NDArray[np.int64] = np.array(len(np.asarray(features)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)

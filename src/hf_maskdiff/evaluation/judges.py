@@ -1,4 +1,4 @@
-"""Judges: what is measured of a set of images, and of a set of texts."""
+"""Judges: the measures of a set of images, and of a set of texts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import is_statistics, require_options_of
-from hf_maskdiff_cli.samples import IMAGES, TEXTS, require_reference_kind
+from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.samples import require_reference_kind
 
 from .frechet import Statistics, feature_statistics
 from .image_features import ClassifierNetwork, FeatureNetwork, InceptionNetwork, read_features
@@ -31,13 +34,13 @@ class ImageJudge:
     """Frechet distance and Inception score of sets of images, in the features of one network.
 
     Args:
-        args: of `hf-maskdiff evaluate`; network, reference and sizes are read from it.
-        device: where the network runs.
-        smallest: samples of the smallest set that it will judge.
+        args: arguments of `hf-maskdiff evaluate`, which give the network, the reference and the sizes.
+        device: the device that the network runs on.
+        smallest: number of samples in the smallest set to be judged.
 
     Raises:
-        ValueError: a network or a reference that does not fit, or too few samples for its features.
-        ImportError: Inception's network without torch-fidelity.
+        ValueError: the network or the reference does not fit, or there are too few samples for its features.
+        ImportError: the Inception network needs torch-fidelity, which is not installed.
     """
 
     def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
@@ -51,11 +54,11 @@ class ImageJudge:
         self.settings: dict[str, Any] = {"network": self.network.name, "image size": self.image_size or "as it is"}
         self.legend = {}
         if args.reference is not None:
-            require_enough(smallest, self.network.num_features)  # before hours are spent
+            require_enough(smallest, self.network.num_features)  # before hours of sampling
             self.reference = self._statistics(args.reference, args.max_reference)
             self.legend["Frechet distance"] = (
-                f"in the {self.network.num_features} features, from {args.reference}; error: jackknife over tenths of "
-                "the samples. Biased by the number of samples: compare equal ones"
+                f"in {self.network.num_features} features, from {args.reference}; error: jackknife over tenths of the "
+                "samples. Its bias depends on the number of samples: compare equal numbers only"
             )
         self.legend["Inception score"] = "of the network's classes; error: standard deviation over 10 splits"
 
@@ -87,16 +90,16 @@ class ImageJudge:
 
 
 class TextJudge:
-    """Likelihood of sets of texts under the judges that were asked for, never without entropy and distinct n-grams.
+    """Likelihood of sets of texts under the requested judges, always together with entropy and distinct n-grams.
 
     Args:
-        args: of `hf-maskdiff evaluate`; judges, reference and lengths are read from it.
-        device: where the judge runs.
-        smallest: samples of the smallest set that it will judge.
+        args: arguments of `hf-maskdiff evaluate`, which give the judges, the reference and the lengths.
+        device: the device that the judge runs on.
+        smallest: number of samples in the smallest set to be judged.
 
     Raises:
-        ValueError: a judge or a reference that does not fit, or too few samples for MAUVE.
-        ImportError: MAUVE without faiss.
+        ValueError: the judge or the reference does not fit, or there are too few samples for MAUVE.
+        ImportError: MAUVE needs faiss, which is not installed.
     """
 
     def __init__(self, args: argparse.Namespace, device: str, smallest: int) -> None:
@@ -106,17 +109,17 @@ class TextJudge:
         self.legend = {}
         if args.judge is not None:
             self.model, self.tokenizer = load_judge(args.judge, args.judge_tokenizer, device)
-            self.legend["perplexity"] = f"under {args.judge}, over all tokens but each text's first; error: over texts"
+            self.legend["perplexity"] = f"under {args.judge}, of all tokens but each text's first; error: over texts"
         if args.ngram is not None:
             self.ngram = CharacterNGram(_texts(args.ngram).texts)
-            self.legend["nats a character"] = f"under 6-grams of {args.ngram}; error: over texts"
-        self.legend["entropy"] = "of a text's tokens, in nats, mean over texts; error: over texts"
-        self.legend |= {f"distinct-{n}": f"share of the set's {n}-grams of tokens that differ" for n in DISTINCT}
+            self.legend["nats per character"] = f"under a 6-gram model of {args.ngram}; error: over texts"
+        self.legend["entropy"] = "of the tokens in a text, in nats, mean over texts; error: over texts"
+        self.legend |= {f"distinct-{n}": f"distinct {n}-grams as a share of all in the set" for n in DISTINCT}
         if args.reference is not None:
             texts = _texts(args.reference, args.max_reference).texts
             require_enough_texts(smallest, len(texts))
             self.reference = self._read(texts).features
-            self.legend["MAUVE"] = f"nearness to {len(texts)} texts of {args.reference} in {args.judge}'s features"
+            self.legend["MAUVE"] = f"closeness to {len(texts)} texts of {args.reference} in {args.judge}'s features"
 
     def _read(self, texts: Sequence[str]) -> Reading:
         return read_texts(texts, self.model, self.tokenizer, self.batch_size, self.max_length)
@@ -129,7 +132,7 @@ class TextJudge:
             measures["perplexity"] = (found.perplexity, found.perplexity * found.standard_error)
         if self.ngram is not None:
             nats = [-fmean(self.ngram.log_probs(text)) for text in samples.texts]
-            measures["nats a character"] = mean_and_error(nats)
+            measures["nats per character"] = mean_and_error(nats)
         tokens = self._tokens(samples, reading)
         measures["entropy"] = mean_and_error(sentence_entropy(tokens).tolist())
         for n in DISTINCT:
@@ -139,9 +142,9 @@ class TextJudge:
         return measures
 
     def _tokens(self, samples: TextSamples, reading: Reading | None) -> Sequence[Tensor]:
-        """The tokens that entropy and n-grams count: the set's own, else the judge's, else characters.
+        """The tokens for entropy and distinct n-grams: the set's own if it has any, else the judge's, else characters.
 
-        The report's settings say which.
+        The report's settings say which were used.
         """
         if samples.tokens is not None:
             kind, tokens = "the set's", samples.tokens
@@ -159,19 +162,21 @@ class TextJudge:
 
 
 def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, in float32.
+    """Load a causal language model, in float32, and its tokenizer.
 
     Raises:
-        ValueError: neither a folder nor a repository with such a model.
+        ValueError: `name` is neither a folder nor a repository with such a model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
         return model, AutoTokenizer.from_pretrained(tokenizer or name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of several libraries, by what is wrong with the files
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"--judge must name a causal language model with its tokenizer, got {name!r}: {str(error).splitlines()[0]}"
+            f"--judge must name a causal language model with its tokenizer, got {name!r}: {one_line(error)}"
         ) from error
 
 
@@ -185,15 +190,15 @@ JUDGES: dict[str, type[ImageJudge] | type[TextJudge]] = {IMAGES: ImageJudge, TEX
 
 
 def judge_of(kind: str, args: argparse.Namespace, smallest: int) -> ImageJudge | TextJudge:
-    """The judge that the arguments ask for.
+    """Create the judge that the arguments ask for.
 
     Args:
-        kind: of the samples, `IMAGES` or `TEXTS`.
-        args: of `hf-maskdiff evaluate`.
-        smallest: samples of the smallest set that it will judge.
+        kind: the kind of the samples, `IMAGES` or `TEXTS`.
+        args: arguments of `hf-maskdiff evaluate`.
+        smallest: number of samples in the smallest set to be judged.
 
     Raises:
-        ValueError: an option for the other kind of samples; else as the judge.
+        ValueError: an option is for the other kind of samples; and the errors of the judge.
     """
     require_options_of(kind, args)
     return JUDGES[kind](args, args.device or ("cuda" if torch.cuda.is_available() else "cpu"), smallest)

@@ -1,13 +1,15 @@
 """The exact laws of one sampling round, and of a whole generation, for models small enough to enumerate.
 
-A round reveals `k` of `N` masked positions. Its outcome is a partly masked sequence: a tuple of length `N` that holds
-a token where a position was revealed and `MASK` elsewhere. A `Law` maps every possible outcome to its probability, so a
-sampler's implementation can be held against what it should do, and one sampler against another, without sampling error.
+A round is one step of a sampler; it reveals `k` of `N` masked positions. Its outcome is a partly masked sequence: a
+tuple of length `N` with tokens at the revealed positions and `MASK` elsewhere. A `Law` is the distribution of the
+outcomes: it maps each to its probability. So a sampler's implementation can be compared with its definition, and one
+sampler with another, without sampling error.
 
-Why this is possible: adding Gumbel noise to log-rates and keeping the k largest is an exponential race in which
-position j rings at rate `w_j` and the first k bells win (Gumbel-top-k). Given the moment t at which the last winner
-rings, all positions are independent, so one integral over t replaces the sum over orders and over the tokens of the
-losers. With `beta = 1 + 1/alpha`, `phi_j(t) = sum_x p_j(x) exp(-t p_j(x)^(1/alpha))` and `m_j = sum_x p_j(x)^beta`:
+This works because of Gumbel-top-k: adding Gumbel noise to log-rates and keeping the k largest is an exponential race.
+Each position j has a bell that rings at rate `w_j`, and the k positions whose bells ring first win. Given the moment t
+at which the last winner's bell rings, all positions are independent, so one integral over t replaces the sum over
+orders and over the tokens of the losers. With `beta = 1 + 1/alpha`,
+`phi_j(t) = sum_x p_j(x) exp(-t p_j(x)^(1/alpha))` and `m_j = sum_x p_j(x)^beta`:
 
     P_maskgit(I, x_I) = prod_{i in I} p_i(x_i)
                         * int_0^inf d/dt[ prod_{i in I} (1 - exp(-t p_i(x_i)^(1/alpha))) ] prod_{j not in I} phi_j(t) dt
@@ -16,8 +18,8 @@ losers. With `beta = 1 + 1/alpha`, `phi_j(t) = sum_x p_j(x) exp(-t p_j(x)^(1/alp
                         * int_0^inf d/dt[ prod_{i in I} (1 - exp(-t m_i)) ] prod_{j not in I} exp(-t m_j) dt
 
 The samplers are those of Hayakawa, Takida, Imaizumi, Wakaki, Mitsufuji, "Demystifying MaskGIT Sampler and Beyond:
-Adaptive Order Selection in Masked Diffusion", arXiv 2510.04525. All laws obey the final-step rule: the step that
-empties a row (`k == N`) draws its tokens plainly from the marginals.
+Adaptive Order Selection in Masked Diffusion", arXiv 2510.04525. In all laws, the step that reveals a row's last masks
+(`k == N`) draws its tokens from the plain marginals.
 
 Arguments common to all laws: `marginals`, float64 of shape (N, V), the model's distribution at each masked position;
 `k`, how many of them the round reveals; `choice_temperature`, the `alpha` of this round (not of the schedule).
@@ -38,9 +40,9 @@ RoundLaw = Callable[[np.ndarray, int, tuple[int, ...]], Law]
 
 
 def choose_then_sample_law(subsets: Subsets, tokens: ArrayLike) -> Law:
-    """The law of any sampler that first chooses positions (`subsets`), then draws each from its row of `tokens`.
+    """The law of any sampler that first chooses positions (`subsets`), then draws each token from its row of `tokens`.
 
-    Tuples of `subsets` may be ordered; only their sets matter, for tokens of one round are independent.
+    The order within a tuple of `subsets` does not matter, since tokens of one round are independent.
     """
     tokens = np.asarray(tokens, dtype=np.float64)
     law: Law = {}
@@ -58,22 +60,22 @@ def choose_then_sample_law(subsets: Subsets, tokens: ArrayLike) -> Law:
 
 
 def plain_round_law(marginals: ArrayLike) -> Law:
-    """All positions at once, each from its own marginal: the last round of every sampler, `prod_i p_i(x_i)`."""
+    """Reveal all positions, each token drawn from its own marginal: every sampler's last round, `prod_i p_i(x_i)`."""
     marginals = _check_marginals(marginals)
     return choose_then_sample_law({tuple(range(len(marginals))): 1.0}, marginals)
 
 
 def maskgit_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -> Law:
-    """Sample, then choose: `x_i ~ p_i`, keep the k largest `log p_i(x_i) + alpha G_i`. Equation at the top.
+    """Sample, then choose: draw `x_i ~ p_i`, and keep the k largest `log p_i(x_i) + alpha G_i`. Equation at the top.
 
-    With `choice_temperature` 0 or below no law is defined here (ties decide): use a small positive one.
+    `choice_temperature` must be positive: at 0 the law would depend on how ties are broken. Use a small value instead.
     """
     marginals = _check_marginals(marginals)
     return sample_then_choose_law(marginals, _log(marginals) / _check_alpha(choice_temperature), k)
 
 
 def sample_then_choose_law(draws: ArrayLike, log_rates: ArrayLike, k: int) -> Law:
-    """`maskgit_round_law` with candidates and rates set apart, (N, V) each: what a defective sampler would do."""
+    """`maskgit_round_law` with separate candidate distributions and rates, (N, V) each: the law of a faulty sampler."""
     draws = _check_marginals(draws)
     check_count(k, len(draws))
     outcomes = _outcomes(draws, k)
@@ -91,7 +93,7 @@ def moment_round_law(marginals: ArrayLike, k: int, choice_temperature: float) ->
 
 
 def uniform_round_law(marginals: ArrayLike, k: int, choice_temperature: float | None = None) -> Law:
-    """Every k positions equally likely; tokens from `p_i`, or from `p_i^beta / m_i` with a choice temperature."""
+    """All sets of k positions are equally likely; tokens from `p_i`, or from `p_i^beta / m_i` if alpha is given."""
     marginals = _check_marginals(marginals)
     return choose_then_sample_law(uniform_subsets(len(marginals), k), _tokens(marginals, k, choice_temperature))
 
@@ -99,7 +101,7 @@ def uniform_round_law(marginals: ArrayLike, k: int, choice_temperature: float | 
 def ordered_round_law(
     marginals: ArrayLike, k: int, order: Sequence[int], choice_temperature: float | None = None
 ) -> Law:
-    """The first k of a fixed `order` of the positions, such as Halton's; tokens as in `uniform_round_law`."""
+    """Reveal the first k positions of a fixed `order`, such as Halton's; tokens as in `uniform_round_law`."""
     marginals = _check_marginals(marginals)
     check_count(k, len(marginals))
     if sorted(order) != list(range(len(marginals))):
@@ -113,14 +115,14 @@ def ordered_round_law(
 def confidence_round_law(
     marginals: ArrayLike, k: int, measure: str = "confidence", choice_temperature: float | None = None
 ) -> Law:
-    """The surest positions first; tokens from `p_i`.
+    """Reveal the positions of which the model is most certain; tokens from `p_i`.
 
     Args:
         marginals: (N, V).
-        k: positions revealed.
+        k: number of positions revealed.
         measure: "confidence" (`max p_i`), "margin" (largest minus second largest) or "entropy" (`exp(-H(p_i))`).
-        choice_temperature: None takes the k largest measures, which must not tie; `alpha` adds `alpha G_i` to the
-            logarithm of the measure.
+        choice_temperature: None takes the k largest measures, which must not tie; a number alpha adds `alpha G_i` to
+            the logarithm of the measure.
     """
     marginals = _check_marginals(marginals)
     check_count(k, len(marginals))
@@ -137,16 +139,16 @@ def confidence_round_law(
 
 
 def entropy_bounded_round_law(marginals: ArrayLike, entropy_bound: float) -> Law:
-    """The longest prefix by ascending entropy with `sum H - max H <= entropy_bound`; tokens from `p_i`.
+    """Reveal the longest prefix by ascending entropy with `sum H - max H <= entropy_bound`; tokens from `p_i`.
 
     Args:
         marginals: (N, V).
-        entropy_bound: in nats. No two entropies may tie at the cut, nor a sum with the bound.
+        entropy_bound: in nats. Entropies must not tie at the end of the prefix, and no sum may equal the bound.
     """
     marginals = _check_marginals(marginals)
     entropies = -log_confidence(marginals, "entropy")
     order = np.argsort(entropies, kind="stable")
-    spent = np.cumsum(entropies[order])[:-1]  # by the first 1, 2, ...: what one more must find within the bound
+    spent = np.cumsum(entropies[order])[:-1]  # sums of the first 1, 2, ...: if within the bound, one more fits
     k = 1 + int((spent <= entropy_bound).sum())
     tie = k < len(order) and np.isclose(entropies[order[k - 1]], entropies[order[k]], rtol=0, atol=1e-6)
     if tie or np.isclose(spent, entropy_bound, rtol=0, atol=1e-6).any():
@@ -164,17 +166,17 @@ def hybrid_round_law(
     choice_temperature: float,
     plain_exploration: bool = False,
 ) -> Law:
-    """Some positions from an exploration order, then the moment sampler among the rest: a mixture,
+    """Reveal some positions of an exploration order, then let the moment sampler choose among the rest: a mixture,
 
         P(I, x_I) = sum_{J within I} P_explore(J) P_moment(I minus J | rest) prod_{i in I} q_i(x_i).
 
     Args:
         marginals: (N, V).
-        k: positions revealed, explored ones included.
-        exploration: probability of each explored tuple of positions, at most k long; `race_subsets`,
-            `uniform_subsets` or `{(first, second): 1.0}`.
+        k: number of positions revealed, including the explored ones.
+        exploration: probability of each tuple of explored positions, at most k long; for example the result of
+            `race_subsets` or `uniform_subsets`, or `{(first, second): 1.0}`.
         choice_temperature: `alpha` of the weights `m_i` and of the tokens `q_i = p_i^beta / m_i`.
-        plain_exploration: explored positions draw from `p_i` instead.
+        plain_exploration: draw the tokens of explored positions from `p_i` instead.
     """
     marginals = _check_marginals(marginals)
     check_count(k, len(marginals))
@@ -199,7 +201,7 @@ def hybrid_round_law(
 
 
 def moments(marginals: ArrayLike, choice_temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """`log m_i = log sum_x p_i(x)^beta`, (N,), and the tempered tokens `p_i^beta / m_i`, (N, V)."""
+    """`log m_i = log sum_x p_i(x)^beta`, (N,), and the tempered marginals `p_i^beta / m_i`, (N, V)."""
     logits = (1.0 + 1.0 / _check_alpha(choice_temperature)) * _log(_check_marginals(marginals))
     peak = logits.max(axis=1, keepdims=True)
     log_moments = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
@@ -207,7 +209,7 @@ def moments(marginals: ArrayLike, choice_temperature: float) -> tuple[np.ndarray
 
 
 def log_confidence(marginals: ArrayLike, measure: str) -> np.ndarray:
-    """The logarithm of how sure each position is, (N,): of `max p`, of the margin, or minus the entropy in nats."""
+    """The logarithm of each position's certainty, (N,): log of `max p` or of the margin, or minus the entropy."""
     marginals = _check_marginals(marginals)
     ranked = np.sort(marginals, axis=1)[:, ::-1]
     if measure == "confidence":
@@ -220,7 +222,7 @@ def log_confidence(marginals: ArrayLike, measure: str) -> np.ndarray:
 
 
 def uniform_subsets(num_positions: int, k: int) -> Subsets:
-    """Every k of the positions with the same probability."""
+    """All sets of k positions, with equal probabilities."""
     check_count(k, num_positions)
     return dict.fromkeys(combinations(range(num_positions), k), 1.0 / comb(num_positions, k))
 
@@ -234,14 +236,14 @@ def generation_law(
     counts: Iterable[int],
     start: State,
 ) -> Law:
-    """The law of the sequence after several rounds, by enumeration of every partly masked sequence on the way.
+    """The law of the sequence after several rounds, computed by enumerating all partly masked sequences on the way.
 
     Args:
         denoiser: maps a state to marginals of shape (N, V); rows of known positions are ignored.
         round_laws: one for each step, called as `round_law(marginals of the masked positions, k, masked positions)`.
-        counts: how many positions each step reveals, unless a `round_law` decides by itself. If all together reveal
-            less than everything, the law is that of partly masked sequences.
-        start: the first state; `(MASK,) * N` to generate from nothing. Known tokens never change.
+        counts: how many positions each step reveals, unless a `round_law` decides by itself. If the steps do not
+            reveal all positions, the result is a law of partly masked sequences.
+        start: the first state; `(MASK,) * N` if all positions are masked. Known tokens never change.
 
     Returns:
         The law over states after the last step.
@@ -278,10 +280,11 @@ def step_distances(
     counts: Sequence[int],
     start: State,
 ) -> list[float]:
-    """How far apart two samplers' rounds are, step by step, on the states that the first one meets.
+    """The distance between two samplers' rounds in each step, averaged over the states that the first sampler meets.
 
-    Their sum bounds the total variation of the two generations: replacing one sampler's rounds by the other's, the
-    last first, changes the law by at most the expected distance of that step. Arguments as in `generation_law`.
+    The sum of the distances bounds the total variation between the two generations: replace the first sampler's rounds
+    by the second's, starting with the last; each replacement changes the law by at most the expected distance of its
+    step. Arguments as in `generation_law`.
     """
     law: Law = {start: 1.0}
     distances = []
@@ -301,24 +304,24 @@ def step_distances(
 
 
 def total_variation(first: Mapping[State, float], second: Mapping[State, float]) -> float:
-    """Half the sum of absolute differences: the largest difference in probability that any event can show."""
+    """Half the sum of absolute differences, which is the largest difference in the probability of any event."""
     return 0.5 * sum(abs(first.get(s, 0.0) - second.get(s, 0.0)) for s in first.keys() | second.keys())
 
 
 def symmetric_round_distance(marginal: ArrayLike, num_masked: int, k: int, choice_temperature: float) -> float:
     """Total variation between a MaskGIT and a moment round when all positions share one marginal, for any N.
 
-    By symmetry every subset has the same law of tokens, so one subset stands for all `binom(N, k)` of them and the
-    survivors enter as a power:
+    By symmetry every subset has the same law of tokens, so one subset represents all `binom(N, k)` of them, and the
+    positions that stay masked enter as a power:
 
         TV = 1/2 sum_{x in V^k} | binom(N, k) P_maskgit({1..k}, x) - prod_i p(x_i)^beta / m |,
 
-    which falls as `C k^1.5 / N`: moment is MaskGIT's limit once N is large beside k^2 (arXiv 2510.04525).
+    which falls as `C k^1.5 / N`: the two rounds agree in the limit of N large compared with k^2 (arXiv 2510.04525).
 
     Args:
         marginal: (V,) the distribution at every position.
-        num_masked: N, in the thousands if you like.
-        k: positions revealed, fewer than N; the sum has V^k terms.
+        num_masked: N; thousands are possible.
+        k: number of positions revealed, below N; the sum has V^k terms.
         choice_temperature: `alpha`.
     """
     row = _check_marginals(np.asarray(marginal, dtype=np.float64)[None])
@@ -353,7 +356,7 @@ def _outcomes(marginals: np.ndarray, k: int) -> np.ndarray:
 
 def _accumulate(law: Law, part: Law, chance: float) -> None:
     for state, probability in part.items():
-        if probability > 0:  # a denoiser is never asked about a state that cannot arise
+        if probability > 0:  # do not call the denoiser for states that cannot occur
             law[state] = law.get(state, 0.0) + chance * probability
 
 

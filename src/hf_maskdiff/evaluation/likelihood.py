@@ -1,4 +1,4 @@
-"""How likely a masked diffusion model finds tokens: its log-probabilities, and the bound it is trained on."""
+"""The likelihood of tokens under a masked diffusion model: its log-probabilities, and the bound it is trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def subs_log_probs(logits: Tensor, sample: Tensor, mask_token_id: int) -> Tensor:
-    """Log-probabilities of the clean tokens: a mask is never predicted, a token that is known is kept.
+    """Log-probabilities of the clean tokens: the mask has probability 0, and a known token has probability 1.
 
     Args:
         logits: `(batch_size, sequence_length, vocab_size)`, any float dtype.
@@ -31,12 +31,12 @@ def nelbo(logits: Tensor, sample: Tensor, original_samples: Tensor, timesteps: T
 
     `-log p(x) / t` at masked positions and 0 elsewhere. Averaged over times uniform in (0, 1] and over masks drawn
     with probability proportional to t, it bounds the negative log-likelihood per token from above; so it is both the
-    loss to train on and the number to report. Small times weigh much: spread them evenly over the rows of a batch.
+    training loss and the number to report. Small times have large weights, so use evenly spaced times in a batch.
 
     Args:
         logits: `(batch_size, sequence_length, vocab_size)`, the model's output for `sample`; any float dtype.
         sample: the partly masked tokens, int64 `(batch_size, sequence_length)`.
-        original_samples: the tokens before masking, the shape of `sample`.
+        original_samples: the tokens before masking, shaped like `sample`.
         timesteps: t in (0, 1], `(batch_size,)`.
         mask_token_id: id of the mask, a column of `logits`.
 

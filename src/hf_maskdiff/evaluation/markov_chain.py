@@ -1,4 +1,4 @@
-"""A world whose conditionals are known: an inhomogeneous Markov chain, to judge samplers without any model's error."""
+"""A data distribution with known conditionals, an inhomogeneous Markov chain, to test samplers without model error."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MarkovChain:
-    """Gives the exact marginals of masked positions for any mask pattern, so that what is left is the sampler's error.
+    """Gives the exact marginals of masked positions for any mask pattern, so that all error is the sampler's.
 
-    Token i follows token i - 1 by a transition matrix of its own place. A masked sequence is a chain with evidence: the
-    forward-backward recursions give `p(x_i | what is not masked)` and the probability of what is not masked.
+    Token i depends on token i - 1 by a transition matrix of its position. The known tokens of a partly masked sequence
+    are evidence: the forward-backward recursions give `p(x_i | known tokens)` and the probability of the known tokens.
 
     ```python
     chain = MarkovChain.random(length=64, num_states=8)
@@ -24,7 +24,7 @@ class MarkovChain:
 
     Args:
         initial: probabilities of the first token, float64 `(V,)`.
-        transitions: those of token i + 1 after token i, float64 `(L - 1, V, V)`, rows add up to 1.
+        transitions: probabilities of token i + 1 given token i, float64 `(L - 1, V, V)`; each row sums to 1.
     """
 
     initial: Tensor
@@ -32,7 +32,7 @@ class MarkovChain:
 
     @classmethod
     def random(cls, length: int = 64, num_states: int = 8, sharpness: float = 2.0, seed: int = 0) -> MarkovChain:
-        """A chain of softmaxes of normal numbers times `sharpness`: larger is more predictable."""
+        """A random chain: softmaxes of normal numbers times `sharpness`; the larger this is, the more predictable."""
         generator = torch.Generator().manual_seed(seed)
         shape = (length, num_states, num_states)
         weights = torch.softmax(sharpness * torch.randn(shape, generator=generator, dtype=torch.float64), -1)
@@ -44,17 +44,17 @@ class MarkovChain:
 
     @property
     def mask_token_id(self) -> int:
-        """V: one past the tokens."""
+        """V, the id after the last token."""
         return len(self.initial)
 
     def __call__(self, sample: Tensor) -> Tensor:
         """`log p(x_i | the tokens that are not masked)`, float64 `(batch_size, L, V)`; exact at known positions too.
 
         Args:
-            sample: int64 `(batch_size, L)`, `mask_token_id` where masked.
+            sample: int64 `(batch_size, L)`, with `mask_token_id` at masked positions.
 
         Raises:
-            ValueError: a sample of another length, or other tokens.
+            ValueError: the sample has another length, or holds other tokens.
         """
         forward, _ = self._forward(sample)
         evidence = self._evidence(sample)
@@ -66,11 +66,11 @@ class MarkovChain:
         return (marginals / marginals.sum(-1, keepdim=True)).log()
 
     def log_evidence(self, sample: Tensor) -> Tensor:
-        """Log-probability of the tokens that are not masked, float64 `(batch_size,)`; of all, the likelihood."""
+        """Log-probability of the known tokens, float64 `(batch_size,)`; without masks this is the log-likelihood."""
         return self._forward(sample)[1]
 
     def draw(self, num_samples: int, seed: int = 0) -> Tensor:
-        """Sequences of the chain itself, int64 `(num_samples, L)`."""
+        """Draw sequences from the chain itself, int64 `(num_samples, L)`."""
         generator = torch.Generator().manual_seed(seed)
         tokens = [torch.multinomial(self.initial, num_samples, True, generator=generator)]
         for step in self.transitions:
@@ -86,14 +86,14 @@ class MarkovChain:
         return torch.stack(pairs)
 
     def _evidence(self, sample: Tensor) -> Tensor:
-        """1 for the tokens that a position may hold, 0 for the others, float64 `(batch_size, L, V)`."""
+        """1 for the tokens that a position may hold, 0 for all others, float64 `(batch_size, L, V)`."""
         if (
             sample.ndim != 2
             or sample.shape[1] != self.length
             or not bool(((sample >= 0) & (sample <= self.mask_token_id)).all())
         ):
             raise ValueError(
-                f"`sample` must hold tokens 0 .. {self.mask_token_id}, the mask being the last, of shape (batch_size, "
+                f"`sample` must hold tokens 0 .. {self.mask_token_id}, the last for the mask, of shape (batch_size, "
                 f"{self.length}), got {tuple(sample.shape)}. Start from `torch.full((n, {self.length}), "
                 f"{self.mask_token_id})`."
             )
@@ -116,21 +116,22 @@ class MarkovChain:
 
 
 class ChainDenoiser:
-    """Runs a chain under `denoise` with any scheduler, partial caching too, and keeps the path for `path_divergence`.
+    """Runs a chain under `denoise` with any scheduler, with or without partial caching, and records the samples.
 
-    Its partial passes know every token that was drawn: they are what a transformer's would be, were they exact.
+    `path_divergence` evaluates these. The chain's partial passes take every drawn token into account: a transformer's
+    partial passes approximate this.
 
     ```python
     denoiser = ChainDenoiser(chain)
     scheduler.set_timesteps(8)
-        start = denoiser.start(1000)
+    start = denoiser.start(1000)
     sample = denoise(denoiser, scheduler, start, progress_bar=tqdm, on_step_end=lambda i, t, sample: sample)
     ```
 
     Args:
-        path: the samples that were passed, int64 `(batch_size, L)` each: with R groups R a step. The last sample is
-            what `denoise` returns.
-        steps: which step each of them belongs to, counted by full passes from 0.
+        path: the samples given to each pass, int64 `(batch_size, L)`; with R groups there are R per step. The final
+            sample is not among them: it is what `denoise` returns.
+        steps: the step of each of these samples, counted from 0.
     """
 
     def __init__(self, chain: MarkovChain) -> None:
@@ -139,7 +140,7 @@ class ChainDenoiser:
         self.steps: list[int] = []
 
     def start(self, batch_size: int) -> Tensor:
-        """Everything masked, int64 `(batch_size, L)`."""
+        """Fully masked sequences, int64 `(batch_size, L)`."""
         return torch.full((batch_size, self.chain.length), self.chain.mask_token_id)
 
     def __call__(self, sample: Tensor, t: Tensor, rows: slice, positions: Tensor | None = None) -> Tensor:
@@ -156,9 +157,10 @@ class ChainDenoiser:
 
 
 def bigram_divergence(samples: Tensor, chain: MarkovChain) -> Tensor:
-    """KL of the samples' neighbouring pairs from the chain's, in nats, averaged over the L - 1 places; float64 scalar.
+    """KL divergence of the samples' adjacent pairs from the chain's, in nats, mean over L - 1 places; float64 scalar.
 
-    Counts of n samples are noisy: of samples of the chain itself it is near `(V^2 - 1) / (2 n)`, which is left in.
+    Counts of n samples are noisy: even for samples of the chain itself the result is near `(V^2 - 1) / (2 n)`. This
+    bias is not subtracted.
 
     Args:
         samples: int64 `(num_samples, L)`, no masks.
@@ -172,14 +174,16 @@ def bigram_divergence(samples: Tensor, chain: MarkovChain) -> Tensor:
 
 @dataclass(frozen=True)
 class PathDivergence:
-    """What a run's tokens cost in nats, exact for its path; each float64 `(batch_size,)`, means over runs are KLs.
+    """The two errors of each run, in nats, float64 `(batch_size,)` each; their means over runs are KL divergences.
 
-    `total = tempering + dependence` is the log-ratio of the law by which a step drew its tokens to the chain's own law
-    of these tokens, given all earlier ones, added up over the steps.
+    `total = tempering + dependence` is a log-ratio summed over the steps: the probability with which a step drew its
+    tokens, over their probability under the chain, both given all earlier tokens.
 
     Args:
-        tempering: the law drawn from against the product of the exact marginals: 0 without a temperature.
-        dependence: the product of the marginals against the joint law: 0 where one token is drawn at a time.
+        tempering: the part due to temperature: the probability of the draw over the product of the exact marginals; 0
+            without a temperature.
+        dependence: the part due to independent draws: the product of the exact marginals over the joint probability; 0
+            if one token is drawn at a time.
     """
 
     tempering: Tensor
@@ -191,11 +195,11 @@ class PathDivergence:
 
 
 def path_divergence(chain: MarkovChain, path: list[Tensor], betas: list[Tensor] | None = None) -> PathDivergence:
-    """The two terms of the chain rule along sampled runs, for samplers whose choice of positions reads no token drawn.
+    """The two errors along sampled runs, for samplers whose choice of positions in a step ignores the step's tokens.
 
     Args:
-        path: the samples before the first step, after it, after the second ..., int64 `(batch_size, L)` each.
-        betas: inverse temperature of each step's draws, float64 `(batch_size,)` each; None where it is 1.
+        path: the samples before the first step, after it, after the second and so on, int64 `(batch_size, L)` each.
+        betas: inverse temperature of each step's draws, float64 `(batch_size,)` each; None if it is always 1.
     """
     zero = torch.zeros(len(path[0]), dtype=torch.float64)
     tempering, dependence = zero, zero

@@ -1,4 +1,4 @@
-"""MAUVE: how far two sets of texts lie apart in a language model's features, weighing both kinds of error."""
+"""MAUVE: compares two sets of texts in a language model's features, and counts both kinds of error."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ MINIMUM = 20
 
 
 def mauve(features: ArrayLike, reference: ArrayLike, num_buckets: int | None = None, seed: int = SEED) -> float:
-    """Closeness of samples to real texts, in (0, 1], larger is closer: misses and inventions both count.
+    """Closeness of samples to real texts, in (0, 1]; it falls if samples are unlike real texts, or lack some kinds.
 
-    Features of both sides are normalised, reduced to 90 % of their variance and put into buckets by k-means; of the two
-    histograms p and q, `exp(-5 KL)` of either to their mixtures draws a curve, whose area this is. It depends on the
-    number of samples and buckets: compare only equal ones, and prefer thousands.
+    The features of both sides are normalised, reduced to 90 % of their variance and clustered by k-means, which gives
+    two histograms p and q. `exp(-5 KL)` of p and of q to their mixtures are the coordinates of a curve; the result is
+    the area under it. It depends on the number of samples and buckets: compare only equal numbers, preferably
+    thousands of samples.
 
     Args:
-        features: of the samples, `(num_samples, num_features)`; the field takes gpt2-large's last hidden state at a
+        features: features of the samples, `(num_samples, num_features)`; papers use gpt2-large's last hidden state at a
             text's last token.
-        reference: of real texts, `(num_reference, num_features)`.
-        num_buckets: None is a tenth of the smaller side.
-        seed: of the k-means; 25 is the reference package's.
+        reference: features of real texts, `(num_reference, num_features)`.
+        num_buckets: number of clusters; None takes a tenth of the smaller side's number of samples.
+        seed: seed of the k-means; the reference package uses 25.
 
     Raises:
         ImportError: faiss is not installed.
-        ValueError: fewer than 20 samples on a side, or other shapes.
+        ValueError: a side has fewer than 20 samples, or shapes are wrong.
 
-    Source: Pillutla et al., arXiv 2102.01454. Settings are those of the authors' package `mauve-text`, whose numbers
-    these are on the same features.
+    Source: Pillutla et al., arXiv 2102.01454. Settings are those of the authors' package `mauve-text`, and so are the
+    results for the same features.
     """
     try:
         import faiss
@@ -55,7 +56,7 @@ def mauve(features: ArrayLike, reference: ArrayLike, num_buckets: int | None = N
 
 
 def require_enough(num_samples: int, num_reference: int) -> None:
-    """Raise `ValueError` where there is nothing to put into buckets."""
+    """Raise `ValueError` if there are too few samples for clustering."""
     if min(num_samples, num_reference) < MINIMUM:
         raise ValueError(
             f"MAUVE needs at least {MINIMUM} samples on each side, got {num_samples} and {num_reference}. Pass more."
@@ -68,7 +69,7 @@ def _unit(points: NDArray[Any]) -> NDArray[Any]:
 
 
 def _principal_components(points: NDArray[np.float32], share: float = 0.9) -> NDArray[np.float32]:
-    """Coordinates along the first directions that hold this share of the variance."""
+    """Coordinates along the first principal directions that together hold this share of the variance."""
     centred = points.astype(np.float64) - points.mean(0, dtype=np.float64)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -77,7 +78,7 @@ def _principal_components(points: NDArray[np.float32], share: float = 0.9) -> ND
 
 
 def _area(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Under the curve of `exp(-5 KL(q || r))`, `exp(-5 KL(p || r))` over the mixtures r, by both axes' trapezoids."""
+    """Area under the curve `(exp(-5 KL(q || r)), exp(-5 KL(p || r)))` over mixtures r, by trapezoids in both axes."""
     mixtures = [w * p + (1 - w) * q for w in np.linspace(1e-6, 1 - 1e-6, NUM_WEIGHTS)]
     curve = np.exp([[-SCALE * _kl(q, r), -SCALE * _kl(p, r)] for r in mixtures])
     x, y = np.concatenate([[[1.0, 0.0]], curve, [[0.0, 1.0]]]).T

@@ -1,4 +1,4 @@
-"""An n-gram model of characters: a judge of texts that needs no download and no training beyond counting."""
+"""A character n-gram model: a judge of texts that needs no download and no training except counting."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class CharacterNGram:
     $$ P_n(c \mid h) = \frac{N(hc) + T(h)\, P_{n-1}(c \mid h')}{N(h) + T(h)} $$
 
     with N the counts in the training documents, T(h) the number of different characters seen after h, and h' the
-    context without its first character; a context never seen is shortened. Below the unigram all characters are equally
-    probable: those of the training documents, and one more that stands for any other. The first characters of a text
-    have shorter contexts.
+    context h without its first character. A context that was never seen is shortened. The recursion ends in a uniform
+    distribution over the characters of the training documents and one extra that represents all other characters. The
+    first characters of a text have shorter contexts.
 
     Example:
         >>> model = CharacterNGram(["abab", "abba"], order=2)
@@ -26,11 +26,11 @@ class CharacterNGram:
         (2, True)
 
     Args:
-        documents: the training texts; n-grams do not cross from one to the next.
-        order: n, the characters of an n-gram.
+        documents: the training texts; n-grams do not span two texts.
+        order: n, the number of characters in an n-gram.
 
     Raises:
-        ValueError: no characters to count, or `order` below 1.
+        ValueError: there are no characters to count, or `order` is below 1.
 
     Source: Witten and Bell, "The zero-frequency problem", IEEE Transactions on Information Theory 37, 1991, method C.
     """
@@ -46,16 +46,16 @@ class CharacterNGram:
         self.num_characters = len(self._counts[0])
 
     def log_probs(self, text: str) -> list[float]:
-        """Log-probability of every character given those before it, in nats."""
+        """Log-probability of each character given the preceding ones, in nats."""
         return [math.log(self._probability(text[max(end - self.order, 0) : end])) for end in range(1, len(text) + 1)]
 
     def _probability(self, gram: str) -> float:
-        """Of the last character of an n-gram after the others."""
+        """Probability of an n-gram's last character given those before it."""
         probability = 1 / (self.num_characters + 1)
         for length in range(1, len(gram) + 1):
             suffix = gram[-length:]
             seen = self._followers[length - 1].get(suffix[:-1])
-            if seen is None:  # nor was any longer context
+            if seen is None:  # then no longer context was seen either
                 break
             total, distinct = seen
             probability = (self._counts[length - 1].get(suffix, 0) + distinct * probability) / (total + distinct)
@@ -67,7 +67,7 @@ def _count(documents: Sequence[str], length: int) -> Counts:
 
 
 def _followers(counts: Counts) -> dict[str, tuple[int, int]]:
-    """Of every context: how often something follows it, and how many different characters do."""
+    """For each context, how many characters follow it in total, and how many different ones."""
     followers: dict[str, tuple[int, int]] = {}
     for gram, count in counts.items():
         total, distinct = followers.get(gram[:-1], (0, 0))

@@ -1,4 +1,4 @@
-"""What an evaluation found: rows of measures with errors, as a table, as JSON and as a picture."""
+"""The report of an evaluation: rows of measures with errors, as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-Measure = tuple[float, float]  # value and error, NaN where none is known
+Measure = tuple[float, float]  # value and error; NaN if the error is unknown
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """What was measured on one set.
+    """The measures of one set.
 
     Args:
-        name: of the set.
-        num_samples: how many samples it has.
-        measures: value and error of each, by name.
-        configuration: how the set was made, where that is known.
-        passes: model passes a sample, a pass over part of a sample's positions counting as that part; None where
+        name: name of the set.
+        num_samples: number of samples in the set.
+        measures: value and error of each measure, by name.
+        configuration: how the set was made; empty if unknown.
+        passes: model passes per sample, where a partial pass counts as the share of positions it computes; None if
             unknown.
-        seconds: that making the set took, of all processes together; None where unknown.
+        seconds: time to make the set, summed over all processes; None if unknown.
     """
 
     name: str
@@ -41,7 +41,7 @@ class SetResult:
 
     @property
     def group(self) -> str:
-        """Equal for sets that are repetitions: made alike, but for the seed; a set of unknown origin stands alone."""
+        """A key that is equal for sets which differ in their seed alone; a set of unknown origin has its own."""
         if not self.configuration:
             return self.name
         made = {name: value for name, value in self.configuration.items() if name != "seed"}
@@ -50,12 +50,12 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Row:
-    """Repetitions of one set together.
+    """One row of the table: one set, or several sets that differ in their seed alone.
 
     Args:
-        name: of the sampler where it is known, else of the set.
-        sets: what it is the mean of.
-        measures: mean over the sets, and its standard error; of a single set that set's own.
+        name: name of the sampler if known, else of the set.
+        sets: the sets.
+        measures: mean over the sets, and its standard error; for a single set, the set's own measures.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Row:
     measures: dict[str, Measure]
 
     def mean(self, name: str) -> float | None:
-        """Of `passes` or `seconds`."""
+        """Mean of `passes` or `seconds` over the sets; None if unknown."""
         values = [getattr(one, name) for one in self.sets]
         return None if None in values else fmean(values)
 
@@ -74,7 +74,7 @@ def mean_and_error(values: Sequence[float]) -> Measure:
 
 
 def rows_of(results: Sequence[SetResult]) -> list[Row]:
-    """Sets that differ in their seed alone become one row, in the order of the first of each."""
+    """Group sets that differ in their seed alone into one row; rows are in the order of their first sets."""
     groups: dict[str, list[SetResult]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
@@ -113,9 +113,9 @@ def _label(sets: Sequence[SetResult]) -> str:
 class Report:
     """
     Args:
-        rows: what was measured.
-        legend: what each measure is, by name.
-        settings: everything that the numbers depend on beside the sets: networks, judges, references, versions.
+        rows: the rows of the table.
+        legend: explanation of each measure, by name.
+        settings: everything besides the sets that the numbers depend on: networks, judges, references, versions.
     """
 
     rows: Sequence[Row]
@@ -123,7 +123,7 @@ class Report:
     settings: dict[str, Any]
 
     def table(self) -> str:
-        """In Markdown, with the legend, the settings and how the sets were made."""
+        """The table in Markdown, with the legend, the settings and how the sets were made."""
         names = list(self.legend)
         lines = [_line("samples", "sets x samples", "seeds", *names, "passes", "seconds")]
         lines.append(_line("---", "---:", "---", *["---:"] * (len(names) + 2)))
@@ -134,14 +134,14 @@ class Report:
             cost = [_optional(row.mean(name)) for name in ("passes", "seconds")]
             lines.append(_line(row.name, f"{len(row.sets)} x {sizes}", seeds, *values, *cost))
         notes = [f"- {name}: {meaning}" for name, meaning in self.legend.items()]
-        notes.append("- passes: of the model, a sample; seconds: to make a set, of all processes; empty: not recorded")
-        notes.append("- errors: over sets where a row has several, else within the set, as said above")
+        notes.append("- passes: model passes per sample; seconds: to make a set, over all processes; empty: unknown")
+        notes.append("- errors: over the sets of a row if it has several, else within the set, as stated above")
         settings = [f"- {name}: {value}" for name, value in self.settings.items()]
         made = [f"- {row.name} was made with `{row.sets[0].group}`" for row in self.rows if row.sets[0].configuration]
         return "\n".join([*lines, "", *notes, "", *settings, *made])
 
     def save(self, folder: Path) -> None:
-        """`report.md`, `report.json` and `report.png`."""
+        """Write `report.md`, `report.json` and `report.png`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.md").write_text(self.table() + "\n", encoding="utf-8")
         content = {"settings": self.settings, "legend": self.legend, "rows": [_as_json(row) for row in self.rows]}
@@ -149,7 +149,7 @@ class Report:
         self.plot(folder / "report.png")
 
     def plot(self, path: Path) -> None:
-        """A panel a measure, a point with its error a row."""
+        """Plot a panel per measure, with a point and its error for each row."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -180,7 +180,7 @@ def _named(measures: dict[str, Measure]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """None for NaN, which JSON does not have."""
     return None if math.isnan(value) else value
 
 

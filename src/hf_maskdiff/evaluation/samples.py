@@ -1,4 +1,4 @@
-"""Sets of images or texts, wherever they lie: a folder, a set of `hf-maskdiff generate`, a data set of the Hub."""
+"""Sets of images or texts from any source: a folder, a set of `hf-maskdiff generate`, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hf_maskdiff_cli.samples import IMAGES, TEXTS, Form, form_of, is_image, not_samples
+from hf_maskdiff.pictures import in_eight_bits
+from hf_maskdiff.sets.seals import is_sealed, is_whole
+from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.samples import Form, form_of, is_image, not_samples
 from hf_maskdiff_cli.set_folder import CONFIGURATION, HIDDEN
 
 STRINGS = ("string", "large_string")
@@ -22,13 +25,13 @@ STRINGS = ("string", "large_string")
 
 @dataclass(frozen=True)
 class ImageSamples:
-    """Images that are read when they are asked for, so that a set may be larger than the memory.
+    """Images that are read only when needed, so that a set may be larger than the memory.
 
     Args:
-        name: where they come from.
-        count: how many.
-        read: the image of a number, from 0.
-        configuration: how they were made, where that is known.
+        name: the source of the images.
+        count: number of images.
+        read: returns the image with a given index, from 0.
+        configuration: how they were made; empty if unknown.
     """
 
     kind: ClassVar[str] = IMAGES
@@ -41,11 +44,12 @@ class ImageSamples:
         """The images as uint8 `(batch_size, channels, height, width)`, in order.
 
         Args:
-            mode: of PIL: "L" for one channel, "RGB" for three.
-            image_size: side of the square in the middle, after the shorter side was resized to it; None keeps images.
+            mode: the PIL mode: "L" for one channel, "RGB" for three.
+            image_size: resize the shorter side to this length, and cut out the central square; None keeps images as
+                they are.
 
         Raises:
-            ValueError: an image that cannot be read, or of another size than the first.
+            ValueError: an image cannot be read, or differs in size from the first.
         """
         size = None
         for start in range(0, self.count, batch_size):
@@ -64,8 +68,8 @@ class ImageSamples:
 
     def _readable(self, index: int, mode: str) -> Image.Image:
         try:
-            return self.read(index).convert(mode)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # Pillow says so of broken PNG files
+            return in_eight_bits(self.read(index), mode)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:  # Pillow's, for broken PNG files
             raise ValueError(
                 f"every sample must be an image that can be read, got {error} at number {index} of {self.name}. "
                 "Remove it, or make it again."
@@ -73,7 +77,7 @@ class ImageSamples:
 
 
 def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle of an image whose shorter side is resized to `side`, as references are usually prepared."""
+    """The central square of an image whose shorter side is resized to `side`, as references are usually prepared."""
     scale = side / min(image.size)
     width, height = (int(scale * length) if length != min(image.size) else side for length in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR) if image.size != (width, height) else image
@@ -83,13 +87,13 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class TextSamples:
-    """Texts, and the tokens they were written in where the set has them.
+    """Texts, and the tokens they were generated as if the set has them.
 
     Args:
-        name: where they come from.
+        name: the source of the texts.
         texts: the texts.
-        tokens: int64 `(length,)` of each text, or None.
-        configuration: how they were made, where that is known.
+        tokens: the tokens of each text, int64 `(length,)`; None if unknown.
+        configuration: how they were made; empty if unknown.
     """
 
     kind: ClassVar[str] = TEXTS
@@ -107,7 +111,7 @@ Samples = ImageSamples | TextSamples
 
 
 def load_samples(source: str | Path, limit: int | None = None) -> Samples:
-    """Open a set: images where it holds any, else texts.
+    """Open a set: of images if it holds any, else of texts.
 
     Example:
         >>> load_samples("out/digits")  # written by `hf-maskdiff generate`
@@ -116,13 +120,13 @@ def load_samples(source: str | Path, limit: int | None = None) -> Samples:
         >>> load_samples("ylecun/mnist:test")  # a split of a data set on the Hub; without a split: train
 
     Args:
-        source: a folder of parquet files, of images, or of .txt files, whichever it holds, in this order; or what
-            `datasets.load_dataset` finds by name.
-        limit: how many to take, spread over all by a fixed seed; None takes all.
+        source: a folder of parquet files, images or .txt files (the first of these kinds that it holds is read), or the
+            name of a data set for `datasets.load_dataset`.
+        limit: how many samples to take, chosen at random with a fixed seed; None takes all.
 
     Raises:
-        ValueError: nothing to read there, a folder of several sets, or a set of `hf-maskdiff generate` that is not
-            finished.
+        ValueError: the source has nothing to read, is a folder of several sets, or is a set of `hf-maskdiff generate`
+            that is not finished.
     """
     folder = Path(source)
     match form_of(source):
@@ -138,7 +142,7 @@ def load_samples(source: str | Path, limit: int | None = None) -> Samples:
 
 
 def _some(things: Sequence[Any], limit: int | None) -> list[Any]:
-    """As many as the limit allows, in their order, chosen at random: the first ones might all be of one class."""
+    """At most `limit` things, in order, chosen at random, because the first ones might all be of one class."""
     if limit is None or limit >= len(things):
         return list(things)
     chosen = np.random.default_rng(0).permutation(len(things))[:limit]
@@ -157,12 +161,13 @@ def _text_of(path: Path) -> str:
 def _of_parquet(folder: Path, limit: int | None) -> Samples:
     import datasets
 
-    settings = folder / HIDDEN / CONFIGURATION
-    configuration = json.loads(settings.read_text()) if settings.is_file() else {}
+    configuration = _configuration_of(folder)
     files = sorted(map(str, folder.glob("*.parquet")))
+    for file in files:
+        _require_whole(Path(file), "checksums" in configuration)
     try:
         rows = datasets.Dataset.from_parquet(files) if files else []
-    except Exception as error:  # of several libraries, by what is wrong with the file
+    except Exception as error:  # its type depends on what is wrong with the file
         raise ValueError(
             f"the parquet files of {str(folder)!r} must be whole, got: {error}. Remove the damaged one and generate "
             "the set again: what is there is kept."
@@ -175,13 +180,37 @@ def _of_parquet(folder: Path, limit: int | None) -> Samples:
     return _of_rows(rows, str(folder), configuration, limit)
 
 
+def _configuration_of(folder: Path) -> dict[str, Any]:
+    """How a set was made; nothing where `hf-maskdiff generate` did not make it."""
+    settings = folder / HIDDEN / CONFIGURATION
+    if not settings.is_file():
+        return {}
+    try:
+        return dict(json.loads(settings.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"a set must have its description, got a damaged {str(settings)!r}: {error}. Generate the set again in "
+            "another folder."
+        ) from error
+
+
+def _require_whole(path: Path, must_be_sealed: bool) -> None:
+    """Raise `ValueError` for a shard that is not as it was written. Other parquet files carry no checksum of ours."""
+    content = path.read_bytes()
+    if (must_be_sealed or is_sealed(content)) and not is_whole(content):
+        raise ValueError(
+            f"the parquet files of {str(path.parent)!r} must be whole, got {path.name}, whose checksum does not fit. "
+            "Run the same `generate` again: it makes what is damaged again."
+        )
+
+
 def _of_hub(name: str, limit: int | None) -> Samples:
     import datasets
 
     repo, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(repo, split=split or "train")
-    except Exception as error:  # the Hub's client raises those of the library that it connects with, too
+    except Exception as error:  # the Hub's client also raises errors of its HTTP library
         raise not_samples(name, error) from error
     return _of_rows(rows, name, {}, limit)
 
@@ -193,7 +222,7 @@ def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | N
     kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     if images:
-        # Bytes, so that a broken image is found by Pillow under this package's message.
+        # Load bytes, so that this package decodes the images, and reports broken ones in its own message.
         raw = rows.select_columns(images[:1]).cast_column(images[0], datasets.Image(decode=False))
         return ImageSamples(name, len(rows), lambda index: _decoded(raw[index][images[0]]), configuration)
     strings = [column for column, kind in rows.features.items() if getattr(kind, "dtype", "") in STRINGS]

@@ -14,14 +14,14 @@ def load_documents(split: str, dataset: str | None = None, data_dir: str | Path 
         (1, 111540)
 
     Args:
-        split (`str`): "train" or "test". Where a source has no test split, its validation split serves; where it
-            has neither, the last tenth of the documents is held out, or the last tenth of the only document.
+        split (`str`): "train" or "test". If a source has no test split, its validation split is used; if it has
+            neither, the last tenth of the documents is held out, or of the document if there is only one.
         dataset (`str`, *optional*): name of a data set on the Hub, `name` or `name:configuration`, with a column
-            "text" or only one column of strings; a row is a document.
-        data_dir (`str` or `Path`, *optional*): a local folder of `.txt` files instead; a file is a document.
+            "text" or only one column of strings; each row is a document.
+        data_dir (`str` or `Path`, *optional*): a local folder of `.txt` files instead; each file is a document.
 
     Raises:
-        ValueError: if not exactly one source is given, or the source does not hold what is asked for.
+        ValueError: if not exactly one source is given, or the source has no such texts.
     """
     if (dataset is None) == (data_dir is None):
         raise ValueError(
@@ -36,7 +36,7 @@ def load_documents(split: str, dataset: str | None = None, data_dir: str | Path 
             raise ValueError(f"`data_dir` must be a folder with .txt files, got {str(data_dir)!r}. Check the path.")
         return _hold_out([path.read_text(encoding="utf-8") for path in files], split)
 
-    # Imported here: it takes a second, which local files do not need.
+    # Imported here, because the import takes a second and local files do not need it.
     import datasets
 
     name, _, configuration = str(dataset).partition(":")

@@ -1,4 +1,4 @@
-"""Measures of generated text that the field quotes together: likelihood never without diversity."""
+"""Measures of generated text: likelihood, and the diversity that must be reported beside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 def sentence_entropy(sequences: Sequence[Tensor]) -> Tensor:
     """Diversity within a sequence: the entropy of its token counts, `-sum_v (c_v / L) ln(c_v / L)`, in nats.
 
-    It falls where a sampler repeats itself, which likelihood rewards. Report the mean over sequences.
+    It is low for repetitive text, to which language models assign a high likelihood. Report the mean over sequences.
 
     Args:
-        sequences: token ids, int64 `(length,)` each, none empty.
+        sequences: token ids, int64 `(length,)` each, not empty.
 
     Returns:
         float64 `(len(sequences),)`.
@@ -39,16 +39,16 @@ def sentence_entropy(sequences: Sequence[Tensor]) -> Tensor:
 
 
 def distinct_n(sequences: Sequence[Tensor], n: int) -> float:
-    """Diversity of a whole set: the share of its n-grams of tokens that are different ones.
+    """Diversity of a whole set: the number of distinct token n-grams, as a share of all n-grams in the set.
 
     It falls with the number and length of the sequences: compare sets of equal size only.
 
     Args:
         sequences: token ids, int64 `(length,)` each, of at least n tokens.
-        n: tokens of an n-gram; n-grams do not cross from one sequence to the next.
+        n: number of tokens in an n-gram; n-grams do not span two sequences.
 
     Raises:
-        ValueError: a sequence of fewer tokens.
+        ValueError: a sequence has fewer than n tokens.
 
     Source: Li et al., arXiv 1510.03055, over a set of sequences.
     """
@@ -59,14 +59,14 @@ def distinct_n(sequences: Sequence[Tensor], n: int) -> float:
 
 @dataclass(frozen=True)
 class GenerativePerplexity:
-    """How likely a causal model finds a set of texts.
+    """The likelihood of a set of texts under a causal model.
 
     Args:
         perplexity: `exp(total negative log-likelihood / scored tokens)`.
-        mean_per_text: the mean over texts of each one's own perplexity.
+        mean_per_text: the mean of the texts' own perplexities.
         nats_per_token: the logarithm of `perplexity`.
-        standard_error: of `nats_per_token`, over texts; NaN for one text.
-        num_tokens: tokens that were scored: all but the first of each text.
+        standard_error: standard error of `nats_per_token`, over texts; NaN for one text.
+        num_tokens: number of scored tokens: all but the first of each text.
     """
 
     perplexity: float
@@ -78,12 +78,12 @@ class GenerativePerplexity:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a causal model makes of texts in one pass over each.
+    """The results of one pass of a causal model over each text.
 
     Args:
         tokens: the texts in the model's tokens, int64 `(length,)` each.
         losses: minus the log-probability of every token but the first, in nats, float64 `(length - 1,)` each.
-        features: what the model has read at a text's last token, the features of MAUVE: float32
+        features: the model's last hidden state at each text's last token, which MAUVE uses: float32
             `(len(texts), hidden_size)`.
     """
 
@@ -96,7 +96,7 @@ class Reading:
         totals = torch.stack([loss.sum() for loss in self.losses])
         counts = torch.tensor([len(loss) for loss in self.losses], dtype=torch.float64)
         rate = totals.sum() / counts.sum()
-        # Of a ratio of sums, by the spread of what each text adds to it.
+        # The standard error of a ratio of sums, from the spread of each text's contribution.
         spread = math.nan
         if self.losses[1:]:
             spread = (totals - rate * counts).std().item() / counts.mean().item() / len(totals) ** 0.5
@@ -116,10 +116,10 @@ def generative_perplexity(
     batch_size: int = 8,
     max_length: int | None = None,
 ) -> GenerativePerplexity:
-    """Perplexity of texts under a causal language model; state `sentence_entropy` beside it.
+    """Perplexity of texts under a causal language model; report `sentence_entropy` beside it.
 
-    Repetition lowers it, and so does a low temperature: alone it says nothing about a sampler. Arguments and errors are
-    those of `read_texts`.
+    Repetition and a low temperature both lower perplexity, so on its own it says nothing about a sampler. Arguments and
+    errors are those of `read_texts`.
     """
     return read_texts(texts, model, tokenizer, batch_size, max_length).perplexity
 
@@ -135,19 +135,19 @@ def read_texts(
     """Tokens, losses and features of texts under a causal language model, each text read once.
 
     Args:
-        texts: what a sampler wrote. They are tokenized with the judge's own tokenizer, without special tokens.
+        texts: the generated texts. They are tokenized with the judge's own tokenizer, without special tokens.
         model: any causal language model of transformers, in evaluation mode. Its logits are read as float32.
         tokenizer: the tokenizer of `model`.
-        batch_size: texts a forward pass; it changes no result beyond rounding, since padding is hidden.
-        max_length: tokens of a text that are read at most; None reads all.
+        batch_size: number of texts in a forward pass; it changes results only by rounding, since padding is hidden.
+        max_length: the largest number of tokens read of a text; None reads all.
 
     Raises:
-        ValueError: a text of fewer than two tokens, since the first of a text is not scored, or of more than `model`
-            has positions; a model that is not causal, or with another model's tokenizer.
+        ValueError: a text has fewer than two tokens (the first is not scored), or more tokens than `model` has
+            positions; the model is not causal, or the tokenizer belongs to another model.
     """
     tokens = _encode(texts, model, tokenizer, max_length)
     losses, features, states = [], [], []
-    # Of the hidden states only what the head reads is kept, one batch at a time: all layers' would not fit.
+    # Keep only the hidden states that the head reads, one batch at a time: those of all layers would not fit.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
     try:
         for rows, ids, real in _batches(tokens, model, batch_size):
@@ -164,7 +164,7 @@ def read_texts(
 def _encode(
     texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> list[Tensor]:
-    """The texts in the judge's tokens, once it is known that it can judge them."""
+    """Tokenize the texts for the judge, and check that it can judge them."""
     _require_fitting(model, tokenizer)
     encoded = [
         torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:max_length]) for text in texts
@@ -183,7 +183,7 @@ def _encode(
 def _batches(
     encoded: list[Tensor], model: PreTrainedModel, batch_size: int
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-    """The rows of a batch, and on the model's device their ids, padded on the right, and which of them are real."""
+    """Batches: their texts' ids, and on the model's device these ids padded on the right, and their attention mask."""
     starts = range(0, len(encoded), batch_size)
     for start in tqdm(starts, desc="judge", unit="batch", leave=False, disable=len(starts) < 2):
         rows = encoded[start : start + batch_size]
@@ -193,7 +193,7 @@ def _batches(
 
 
 def _require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer of another model: its ids go past the embeddings, or end texts with another token."""
+    """Raise `ValueError` if the tokenizer has ids beyond the model's embeddings, or another token that ends texts."""
     rows = model.get_input_embeddings().weight.shape[0]
     ends = (model.config.eos_token_id, tokenizer.eos_token_id)
     elsewhere = model.name_or_path != tokenizer.name_or_path and all(isinstance(end, int) for end in ends)
@@ -205,7 +205,7 @@ def _require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _require_causal(model: PreTrainedModel, ids: Tensor) -> None:
-    """A later token must change nothing before it, else a model has read what it is asked to predict."""
+    """Raise `ValueError` if a later token changes earlier predictions: the model would see what it must predict."""
     two = ids[None, :8].long().to(model.device).repeat(2, 1)
     two[1, -1] = (two[1, -1] + 1) % model.get_input_embeddings().weight.shape[0]
     logits = model(input_ids=two, attention_mask=torch.ones_like(two)).logits[:, :-1].float()

@@ -1,4 +1,4 @@
-"""Denoisers of this package, models that map partly masked tokens to logits, and tokenizers of images."""
+"""Models of this package: denoisers, which map partly masked tokens to logits, and tokenizers of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
 
-# Names that could once be imported from here, and where they live now.
+# Names that were once defined here, and the modules in which they are defined now.
 _MOVED = {
     "PUBLISHED_TYPES": "hf_maskdiff.published",
     "PublishedText": "hf_maskdiff.published",

@@ -1,4 +1,4 @@
-"""What every image denoiser asks of its input."""
+"""The input check that all image denoisers share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def check_image_tokens(
     sample: Tensor, class_labels: Tensor, positions: Tensor | None, sample_size: int, num_classes: int
 ) -> None:
-    """Raise `ValueError` unless shapes and dtypes are what a denoiser of `sample_size ** 2` tokens reads.
+    """Raise `ValueError` unless shapes and dtypes fit a denoiser of `sample_size ** 2` tokens.
 
     Args:
         sample: int64 `(batch_size, side, side)` or `(batch_size, side ** 2)`; in a partial pass

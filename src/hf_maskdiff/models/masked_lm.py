@@ -1,4 +1,4 @@
-"""MDLM under the name by which transformers knows such models: `AutoModelForMaskedLM`."""
+"""MDLM as a model of transformers, which `AutoModelForMaskedLM` loads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SETTINGS = (
 class MDLMConfig(PreTrainedConfig):
     """Configuration of model type "mdlm", with the names of the published `config.json`; see `MDLMTransformer`.
 
-    No size has a default: one that a `config.json` lacks is missed when a model is built, not guessed.
+    Sizes have no defaults: if `config.json` lacks one, building a model is an error.
     """
 
     model_type = "mdlm"
@@ -65,8 +65,8 @@ class MDLMConfig(PreTrainedConfig):
 class MDLMForMaskedLM(PreTrainedModel):
     """Opens MDLM checkpoints with `AutoModelForMaskedLM`, for tools that expect a model of transformers.
 
-    It is `MDLMTransformer` under another roof, at `backbone`, with the same weights; what it saves is the published
-    layout, which `MDLMTransformer.from_pretrained` reads too. To generate, use `MDLMPipeline`.
+    It wraps an `MDLMTransformer`, its attribute `backbone`, and has no other weights. It saves them in the published
+    layout, which `MDLMTransformer.from_pretrained` reads too. To generate text, use `MDLMPipeline`.
 
     Example:
 
@@ -97,7 +97,7 @@ class MDLMForMaskedLM(PreTrainedModel):
 
     @classmethod
     def from_transformer(cls, transformer: MDLMTransformer) -> MDLMForMaskedLM:
-        """The same module, not a copy: `MDLMForMaskedLM.from_transformer(pipe.transformer).push_to_hub("me/mdlm")`."""
+        """Wrap a module without a copy: `MDLMForMaskedLM.from_transformer(pipe.transformer).push_to_hub("me/mdlm")`."""
         return cls(MDLMConfig(**{name: transformer.config[name] for name in _SETTINGS}), transformer)
 
     @classmethod
@@ -108,7 +108,7 @@ class MDLMForMaskedLM(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As every `PreTrainedModel`, but weights that do not fit are an error: a denoiser has no head to train anew.
+        """As for every `PreTrainedModel`, but missing or unexpected weights are an error: there is no head to train.
 
         Raises:
             ValueError: missing, unexpected or misshapen weights, with their names.
@@ -128,7 +128,7 @@ class MDLMForMaskedLM(PreTrainedModel):
         return self.backbone.vocab_embed
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the backbone begins with weights of its own."""
+        """Does nothing: the backbone has already initialised its weights."""
 
     def forward(
         self,
@@ -142,11 +142,12 @@ class MDLMForMaskedLM(PreTrainedModel):
         """Logits of every position.
 
         Args:
-            input_ids: int64 `(batch_size, sequence_length)`, `vocab_size - 1` where masked.
-            attention_mask: `(batch_size, sequence_length)`, 0 or False where padded.
-            timestep: t in [0, 1], `(batch_size,)`; read where the model is time-conditioned.
-            labels: int64 like `input_ids`, -100 where not scored: adds the mean cross-entropy as `loss`.
-            token_type_ids: ignored; general tokenizers make them.
+            input_ids: int64 `(batch_size, sequence_length)`; the mask is `vocab_size - 1`.
+            attention_mask: `(batch_size, sequence_length)`, 0 or False for padding.
+            timestep: t in [0, 1], `(batch_size,)`; used only by a model with `time_conditioning`.
+            labels: int64 like `input_ids`, -100 at positions without a loss. If given, the output's `loss` is the mean
+                cross-entropy.
+            token_type_ids: ignored; accepted because many tokenizers return them.
             return_dict: False for a tuple.
 
         Returns:

@@ -13,14 +13,15 @@ from torch import nn
 
 from hf_maskdiff.caching import KeyValueSlot, LayerCache
 
-# Names of torch's and of diffusers' for the two forms of the GELU.
+# The two forms of the GELU: torch's name for each, and diffusers'.
 ACTIVATIONS = {"gelu": ("none", "gelu"), "gelu_tanh": ("tanh", "gelu-approximate")}
 
 
 class TokenTable(nn.Module):
-    """One table that reads tokens and scores the first `num_scored` of them: integers are looked up, vectors scored.
+    """One table for both ends of the model: integers are looked up, vectors get a score for each of the first tokens.
 
-    The bias belongs to the token, or with `num_places` to token and place, `(num_places, num_tokens)`.
+    The first `num_scored` tokens are scored. There is one bias per token, or with `num_places` one per place and token,
+    `(num_places, num_tokens)`.
     """
 
     def __init__(self, num_tokens: int, dim: int, num_scored: int, num_places: int | None = None) -> None:
@@ -65,7 +66,7 @@ class MaskGITAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = MaskGITAttnProcessor
     _available_processors = [MaskGITAttnProcessor]  # noqa: RUF012 (diffusers' convention)
-    to_qkv: nn.Linear  # there while the projections are fused
+    to_qkv: nn.Linear  # exists only while the projections are fused
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -103,18 +104,18 @@ class MaskGITTransformerBlock(nn.Module):
         return self.norm2(hidden_states + self.ff(hidden_states))
 
 
-# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
+# diffusers' FirstBlockCache and MagCache support only block classes that are registered like this.
 TransformerBlockRegistry.register(MaskGITTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
 class TransformerBlocks(nn.ModuleList):
-    """Blocks one after the other."""
+    """A stack of blocks, run one after the other."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., torch.Tensor]  # diffusers sets it
 
     def run(self, hidden_states: torch.Tensor, layers: Sequence[LayerCache | None]) -> torch.Tensor:
-        """The hidden states after all blocks; `layers` is what each block keeps and uses of other passes."""
+        """The hidden states after all blocks; `layers` holds each block's cache of other passes, or None."""
         for block, kept in zip(self, layers, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, kept)
@@ -124,11 +125,11 @@ class TransformerBlocks(nn.ModuleList):
 
 
 class MAGEDecoder(nn.Module):
-    """MAGE's second half: what the encoder saw of masked tokens is dropped, the class slot's features take the place.
+    """MAGE's second half: at masked tokens, the encoder's features are replaced by the features of the class slot.
 
-    Every token still attends to all others, so a partial pass means here what it means in the encoder: the queries are
-    the chosen positions and the class slot, and the keys and values of the others are those of the last full pass,
-    including those that came from the class slot's features then.
+    Every token still attends to all others, so partial passes work as in the encoder: the queries are the chosen
+    positions and the class slot. All other positions keep their keys and values of the last full pass, even those that
+    were computed from the features which the class slot had then.
     """
 
     def __init__(self, encoder_dim: int, dim: int, num_places: int, blocks: TransformerBlocks, eps: float) -> None:

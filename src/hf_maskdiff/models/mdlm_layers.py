@@ -18,7 +18,7 @@ _NOISE_EPS = 1e-3
 
 
 def log_linear_noise(t: torch.Tensor) -> torch.Tensor:
-    """The noise level sigma at which MDLM has masked a share of 0.999 t: `-log(1 - 0.999 t)`, the shape of `t`."""
+    """The noise level sigma at which MDLM masks a share 0.999 t of the tokens: `-log(1 - 0.999 t)`, shaped like `t`."""
     return -torch.log1p((_NOISE_EPS - 1) * t)
 
 
@@ -34,7 +34,7 @@ class MDLMTokenEmbedding(nn.Module):
 
 
 class MDLMNoiseEmbedding(nn.Module):
-    """The condition of every adaptive norm: cosines and sines of the noise level, through two layers."""
+    """Embeds the noise level, as cosines and sines through two layers; all adaptive norms are conditioned on it."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class MDLMNoiseEmbedding(nn.Module):
 
 
 class MDLMRotaryEmbedding(nn.Module):
-    """Cosines and sines that turn queries and keys by their positions, each `(..., 1, head_dim / 2)`."""
+    """Cosines and sines that rotate queries and keys by their positions, each `(..., 1, head_dim / 2)`."""
 
     inv_freq: torch.Tensor
 
@@ -61,14 +61,14 @@ class MDLMRotaryEmbedding(nn.Module):
         return 10_000.0 ** (-torch.arange(num, device=device, dtype=torch.float32) / num)
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Computed anew: the buffer, there because published files hold it, is too coarse once cast to half precision.
+        # The buffer exists because published files hold it; it is too coarse in half precision, so compute it anew.
         frequencies = self._frequencies(len(self.inv_freq), self.inv_freq.device)
         angles = (positions.to(frequencies.device, torch.float32)[..., None] * frequencies)[..., None, :]
         return angles.cos(), angles.sin()
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns the pairs (i, i + head_dim / 2) of `(batch_size, sequence_length, num_heads, head_dim)`."""
+    """Rotates the pairs (i, i + head_dim / 2) of `(batch_size, sequence_length, num_heads, head_dim)`."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
 
@@ -119,7 +119,7 @@ class MDLMAttnProcessor:
 
 
 class MDLMAttention(nn.Module, AttentionModuleMixin):
-    """What happens between the two projections of a block; it has no weights."""
+    """The attention between a block's two projections; it has no weights."""
 
     _default_processor_cls = MDLMAttnProcessor
     _available_processors = [MDLMAttnProcessor]  # noqa: RUF012 (diffusers' convention)
@@ -174,12 +174,12 @@ class MDLMTransformerBlock(nn.Module):
         return hidden_states + gate_mlp * self.dropout(fed)
 
 
-# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
+# diffusers' FirstBlockCache and MagCache support only block classes that are registered like this.
 TransformerBlockRegistry.register(MDLMTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
 class MDLMOutputLayer(nn.Module):
-    """A last adaptive norm, and a logit per token."""
+    """The final adaptive norm and the projection to one logit per token."""
 
     def __init__(self, dim: int, cond_dim: int, vocab_size: int) -> None:
         super().__init__()

@@ -19,10 +19,10 @@ from hf_maskdiff.models.image_tokens import check_image_tokens
 
 
 class TiedTokenEmbedding(nn.Module):
-    """One table that reads tokens and scores them: integers are looked up, vectors become a logit per token.
+    """One table for both ends of the model: integers are looked up, vectors become one logit per token.
 
-    Both uses go through `forward`, so the table is stored once, stays tied through saving and loading, and is where it
-    is needed under hooks that move a module's weights around its call.
+    Both uses go through `forward`, so the table is stored once, stays tied through saving and loading, and works with
+    hooks that move a module's weights before and after its call.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
@@ -39,8 +39,8 @@ class TiedTokenEmbedding(nn.Module):
 class AdaRMSNorm(nn.Module):
     """RMS normalisation whose gain and offset depend on the condition, computed in float32 for half-precision input.
 
-    `(x / rms(x) * weight + bias) * (1 + scale) + shift`, with the factors of `x` multiplied together first: they are
-    one row per image, `x` is one row per token.
+    `(x / rms(x) * weight + bias) * (1 + scale) + shift`. The factors of `x` are multiplied together first, because they
+    have one row per image while `x` has one row per token.
     """
 
     def __init__(self, dim: int, eps: float, bias: bool = False) -> None:
@@ -72,7 +72,7 @@ class HaltonMaskGITAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
-        # The norm runs over all heads together, so it comes before they are split.
+        # The norm covers all heads together, so it comes before they are split.
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (states.unflatten(-1, (attn.heads, -1)) for states in (query, key, value))
         key, value = attn.key_value_slot(key, value, kept)
@@ -91,7 +91,7 @@ class HaltonMaskGITAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = HaltonMaskGITAttnProcessor
     _available_processors = [HaltonMaskGITAttnProcessor]  # noqa: RUF012 (diffusers' convention)
-    to_qkv: nn.Linear  # there while the projections are fused
+    to_qkv: nn.Linear  # exists only while the projections are fused
 
     def __init__(self, dim: int, heads: int, dropout: float, eps: float) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class HaltonMaskGITTransformerBlock(nn.Module):
         return hidden_states + gate_ff * self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
 
 
-# diffusers' FirstBlockCache and MagCache only know the blocks registered here.
+# diffusers' FirstBlockCache and MagCache support only block classes that are registered like this.
 TransformerBlockRegistry.register(HaltonMaskGITTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
@@ -156,15 +156,16 @@ class HaltonMaskGITTransformer2DModel(
     """Class-conditional denoiser of image tokens that takes the weights published with Halton-MaskGIT.
 
     A bidirectional transformer over the `sample_size ** 2` tokens of an image in row-major order, with learned
-    positions and a few register tokens after them; the class enters through adaptive norms in every layer. It knows
-    no timestep: how much is masked is seen from the tokens. The token table is also the output layer. All masked
-    positions are predicted at once and independently, which makes it a denoiser for every scheduler of this package.
+    position embeddings and a few register tokens after the image's tokens. The class enters through adaptive norms in
+    every layer. There is no timestep input: the tokens show how much is masked. The token table is also the output
+    layer. All masked positions are predicted at once and independently, so every scheduler of this package can use it.
 
-    A new model starts with blocks that are the identity (their modulation is zero) and with all other matrices normal
-    with standard deviation 0.02; the same `torch.manual_seed` gives the same model.
+    In a new model every block is the identity (its modulation is zero), and all other matrices are normal with standard
+    deviation 0.02; the same `torch.manual_seed` gives the same model.
 
     Source: Besnier, Chen, Hurych, Valle, Cord, "Halton Scheduler for Masked Generative Image Transformer", arXiv
-    2503.17076; repository valeoai/Halton-MaskGIT (MIT). Written anew; agrees with it to float32 rounding.
+    2503.17076; repository valeoai/Halton-MaskGIT (MIT). An independent implementation; it agrees with the original to
+    float32 rounding.
 
     Example:
 
@@ -185,11 +186,11 @@ class HaltonMaskGITTransformer2DModel(
         num_layers (`int`): Number of transformer blocks.
         num_attention_heads (`int`):
             Number of heads, each `hidden_size // num_attention_heads` wide. It need not divide `hidden_size`: the
-            published "small" model has 6 heads of 85 in 512.
+            published "small" model has 6 heads of width 85 at `hidden_size` 512.
         intermediate_size (`int`): Width between the two halves of the feed-forward (SwiGLU).
-        num_register_tokens (`int`, defaults to 1): Learned tokens without a position or a prediction; may be 0.
+        num_register_tokens (`int`, defaults to 1): Learned tokens without position or prediction; may be 0.
         dropout (`float`, defaults to 0.0):
-            Dropout probability in training, on what attention and feed-forward add to the residual stream.
+            Dropout probability in training, on the outputs of attention and feed-forward.
         norm_eps (`float`, defaults to 1e-5): Added to the mean square in every norm.
         id2label (`dict`, *optional*): Names of the classes, for the pipeline; synonyms are separated by commas.
 
@@ -276,20 +277,21 @@ class HaltonMaskGITTransformer2DModel(
                 row-major order, int64; masked positions hold `codebook_size`.
             class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label.
             return_dict: Whether to return a `Transformer2DModelOutput` rather than a tuple.
-            positions: For a partial pass (see `PartialCacheConfig`), after a full one with the same cache: where in
-                row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like it,
-                distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
-            cache: What keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
-                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
+            positions: None for a full pass. For a partial pass (see `PartialCacheConfig`), which must follow a full
+                pass with the same cache, `sample` is `(batch_size, num_positions)` and `positions` holds the row-major
+                index of each of its tokens, int64 of the same shape, distinct within a row. A position p given as
+                `-p - 1` is computed, but its cached key and value are kept.
+            cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
+                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
             `(batch_size, sample_size ** 2, codebook_size + 1)` in the model's dtype. The last column belongs to the
-            mask token, which is never a target; samplers leave it out.
+            mask token, which is never a target; samplers ignore it.
 
         Raises:
-            ValueError: If a shape or dtype is not as above. Ids out of range are not looked for (that would make an
-                accelerator wait); they fail in the embedding.
+            ValueError: If a shape or dtype is not as above. Ids are not checked for their range here, since that would
+                make the host wait for an accelerator; wrong ones fail in the embedding.
         """
         side = self.config.sample_size
         check_image_tokens(sample, class_labels, positions, side, self.config.num_classes)

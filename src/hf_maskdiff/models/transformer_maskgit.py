@@ -28,9 +28,9 @@ class MaskGITTransformer2DModel(
 ):
     """BERT over an image's tokens and a class token: takes the weights of MaskGIT, of Maskgit-pytorch v1.0 and of MAGE.
 
-    One table holds codes, classes and the mask; it is also the output layer. The class is a token of its own, after the
-    `sample_size ** 2` codes in row-major order, with a place of its own. No timestep: how much is masked is seen
-    from the tokens. The published models are settings of one design:
+    One embedding table holds codes, classes and the mask; it is also the output layer. The class is an extra token with
+    its own position, after the `sample_size ** 2` codes in row-major order. There is no timestep input: the tokens show
+    how much is masked. The published models are configurations of one design:
 
     | | blocks | before them | after them |
     | --- | --- | --- | --- |
@@ -38,14 +38,15 @@ class MaskGITTransformer2DModel(
     | Maskgit-pytorch v1.0 (valeoai) | `norm_first` | norm, `project_embeddings` | norm, head, `position_bias` |
     | MAGE (LTH14/mage) | `norm_first` | norm | norm, decoder of `num_decoder_layers`, head |
 
-    MaskGIT itself was never shown an image without its class: its ids leave no row for one, see `has_null_class`. MAGE
-    knows no classes at all: `num_classes` is 0, and label 0 is none.
+    MaskGIT itself was never trained without a class: its table has no row for a null label, see `has_null_class`. MAGE
+    has no classes at all: `num_classes` is 0, and label 0 stands for "no class".
 
     A new model's matrices are normal with standard deviation 0.02; the same `torch.manual_seed` gives the same model.
 
     Sources: Chang, Zhang, Jiang, Liu, Freeman, "MaskGIT: Masked Generative Image Transformer", arXiv 2202.04200
     (Apache-2.0); Besnier, Chen, "A Pytorch Reproduction of Masked Generative Image Transformer", arXiv 2310.14400
-    (MIT); Li et al., "MAGE", arXiv 2211.09117 (MIT). Written anew; agrees with each to float32 rounding.
+    (MIT); Li et al., "MAGE", arXiv 2211.09117 (MIT). An independent implementation; it agrees with each original to
+    float32 rounding.
 
     Example:
 
@@ -68,20 +69,21 @@ class MaskGITTransformer2DModel(
         intermediate_size (`int`): Width between the two halves of the feed-forward.
         mask_token_id (`int`, *optional*): Id of the mask; by default `codebook_size`.
         class_token_offset (`int`, *optional*): Id of class 0; by default `codebook_size + 1`.
-        vocab_size (`int`, *optional*): Rows of the table; by default there is one for a null label, and none after it.
-        norm_first (`bool`, defaults to True): Norms before attention and feed-forward and after the blocks, rather
-            than after each.
+        vocab_size (`int`, *optional*): Rows of the table; by default its last row is that of the null label.
+        norm_first (`bool`, defaults to True): Put norms before attention and feed-forward and one after all blocks,
+            rather than after each attention and feed-forward.
         activation (`str`, defaults to `"gelu"`): `"gelu"`, or its approximation `"gelu_tanh"`.
-        project_embeddings (`bool`, defaults to False): A small perceptron between embeddings and blocks.
-        position_bias (`bool`, defaults to False): A bias of every token at every place, rather than of every token.
+        project_embeddings (`bool`, defaults to False): Put a small perceptron between embeddings and blocks.
+        position_bias (`bool`, defaults to False): Give the logits a bias per position and token, rather than per token.
         dropout (`float`, defaults to 0.0): Dropout probability in training, in attention and feed-forward.
         norm_eps (`float`, defaults to 1e-5): Added to the variance in the norms before and after the blocks.
-        block_norm_eps (`float`, defaults to 1e-5): The same for the blocks' own.
-        head_norm_eps (`float`, defaults to 1e-5): The same for the head's.
-        num_decoder_layers (`int`, defaults to 0): Blocks of MAGE's decoder; 0 for none.
-        decoder_hidden_size (`int`, *optional*): Its width; by default `hidden_size`.
-        num_decoder_attention_heads (`int`, *optional*): Its heads; by default `num_attention_heads`.
-        decoder_intermediate_size (`int`, *optional*): Its feed-forward's width; by default `intermediate_size`.
+        block_norm_eps (`float`, defaults to 1e-5): The same for the norms inside the blocks.
+        head_norm_eps (`float`, defaults to 1e-5): The same for the norm of the head.
+        num_decoder_layers (`int`, defaults to 0): Number of blocks in MAGE's decoder; 0 for no decoder.
+        decoder_hidden_size (`int`, *optional*): The decoder's width; by default `hidden_size`.
+        num_decoder_attention_heads (`int`, *optional*): The decoder's heads; by default `num_attention_heads`.
+        decoder_intermediate_size (`int`, *optional*): Width of the decoder's feed-forward; by default
+            `intermediate_size`.
         id2label (`dict`, *optional*): Names of the classes, for the pipeline; synonyms are separated by commas.
 
     Raises:
@@ -210,20 +212,21 @@ class MaskGITTransformer2DModel(
                 row-major order, int64; masked positions hold `mask_token_id`.
             class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label.
             return_dict: Whether to return a `Transformer2DModelOutput` rather than a tuple.
-            positions: For a partial pass (see `PartialCacheConfig`), after a full one with the same cache: where in
-                row-major order the codes of `sample`, then `(batch_size, num_positions)`, stand; int64 like it,
-                distinct in a row; a p written as `-p - 1` is computed but leaves the cached key and value of p.
-            cache: What keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
-                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
+            positions: None for a full pass. For a partial pass (see `PartialCacheConfig`), which must follow a full
+                pass with the same cache, `sample` is `(batch_size, num_positions)` and `positions` holds the row-major
+                index of each of its tokens, int64 of the same shape, distinct within a row. A position p given as
+                `-p - 1` is computed, but its cached key and value are kept.
+            cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
+                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
-            `(batch_size, sample_size ** 2, codebook_size)` in the model's dtype, with one more column where the mask's
-            id is `codebook_size`; samplers leave that out.
+            `(batch_size, sample_size ** 2, codebook_size)` in the model's dtype. If the mask's id is `codebook_size`,
+            there is one more column, for the mask; samplers ignore it.
 
         Raises:
-            ValueError: If a shape or dtype is not as above. Ids out of range are not looked for (that would make an
-                accelerator wait); they fail in the embedding.
+            ValueError: If a shape or dtype is not as above. Ids are not checked for their range here, since that would
+                make the host wait for an accelerator; wrong ones fail in the embedding.
         """
         side = self.config.sample_size
         check_image_tokens(sample, class_labels, positions, side, self.config.num_classes)

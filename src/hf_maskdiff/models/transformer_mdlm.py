@@ -34,17 +34,17 @@ __all__ = ["AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
 class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
     """Text denoiser that takes the weights published with MDLM, at any length, on any device.
 
-    A bidirectional transformer with rotary positions over token ids of which some are masked. All masked positions
-    are predicted at once and independently, which makes it a denoiser for every scheduler of this package. The noise
-    level enters through adaptive norms in every layer; without `time_conditioning`, as published, it is always zero,
-    the norms' condition is one learned vector, and how much is masked is seen from the tokens.
+    A bidirectional transformer with rotary positions over partly masked token ids. All masked positions are predicted
+    at once and independently, so every scheduler of this package can use it. The noise level enters through adaptive
+    norms in every layer. Without `time_conditioning`, as in the published models, the noise level is always zero, so
+    the norms' condition is one learned vector, and only the tokens show how much is masked.
 
-    A new model starts with blocks that are the identity (their modulation is zero) and with all other matrices normal
-    with standard deviation 0.02; the same `torch.manual_seed` gives the same model.
+    In a new model every block is the identity (its modulation is zero), and all other matrices are normal with standard
+    deviation 0.02; the same `torch.manual_seed` gives the same model.
 
     Source: Sahoo et al., "Simple and Effective Masked Diffusion Language Models", arXiv 2406.07524; repository
-    kuleshov-group/mdlm (Apache-2.0). Written anew; agrees with it to float32 rounding. Names of sizes and weights are
-    those of the published files.
+    kuleshov-group/mdlm (Apache-2.0). An independent implementation; it agrees with the original to float32 rounding.
+    Names of sizes and weights are those of the published files.
 
     Example:
 
@@ -56,14 +56,14 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
 
     Args:
         vocab_size (`int`): Rows of the token table; the last one, `vocab_size - 1`, is the mask.
-        model_length (`int`): Length of the sequences it was trained on; shorter and longer ones work too.
+        model_length (`int`): Length of the training sequences; shorter and longer sequences work too.
         hidden_dim (`int`): Width of the residual stream.
         cond_dim (`int`): Width of the norms' condition.
         n_blocks (`int`): Number of transformer blocks.
         n_heads (`int`): Number of attention heads; `hidden_dim / n_heads` must be an even integer.
         dropout (`float`, defaults to 0.1):
-            Dropout probability in training, on what attention and feed-forward add to the residual stream.
-        time_conditioning (`bool`, defaults to False): Whether the model is told the time.
+            Dropout probability in training, on the outputs of attention and feed-forward.
+        time_conditioning (`bool`, defaults to False): Whether the model reads the time.
 
     Raises:
         ValueError: If a size is below 1, `n_heads` does not fit `hidden_dim`, or `dropout` is not in [0, 1).
@@ -126,10 +126,11 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> MDLMTransformer:
-        """Load a model saved by `save_pretrained`, or one in the layout in which MDLM's authors publish theirs.
+        """Load a model saved by `save_pretrained`, or one in the layout published by MDLM's authors.
 
-        That layout (kuleshov-group/mdlm-owt) is a `config.json` of model type "mdlm" with `model.safetensors`, whole
-        or in shards, whose names start with "backbone."; the repository's own code is neither needed nor run.
+        The published layout (kuleshov-group/mdlm-owt) has a `config.json` of model type "mdlm", and `model.safetensors`
+        in one file or in shards, with weight names that start with "backbone.". The repository's own code is neither
+        needed nor run.
 
         Example:
 
@@ -139,13 +140,13 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
 
         Args:
             pretrained_model_name_or_path: A repository of the Hub or a local folder.
-            kwargs: As for every diffusers model. For the published layout only `torch_dtype` (or `dtype`) and what
-                says where the files are: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`,
+            kwargs: As for every diffusers model. For the published layout only `torch_dtype` (or `dtype`) and the
+                arguments that locate the files: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`,
                 `force_download`, `proxies`.
 
         Raises:
-            ValueError: If a published folder lacks settings or weights, or holds others than these, or if a keyword is
-                not known for it.
+            ValueError: If a folder in the published layout has missing settings, or missing or unexpected weights, or
+                if a keyword is not among those above.
         """
         location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
         config = cls.load_config(pretrained_model_name_or_path, **location)
@@ -156,7 +157,7 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
         if unknown:
             raise ValueError(
                 f"{unknown} cannot be used with the published layout in {str(pretrained_model_name_or_path)!r}. Load "
-                "the model without, call `model.save_pretrained(folder)`, and load that folder."
+                "the model without, call `model.save_pretrained(folder)`, and load that folder with them."
             )
         settings = inspect.signature(cls.__init__).parameters
         required = [name for name, setting in settings.items() if setting.default is setting.empty and name != "self"]
@@ -189,26 +190,27 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
 
         Args:
             input_ids: Token ids, `(batch_size, sequence_length)`, int64; masked positions hold `vocab_size - 1`.
-            timestep: Time t in [0, 1], the share of masked positions, one number or one per row `(batch_size,)`; only
-                a model with `time_conditioning` reads it, and must be given it. It enters as the noise level
-                `log_linear_noise(t)`.
-            attention_mask: `(batch_size, sequence_length)`, bool or integer, 1 where a token is real and 0 where it is
-                padding, which no position attends to; None where all are real.
+            timestep: Time t in [0, 1], the share of masked positions, one number or one per row `(batch_size,)`. A
+                model with `time_conditioning` needs it, and reads it as the noise level `log_linear_noise(t)`; all
+                others ignore it.
+            attention_mask: `(batch_size, sequence_length)`, bool or integer: 1 for a real token, 0 for padding, to
+                which no position attends. None if all tokens are real.
             return_dict: Whether to return a `MaskedLMOutput` rather than a tuple.
-            positions: For a partial pass (see `PartialCacheConfig`), after a full one with the same cache: where in the
-                sequence the tokens of `input_ids` stand, int64 like it, distinct in a row; a p written as `-p - 1` is
-                computed but leaves the cached key and value of p. The mask is that of the full pass.
-            cache: What keeps keys and values between the passes of a call, from `new_cache()`. None takes the one of
-                the current `cache_context` where partial caching is on, and keeps nothing where it is off.
+            positions: None for a full pass. For a partial pass (see `PartialCacheConfig`), which must follow a full
+                pass with the same cache, the positions of `input_ids` in the sequence, int64 of the same shape,
+                distinct within a row. A position p given as `-p - 1` is computed, but its cached key and value are
+                kept. The attention mask must be that of the full pass.
+            cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
+                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
 
         Returns:
             An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
-            the model's dtype: raw logits for masked and other positions alike. The last column belongs to the mask,
-            which is never a target; samplers leave it out.
+            the model's dtype: raw logits at all positions, masked or not. The last column belongs to the mask, which is
+            never a target; samplers ignore it.
 
         Raises:
-            ValueError: If a shape or dtype is not as above, or the time is missing. Ids out of range are not looked
-                for (that would make an accelerator wait); they fail in the embedding.
+            ValueError: If a shape or dtype is not as above, or the time is missing. Ids are not checked for their range
+                here, since that would make the host wait for an accelerator; wrong ones fail in the embedding.
         """
         if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
             raise ValueError(
@@ -232,7 +234,7 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
         rotary = self.rotary_emb(places)
         if attention_mask is not None:
             real = attention_mask.bool()
-            # A row without any real token would be a softmax over nothing: it attends to all of its padding.
+            # In a row without real tokens the softmax would be over nothing, so let it attend to its padding.
             attention_mask = (real | ~real.any(-1, keepdim=True))[:, None, None]
 
         hidden_states = self.vocab_embed(input_ids)
@@ -253,7 +255,7 @@ class MDLMTransformer(ModelCardMixin, ModelMixin, ConfigMixin, AttentionMixin, P
     def _noise_level(
         self, timestep: float | torch.Tensor | None, batch_size: int, device: torch.device
     ) -> torch.Tensor:
-        """Sigma, one for all rows or one per row: `(1 or batch_size,)`."""
+        """The noise level sigma, one for all rows or one per row: `(1 or batch_size,)`."""
         if not self.config.time_conditioning:
             return torch.zeros(1, device=device)
         if timestep is None:

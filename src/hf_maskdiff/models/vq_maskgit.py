@@ -1,4 +1,4 @@
-"""The convolutional tokenizers that diffusers' `VQModel` does not describe."""
+"""Convolutional image tokenizers that diffusers' `VQModel` cannot represent."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hf_maskdiff.hub import ModelCardMixin
 class VQGANModel(ModelCardMixin, VQModel):
     """A `VQModel` whose first level may be wider than its first convolution, as in taming-transformers' VQGAN.
 
-    With `base_channels` equal to the first of `block_out_channels`, as in the published models, it is a `VQModel`,
-    which then opens it as well. Arguments and methods are those of `VQModel`.
+    If `base_channels` equals the first of `block_out_channels`, as in the published models, it is the same as a
+    `VQModel`, and `VQModel` can load it. Arguments and methods are those of `VQModel`.
     """
 
     @register_to_config
@@ -74,9 +74,9 @@ class VQGANModel(ModelCardMixin, VQModel):
 
 
 class BranchShortcutBlock(nn.Module):
-    """Two convolutions and a shortcut that, where channels change, starts at their output: `h + conv_shortcut(h)`.
+    """Two convolutions with output h, and a shortcut: `x + h`, or `h + conv_shortcut(h)` if the channels change.
 
-    There the block's input is dropped: that is how MaskGIT's tokenizer was trained. Elsewhere it is `x + h`.
+    In the second form the block's input x is dropped: that is how MaskGIT's tokenizer was trained.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int) -> None:
@@ -103,7 +103,7 @@ def _level(in_channels: int, out_channels: int, count: int, norm_num_groups: int
 
 
 class MaskGITEncoder(nn.Module):
-    """Images to vectors, halving the sides by averages between levels."""
+    """Maps images to vectors; between levels, average pooling halves height and width."""
 
     def __init__(
         self, in_channels: int, base: int, widths: tuple[int, ...], layers: int, mid_layers: int, out: int, groups: int
@@ -126,7 +126,7 @@ class MaskGITEncoder(nn.Module):
 
 
 class MaskGITDecoder(nn.Module):
-    """Vectors to images, doubling the sides between levels."""
+    """Maps vectors to images; height and width double between levels."""
 
     def __init__(
         self, in_channels: int, widths: tuple[int, ...], layers: int, mid_layers: int, out: int, groups: int
@@ -153,14 +153,15 @@ class MaskGITDecoder(nn.Module):
 
 
 class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
-    """The tokenizer of MaskGIT and of MAGE, to be used as diffusers' `VQModel`: images in [0, 1] to codes, and back.
+    """The tokenizer of MaskGIT and of MAGE, used like diffusers' `VQModel`: images in [0, 1] to codes, and back.
 
-    It differs from `VQModel` in its residual blocks, whose shortcut starts at the branch where channels change (see
-    `BranchShortcutBlock`), in halving by averages, in convolutions without bias, and in having no attention and no
-    convolutions around the codebook. A code is the row of the codebook that is nearest to a vector.
+    It differs from `VQModel` in its residual blocks (see `BranchShortcutBlock`), in downsampling by averages, in
+    convolutions without bias, and in having no attention and no convolutions around the codebook. A vector's code is
+    the index of the nearest row of the codebook.
 
     Source: Chang, Zhang, Jiang, Liu, Freeman, "MaskGIT: Masked Generative Image Transformer", arXiv 2202.04200;
-    repository google-research/maskgit (Apache-2.0). Written anew; agrees with it to float32 rounding.
+    repository google-research/maskgit (Apache-2.0). An independent implementation; it agrees with the original to
+    float32 rounding.
 
     Example:
 
@@ -173,15 +174,15 @@ class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images to encode.
-        out_channels (`int`, defaults to 3): Channels of the images it decodes to.
+        out_channels (`int`, defaults to 3): Channels of the decoded images.
         block_out_channels (`tuple[int]`): Widths of the levels, from full resolution down.
         base_channels (`int`, *optional*): Width of the first convolution; by default that of the first level.
-        layers_per_block (`int`, defaults to 2): Residual blocks of a level.
+        layers_per_block (`int`, defaults to 2): Residual blocks per level.
         mid_layers (`int`, defaults to 2): Residual blocks at the lowest resolution, between encoder and decoder.
         latent_channels (`int`, defaults to 256): Width of the codebook's rows.
         num_vq_embeddings (`int`, defaults to 1024): Rows of the codebook.
         norm_num_groups (`int`, defaults to 32): Groups of the norms.
-        force_upcast (`bool`, defaults to False): Whether the pipeline shall run it in float32 where it is float16.
+        force_upcast (`bool`, defaults to False): Whether pipelines must run it in float32 if its weights are float16.
     """
 
     _supports_group_offloading = False
@@ -210,7 +211,7 @@ class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
-        """The vectors of images, `latents` `(batch_size, latent_channels, height, width)`, before the codebook."""
+        """Encode images to vectors, before the codebook: `latents` `(batch_size, latent_channels, height, width)`."""
         latents = self.encoder(x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
@@ -222,11 +223,11 @@ class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Images, not clamped, of codes int64 `(batch_size, height, width)`, or of vectors, which are quantized first.
+        """Decode codes, or vectors, which are quantized first, to images, whose values are not clamped.
 
         Args:
-            h: codes, or vectors `(batch_size, latent_channels, height, width)`.
-            force_not_quantize, shape: accepted for pipelines that call a `VQModel`; what `h` is says all.
+            h: codes, int64 `(batch_size, height, width)`, or vectors `(batch_size, latent_channels, height, width)`.
+            force_not_quantize, shape: accepted but ignored, for pipelines that call a `VQModel`.
         """
         if h.is_floating_point():
             h = self.quantize(h)[0]
@@ -236,5 +237,5 @@ class MaskGITVQModel(ModelCardMixin, ModelMixin, ConfigMixin):
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        """Images as their codes decode."""
+        """Encode images to codes and decode these again."""
         return self.decode(self.encode(sample).latents, return_dict=return_dict)

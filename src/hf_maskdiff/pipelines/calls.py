@@ -1,4 +1,4 @@
-"""What belongs to one call of a pipeline: two threads may call one pipeline at the same time."""
+"""The state of one call of a pipeline, kept apart so that several threads may call the pipeline at the same time."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ GuidanceScale = float | Sequence[float]
 
 
 def as_pair(guidance_scale: GuidanceScale) -> tuple[float, float]:
-    """The scales of the first and of the last step."""
+    """The guidance scales of the first and of the last step."""
     start, end = guidance_scale if isinstance(guidance_scale, Sequence) else (guidance_scale, guidance_scale)
     return start, end
 
 
 class PipelineCall:
-    """The state of one call, which neither the next call nor one in another thread sees.
+    """The state of one call, which later calls and calls in other threads do not see.
 
     Args:
-        scheduler: the pipeline's. The call runs on a copy of it, with timesteps of its own; the pipeline's scheduler
-            shows those of the latest call.
+        scheduler: the pipeline's scheduler. The call runs on a copy with its own timesteps; the pipeline's scheduler
+            shows the timesteps of the latest call.
         num_inference_steps: see `MaskedDiffusionScheduler.set_timesteps`.
-        temperature: the choice temperature, see there.
-        guidance_scale: one for all steps, or a pair (start, end).
-        sampling_temperature: of the tokens, 0 for the most probable ones; None keeps the scheduler's.
+        temperature: the choice temperature, see `MaskedDiffusionScheduler.set_timesteps`.
+        guidance_scale: one number for all steps, or a pair (start, end).
+        sampling_temperature: the temperature at which tokens are drawn; 0 always takes the most probable token; None
+            keeps the scheduler's.
 
     Raises:
-        ValueError: a number of steps or a temperature that the scheduler cannot use.
+        ValueError: the scheduler cannot use the number of steps or the temperature.
 
     Attributes:
         scheduler: the copy.
-        guidance_scale: as given; a callback may change it for the steps to come.
-        num_timesteps: steps run so far.
-        current_timestep: the time of the step that runs, None between calls.
-        interrupt: set to True to stop before the next step.
+        guidance_scale: as given; a callback may change it for the remaining steps.
+        num_timesteps: number of steps run so far.
+        current_timestep: the time of the current step; None between calls.
+        interrupt: set it to True to stop before the next step.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PipelineCall:
         self.interrupt = False
 
     def end_step(self) -> None:
-        """Count a step. Some schedulers fit their timesteps to the masks of the run, so these are shown anew."""
+        """Count a step, and update the timesteps that the pipeline's scheduler shows, since a run may change them."""
         self.num_timesteps += 1
         self._shared.adopt_run(self.scheduler)
 
@@ -85,12 +86,12 @@ class PipelineCall:
         return start + (end - start) * round((1 - float(timestep)) * num_steps) / max(num_steps - 1, 1)
 
 
-# The calls that run in this thread with the pipelines they are of, the innermost last: a callback may call another one.
+# The calls running in this thread, with their pipelines, innermost last: a callback may call another pipeline.
 _RUNNING: ContextVar[tuple[tuple[int, PipelineCall], ...]] = ContextVar("running calls", default=())
 
 
 def _of_the_call(name: str, doc: str) -> Any:
-    """A property of a pipeline that reads and sets what the call holds."""
+    """A property of a pipeline that reads and sets an attribute of its current call."""
 
     def get(pipe: CallStateMixin) -> Any:
         return getattr(pipe._call, name)
@@ -102,9 +103,9 @@ def _of_the_call(name: str, doc: str) -> Any:
 
 
 class CallStateMixin:
-    """Gives a pipeline the properties that diffusers' users read and set, kept by the call they belong to.
+    """Gives a pipeline the properties that diffusers' users read and set; each call keeps its own values.
 
-    In a callback they are those of the call that it belongs to; elsewhere those of the latest call.
+    In a callback they belong to the call that runs the callback; elsewhere to the latest call.
     """
 
     scheduler: MaskedDiffusionScheduler
@@ -116,12 +117,12 @@ class CallStateMixin:
         if running:
             return running[-1]
         if self._latest_call is None:
-            raise AttributeError(f"this {type(self).__name__} was not called yet, and has no call to tell of.")
+            raise AttributeError(f"this {type(self).__name__} has not been called yet. Call it first.")
         return self._latest_call
 
     @contextmanager
     def _running(self, call: PipelineCall) -> Iterator[PipelineCall]:
-        """Make `call` the one that the properties speak of, for the code within."""
+        """Inside this context, the pipeline's properties are those of `call`."""
         self._latest_call = call
         token = _RUNNING.set((*_RUNNING.get(), (id(self), call)))
         try:
@@ -131,28 +132,28 @@ class CallStateMixin:
             _RUNNING.reset(token)
 
     _num_timesteps = _of_the_call("num_timesteps", "Steps run.")
-    _current_timestep = _of_the_call("current_timestep", "The time of the step that runs.")
-    _guidance_scale = _of_the_call("guidance_scale", "A callback may set it for the steps to come.")
+    _current_timestep = _of_the_call("current_timestep", "The time of the current step.")
+    _guidance_scale = _of_the_call("guidance_scale", "A callback may set it for the remaining steps.")
     _interrupt = _of_the_call("interrupt", "Set it to True to stop before the next step.")
 
     @property
     def num_timesteps(self) -> int:
-        """Steps run by the latest call; each costs one model pass, two where it is guided."""
+        """Number of steps run by the latest call; each costs one model pass, or two with guidance."""
         return self._num_timesteps
 
     @property
     def current_timestep(self) -> Tensor | None:
-        """The time of the step that runs, None between calls; diffusers' caches ask for it."""
+        """The time of the current step, None between calls; diffusers' caches read it."""
         return self._current_timestep
 
     @property
     def guidance_scale(self) -> GuidanceScale:
-        """What the call was given; a callback may set `pipe._guidance_scale` for the steps to come."""
+        """The call's guidance scale; a callback may set `pipe._guidance_scale` for the remaining steps."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether some step of the run has a scale above 1."""
+        """Whether the guidance scale of any step of the run is above 1."""
         return max(as_pair(self._guidance_scale)) > 1
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
@@ -161,15 +162,15 @@ class CallStateMixin:
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; what is still masked is shown as such."""
+        """Set `pipe._interrupt = True` in a callback to stop; remaining masks stay visible in the output."""
         return self._interrupt
 
 
 class PassCaches:
-    """The caches of one run, by cache context; nothing of them is left when it ends.
+    """The caches of one run, one per cache context; they are freed when it ends.
 
     Args:
-        denoiser: whose `partial_cache` says whether passes are cached, and whose `new_cache` makes a cache.
+        denoiser: its `partial_cache` says whether passes are cached, and its `new_cache` creates a cache.
     """
 
     def __init__(self, denoiser: Any) -> None:
@@ -178,9 +179,9 @@ class PassCaches:
         self._of_contexts: dict[str, Any] = {}
 
     def arguments(self, context: str, rows: Tensor | slice, positions: Tensor | None) -> dict[str, Any]:
-        """What a pass takes besides its tokens; nothing where passes are not cached.
+        """The arguments of a pass that concern its cache; none if passes are not cached.
 
-        A full pass of some rows alone gets a cache of its own, so that what is kept of all rows stays.
+        A full pass over only some rows gets a separate cache, so that the cache of the whole batch is unchanged.
         """
         if self._make is None:
             return {}

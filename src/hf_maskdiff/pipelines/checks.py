@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from ..integers import is_integer
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import GuidanceScale
 
@@ -21,8 +22,8 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def check_count(name: str, value: Any, remedy: str) -> None:
-    """It must be an integer of at least 1."""
-    if not isinstance(value, int) or value < 1:
+    """It must be an integer of at least 1, of Python, numpy or torch."""
+    if not is_integer(value, at_least=1):
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}. {remedy}")
 
 

@@ -34,35 +34,39 @@ def denoise(
     on_step_end: StepCallback,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """Fill in the masked positions of a batch, one model call per step; known tokens stay.
+    """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
 
-    Steps in which no row would reveal anything are not run. The number of masks is read once, before the loop: no later
-    step makes the host wait for an accelerator, unless `on_step_end` returns another sample than it was given.
+    Steps in which no row would reveal anything are skipped. The number of masks is read once, before the loop. So no
+    later step makes the host wait for an accelerator, unless `on_step_end` returns a different sample or the scheduler
+    decides its counts as it goes.
 
     Args:
         denoiser: maps tokens, the step's time and the rows of the batch to logits, guidance included.
-        scheduler: with `set_timesteps` called.
-        sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`, `mask_token_id` where to be filled in.
-        generator: one for the batch, one per row, or None for fresh noise from torch's global generator. One of a row
-            moves on with each step that this row takes, until it holds no mask.
-        first_step: the scheduler's steps before this one are not run, as in image-to-image.
-        initial: N_0 of each row, int64 `(batch_size,)`: the masks it would hold at step 0. The masking schedule
-            counts from these; None where they are the masks in `sample`.
-        reuse_logits: the logits depend on the tokens alone, so that a row in which the last step revealed nothing
-            needs no new ones. Only schedulers without a plan have such steps; seeing them makes the host wait.
-        partial_cache: cuts a step's positions into groups, with a partial pass before each but the first: the denoiser
-            then takes `positions`, and a full pass of some rows alone must leave what is cached of the others.
-        lengths: positions of each row that the model sees, int64 `(batch_size,)`, for the share of them that a step
-            reveals; None where it sees those of `sample`.
-        progress_bar: called with `total=`, the number of model calls; a context manager with `update()`.
-        on_step_end: called after each step, which it counts from 0; what it returns is the sample from there on.
-        interrupted: asked before each step; when true the loop ends with positions still masked.
+        scheduler: a scheduler whose `set_timesteps` has been called.
+        sample: tokens, int64 `(batch_size, L)` or `(batch_size, height, width)`, with `mask_token_id` at the positions
+            to fill in.
+        generator: one for the batch, one per row, or None for fresh noise from torch's global generator. A row's own
+            generator advances with each step until the row holds no mask.
+        first_step: the first of the scheduler's steps that is run; earlier ones are skipped, as in image-to-image.
+        initial: N_0 of each row, int64 `(batch_size,)`: how many masks it would hold at step 0, which the masking
+            schedule starts from. None if that is the number of masks in `sample`.
+        reuse_logits: True if logits depend on the tokens alone, so that a row in which the last step revealed nothing
+            needs no new model call. Only schedulers without planned counts have such steps; detecting them makes the
+            host wait.
+        partial_cache: splits a step's positions into groups, with a partial pass before each group but the first. The
+            denoiser must then accept `positions`, and a full pass of some rows must not change what is cached for the
+            rest.
+        lengths: how many positions of each row the model sees, int64 `(batch_size,)`, to compute the share of them that
+            a step reveals; None if these are the positions of `sample`.
+        progress_bar: called with `total=`, the number of model calls; returns a context manager with `update()`.
+        on_step_end: called after each step with the step's index, from 0; the run continues with the sample it returns.
+        interrupted: called before each step; when it returns True the loop ends, with positions still masked.
 
     Returns:
         Tokens, the shape of `sample`.
 
     Raises:
-        ValueError: logits from which nothing can be drawn, with the step's number.
+        ValueError: no token can be drawn from the logits; the message gives the step's number.
     """
     step = step_of(denoiser, scheduler, partial_cache, lengths)
     reuse_logits = reuse_logits and isinstance(step, WholeStep)  # groups need all rows' keys and values
@@ -71,7 +75,7 @@ def denoise(
     counts = StepCounts(scheduler, sample, initial, first_step)
     starting_mask_ratio = counts.starting_mask_ratio
     logits: Tensor | None = None
-    # Rows whose logits are out of date, or not there yet.
+    # Rows whose logits are missing or out of date.
     changed = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
@@ -79,7 +83,7 @@ def denoise(
             if int(count.max()) == 0 or interrupted():
                 break
             if logits is None or counts.hold or not reuse_logits or bool(changed.all()):
-                logits = None  # freed before the next ones are made
+                logits = None  # free their memory before the next logits are computed
                 logits = denoiser(sample, t, slice(None))
             elif bool(changed.any()):
                 rows = changed.nonzero()[:, 0]
@@ -98,10 +102,10 @@ def denoise(
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:
-    """The rows' generators, with new ones in place of those of finished rows.
+    """The generators of the rows; a finished row gets a new one instead of its own.
 
-    A finished row goes through the remaining steps of its batch mates. With its own generator it would draw from it
-    and be left in a state that depends on them.
+    A finished row still takes part in the remaining steps of the batch. If these drew from the row's own generator, its
+    final state would depend on the other rows.
     """
     if not isinstance(generator, Sequence):
         return generator

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 
+from ..integers import as_integer, is_integer, plain
+from ..pictures import opaque_white, upright
 from .calls import GuidanceScale, as_pair
 
 Label = int | str
 
 
 def label_ids(
-    labels: Label | Sequence[Label] | Tensor | None, num_classes: int, has_null_class: bool, id2label: Mapping
+    labels: Label | Iterable[Label] | Tensor | None, num_classes: int, has_null_class: bool, id2label: Mapping
 ) -> list[int]:
     """Class ids from ids or names; None is the unconditional class, `num_classes`.
 
     Args:
-        labels: one or several.
+        labels: one or several, in whatever holds them; numbers of numpy and torch too.
         num_classes: of the model.
         has_null_class: whether the model knows images of no class.
         id2label: names of the classes; where one lists several, separated by commas, each of them counts.
@@ -37,32 +41,39 @@ def label_ids(
             )
         return [num_classes]
     if isinstance(labels, Tensor):
-        labels = labels.flatten().tolist()
-    elif isinstance(labels, int | str):
-        labels = [labels]
+        labels = labels.flatten()
+    several: Any = labels
+    if isinstance(labels, str) or not isinstance(labels, Iterable) or getattr(labels, "ndim", 1) == 0:
+        several = [labels]
     ids_of_names: dict[str, int] = {}
     for label_id, names in id2label.items():
         for name in (names, *str(names).split(",")):
             ids_of_names.setdefault(name.strip(), int(label_id))
-    return [_label_id(label, ids_of_names, num_classes) for label in labels]
+    return [_label_id(label, ids_of_names, num_classes) for label in several]
 
 
-def _label_id(label: Label, ids_of_names: dict[str, int], num_classes: int) -> int:
+def _label_id(label: Any, ids_of_names: dict[str, int], num_classes: int) -> int:
     if isinstance(label, str):
         if label in ids_of_names:
             return ids_of_names[label]
         close = difflib.get_close_matches(label, ids_of_names, n=3) or list(ids_of_names)[:3]
         remedy = f"Did you mean one of {close}?" if close else "This model has no names: pass an id."
         raise ValueError(f"`class_labels` must be names in the model's `id2label` or ids, got {label!r}. {remedy}")
-    if not isinstance(label, int) or not 0 <= label < num_classes:
+    if not is_integer(label, at_least=0) or (found := as_integer(label)) >= num_classes:
         raise ValueError(
-            f"`class_labels` must be in 0 .. {num_classes - 1}, got {label!r}. Pass None for an image of no class."
+            f"`class_labels` must be in 0 .. {num_classes - 1}, got {plain(label)!r}. Pass None for an image of no "
+            "class."
         )
-    return label
+    return found
 
 
 def read_images(
-    name: str, images: PipelineImageInput, processor: VaeImageProcessor, channels: int, side: int | None = None
+    name: str,
+    images: PipelineImageInput,
+    processor: VaeImageProcessor,
+    channels: int,
+    side: int | None = None,
+    pillow: Callable[[Image.Image], Image.Image] = upright,
 ) -> list[Tensor]:
     """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`; a batch stays together.
 
@@ -72,14 +83,16 @@ def read_images(
         processor: converts and resizes.
         channels: that each image must have then.
         side: pixels to resize to; None keeps the size.
+        pillow: what is made of a PIL image before the processor sees it: 8 bits a channel.
 
     Raises:
         ValueError: not images, or values outside [0, 1], such as NaN.
     """
-    images = images if isinstance(images, list | tuple) else [images]
-    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in images]
+    given = images if isinstance(images, list | tuple) else [images]
+    got = [tuple(image.shape) if hasattr(image, "shape") else image for image in given]
     try:
-        tensors = [processor.preprocess(image, side, side).float() for image in images]
+        read = [pillow(image) if isinstance(image, Image.Image) else image for image in given]
+        tensors = [processor.preprocess(image, side, side).float() for image in read]
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
@@ -90,11 +103,33 @@ def read_images(
             f"`{name}` must hold images of {channels} channel(s), got {got}. Pass PIL images, which are "
             "converted, arrays (height, width, channels) or tensors (channels, height, width)."
         )
-    for tensor in tensors:
+    for tensor, image in zip(tensors, given, strict=True):
         if not bool(((tensor >= 0) & (tensor <= 1)).all()):
             raise ValueError(
                 f"`{name}` must hold values in [0, 1], got values from {float(tensor.min()):.3g} to "
-                f"{float(tensor.max()):.3g}. Divide bytes by 255, or pass PIL images."
+                f"{float(tensor.max()):.3g}. Divide {_largest(image)}, or pass PIL images."
+            )
+    return tensors
+
+
+def _largest(image: Any) -> str:
+    """What to divide an array by to get values in [0, 1], as far as its type says that."""
+    is_uint16 = str(getattr(image, "dtype", "")).endswith("uint16")
+    return "16-bit values by 65535" if is_uint16 else "bytes by 255"
+
+
+def read_masks(masks: PipelineImageInput, processor: VaeImageProcessor) -> list[Tensor]:
+    """Masks as `read_images` gives them, `(1, 1, height, width)`; at least 0.5 is white.
+
+    Raises:
+        ValueError: also for a mask that is neither black nor white anywhere: one that means 1 of 255 as white.
+    """
+    tensors = read_images("mask_image", masks, processor, 1, pillow=opaque_white)
+    for tensor in tensors:
+        if 0 < (largest := float(tensor.max())) < 0.5:
+            raise ValueError(
+                f"`mask_image` must hold values of at least 0.5 where to draw anew, got at most {largest:.3g}. "
+                "Multiply it, for example `mask.point(lambda value: 255 * (value > 0))`."
             )
     return tensors
 
@@ -137,9 +172,10 @@ def check_editing(given: Mapping[str, int], strength: float, latents: Tensor | N
 
 def check_latents(latents: Tensor, shape: tuple[int, ...], codebook_size: int, mask_token_id: int) -> None:
     """They must be int64 of that shape, and hold codes or the mask."""
-    if tuple(latents.shape) != shape or latents.dtype != torch.int64:
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or latents.dtype != torch.int64:
+        got = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
         raise ValueError(
-            f"`latents` must be int64 codes of shape {shape}, got {latents.dtype} {tuple(latents.shape)}. Pass "
+            f"`latents` must be int64 codes of shape {shape}, got {got}. Pass "
             f"codes of the tokenizer, {mask_token_id} where the image shall be filled in."
         )
     known = (latents >= 0) & (latents < codebook_size)

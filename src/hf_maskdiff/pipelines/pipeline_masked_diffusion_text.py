@@ -16,11 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..caching import PartialCacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
+from ..integers import as_integer, is_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText, load_published_text
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
+from .call_progress import CallProgress
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .text_denoising import fill_in
@@ -67,6 +69,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     model_cpu_offload_seq = "transformer"
     card_pipeline_tag = "text-generation"
+    card_task = "masked-diffusion-text-generation"
     card_example = 'print(pipe("Once upon a time", max_new_tokens=32, num_inference_steps=32).texts[0])'
     # New tokens where neither the call nor masks in the prompt say how many; None fills the model's length.
     default_max_new_tokens: int | None = 128
@@ -185,7 +188,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         check_given(prompt, input_ids, mask, attention_mask, token_type_ids)
         for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not is_integer(value, at_least=1):
                 raise ValueError(
                     f"`{name}` must be an integer of at least 1 or None, got {value!r}. Pass None to leave it out."
                 )
@@ -324,6 +327,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
+        num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
         self.check_inputs(
             prompt,
             input_ids,
@@ -365,11 +370,12 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 xm.mark_step()
             return sample
 
-        with self._running(call):
+        lengths = (self.denoiser.model_length, stride, block_length)
+        left = (sequences, mask_token_id, lengths, lambda: call.interrupt)
+        with self._running(call), CallProgress.over(self.progress_bar, *left) as progress:
             while not call.interrupt and (
                 rows := [row for row, ids in enumerate(sequences) if bool((ids == mask_token_id).any())]
             ):
-                lengths = (self.denoiser.model_length, stride, block_length)
                 parts = [next_part(sequences[row], mask_token_id, *lengths) for row in rows]
                 batch = WindowBatch(
                     [sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
@@ -379,8 +385,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 )
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
                 row_ids = torch.tensor(rows, device=device)
-                shown = {"progress_bar": self.progress_bar, "on_step_end": on_step_end}
-                filled = fill_in(self.denoiser, batch, call, own, passes, row_ids, **shown)
+                arguments = (self.denoiser, batch, call, own, passes, row_ids)
+                filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end)
                 for row, part, ids in zip(rows, parts, filled, strict=True):
                     sequences[row][part.window] = ids
                     if stops[row]:

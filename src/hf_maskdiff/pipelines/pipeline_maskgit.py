@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ..hub import PipelineRepositoryMixin
+from ..integers import as_integer
 from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
-from .calls import CallStateMixin, GuidanceScale, PassCaches, PipelineCall
+from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
-from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images
-from .substeps import Denoiser
+from .image_denoising import ImageCachingMixin, ImageDenoiser
+from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
 
 if is_torch_xla_available():
     import torch_xla.core.xla_model as xm
@@ -49,7 +50,7 @@ EXAMPLE_DOC_STRING = """
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
@@ -67,6 +68,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
     model_cpu_offload_seq = "transformer->vqvae"
     card_pipeline_tag = "unconditional-image-generation"
     card_tags = ("maskgit",)
+    card_task = "masked-diffusion-image-generation"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
 
     def __init__(
@@ -85,7 +87,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
                 "others to the call."
             )
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults)
+        self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults and dict(call_defaults))
         levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
         self.vae_scale_factor = 2 ** (levels - 1)
         channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
@@ -134,13 +136,13 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
     def preprocess_mask(self, mask_image: PipelineImageInput) -> Tensor:
         """Which codes a mask of any size lets change, bool `(num_masks, height, width)`: those with a white pixel.
 
-        White is a value of at least 0.5.
+        White is a value of at least 0.5, and what is transparent is not white.
 
         Raises:
-            ValueError: not grey images, or values outside [0, 1], such as NaN.
+            ValueError: not grey images, values outside [0, 1], such as NaN, or nothing but black and darkest grey.
         """
         side = self.transformer.config.sample_size
-        masks = read_images("mask_image", mask_image, self.mask_processor, 1)
+        masks = read_masks(mask_image, self.mask_processor)
         return torch.cat([adaptive_max_pool2d(mask, side)[:, 0] >= 0.5 for mask in masks])
 
     def check_inputs(
@@ -283,10 +285,11 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
                 each step; returns such a dict, whose latents are used from there on.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
             image (`PIL.Image.Image`, array, tensor, or list of them, *optional*): what to edit, of any size, values in
-                [0, 1]: one for all labels, or one for each (one label then also serves several images). It is read as
-                codes, and returns as these codes decode.
-            mask_image (as `image`, grey, *optional*): white where to draw anew, of any size. A code changes if any of
-                its pixels is white, the others come back unchanged; None is all white.
+                [0, 1]: one for all labels, or one for each (one label then also serves several images). PIL images of
+                any mode are read, 16-bit ones too, turned as their EXIF data say, without their transparency. It is
+                read as codes, and returns as these codes decode.
+            mask_image (as `image`, grey, *optional*): white where to draw anew, of any size; what is transparent is not
+                white. A code changes if any of its pixels is white, the others come back unchanged; None is all white.
             strength (`float`): in (0, 1]: the last `round(strength * num_inference_steps)` steps are run, from codes of
                 which the scheduler's `add_noise` has masked as many as are at that time. 1 draws the white part anew
                 whatever it held.
@@ -317,6 +320,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             mask_image = self.preprocess_mask(mask_image)
             counts["mask_image"] = len(mask_image)
         num_prompts = max(counts.values())
+        num_images_per_prompt = as_integer(num_images_per_prompt)
         batch_size = num_prompts * num_images_per_prompt if isinstance(num_images_per_prompt, int) else 0
         self.check_inputs(
             counts,
@@ -330,6 +334,7 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             callback_on_step_end_tensor_inputs,
         )
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
+        num_inference_steps = as_integer(num_inference_steps)
         first_step = num_inference_steps - round(strength * num_inference_steps)
         if first_step == num_inference_steps:
             raise ValueError(
@@ -362,13 +367,13 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
         try:
             with self._running(call):
                 latents = denoise(
-                    self._denoiser(call, classes, class_labels is not None),
+                    ImageDenoiser(self._cache_switch, classes, call, class_labels is not None),
                     call.scheduler,
                     latents,
                     generator,
                     first_step=first_step,
                     initial=initial,
-                    partial_cache=self.transformer.partial_cache,
+                    partial_cache=self.partial_cache,
                     progress_bar=self.progress_bar,
                     on_step_end=on_step_end,
                     interrupted=lambda: call.interrupt,
@@ -381,22 +386,3 @@ class MaskGITPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _denoiser(self, call: PipelineCall, classes: Tensor, is_conditional: bool) -> Denoiser:
-        """The transformer as the loop calls it, guided where the call says so; its caches end with the run."""
-        no_class, caches = torch.full_like(classes, self.transformer.config.num_classes), PassCaches(self.transformer)
-
-        def run(context: str, labels: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
-            arguments = caches.arguments(context, rows, positions)
-            with self.transformer.cache_context(context):  # diffusers' own caches read it
-                return self.transformer(tokens, labels[rows], return_dict=False, **arguments)[0]
-
-        def denoiser(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-            call.current_timestep = t  # diffusers' caches ask for it
-            cond = run("cond", classes, tokens, rows, positions)
-            scale = call.guidance_scale_at(t)
-            if scale <= 1 or not is_conditional:
-                return cond
-            return run("uncond", no_class, tokens, rows, positions).lerp_(cond, scale)
-
-        return denoiser

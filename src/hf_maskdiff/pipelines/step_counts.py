@@ -1,4 +1,4 @@
-"""How many positions each row reveals in each step, as far as that is known before the step."""
+"""How many positions each row reveals in each step, if that is known before the step."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from ..schedulers import MaskedDiffusionScheduler
 
 
 class StepCounts:
-    """The counts of a run: planned once, before its first step, or looked up in each step where the logits decide.
+    """The counts of a run: planned before its first step or, if they depend on the logits, bounded in each step.
 
-    The number of masks is read here, once. With a plan no step makes the host wait for an accelerator, unless a
-    callback returns another sample than it was given: from then on the plan no longer holds.
+    The number of masks is read once, here. With planned counts no step makes the host wait for an accelerator, unless a
+    callback returns a different sample: from then on the plan no longer holds.
 
     Args:
-        scheduler: with `set_timesteps` called; one whose steps follow from the masks sets its timesteps here.
-        sample: tokens int64 `(batch_size, ...)`, what the run starts from.
-        initial: N_0 of each row, int64 `(batch_size,)`; None where they are the masks in `sample`.
+        scheduler: a scheduler whose `set_timesteps` has been called; if its number of steps depends on the number of
+            masks, it sets its timesteps anew here.
+        sample: the tokens that the run starts from, int64 `(batch_size, ...)`.
+        initial: N_0 of each row, int64 `(batch_size,)`; None if it is the number of masks in `sample`.
         first_step: the step the run starts with.
     """
 
@@ -41,24 +42,24 @@ class StepCounts:
 
     @property
     def num_passes(self) -> int:
-        """Model calls of the run, or the most of them where they are not known."""
+        """The number of model calls in the run, or an upper bound if it is not known."""
         return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
 
     def of_step(self, i: int, sample: Tensor) -> Tensor:
-        """What step i of the run may reveal in each row, int64 `(batch_size,)` on the CPU."""
+        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU."""
         if self.hold and self.planned is not None:
             return self.planned[i]
-        return num_masked_of(self.scheduler, sample).cpu()  # any of them; looking makes the host wait
+        return num_masked_of(self.scheduler, sample).cpu()  # any number of them; reading it makes the host wait
 
     def note(self, sample: Tensor) -> None:
-        """Remember how many masks a step has left, for `require_all_drawn`."""
+        """Record how many masks a step has left, for `require_all_drawn`."""
         if self.hold or self.planned is None:
             self._masks_after.append(num_masked_of(self.scheduler, sample))
 
     def require_all_drawn(self) -> None:
-        """Raise `ValueError` with the first step that left more masks than it may.
+        """Raise `ValueError` if a step left too many masks; the message gives the first such step.
 
-        On an accelerator a position without a drawable token stays masked. On a CPU the step itself has raised.
+        On an accelerator, a position for which no token can be drawn stays masked; on a CPU the step itself raises.
         """
         if not self._masks_after:
             return
@@ -71,14 +72,14 @@ class StepCounts:
             )
 
     def _allowed(self) -> Tensor:
-        """The most masks that each step may leave in a row."""
+        """The largest number of masks that each step may leave in each row."""
         if self.planned is not None:
             return self.planned.sum(0) - self.planned.cumsum(0)
         allowed = torch.full((len(self.timesteps), 1), self._row_length)
-        allowed[-1:] = 0  # all that is known is that the last step leaves none
+        allowed[-1:] = 0  # without a plan, it is only known that the last step leaves no mask
         return allowed
 
 
 def num_masked_of(scheduler: MaskedDiffusionScheduler, sample: Tensor) -> Tensor:
-    """Masks in each row, int64 `(batch_size,)`."""
+    """The number of masks in each row, int64 `(batch_size,)`."""
     return (sample == scheduler.config.mask_token_id).flatten(1).sum(-1)

@@ -1,4 +1,4 @@
-"""A step in ordered groups: which rank belongs to which, and how each group is drawn after the one before."""
+"""A step in ordered groups: which rank belongs to which group, and how the groups are drawn one after another."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..caching import PartialCacheConfig
 from ..sampling import Generators, Purpose, position_noise
 from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
 
-# (sample (num_rows, ...), timestep, which rows of the batch they are) -> logits (num_rows, L, V). In a partial pass:
+# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
 # (tokens (batch_size, K), timestep, all rows, positions int64 (batch_size, K)) -> logits (batch_size, K, V)
 Denoiser = Callable[..., Tensor]
 
 
 class WholeStep:
-    """All positions of a step from the logits of one pass."""
+    """Draws all positions of a step from the logits of one pass."""
 
     def __init__(self, scheduler: MaskedDiffusionScheduler) -> None:
         self.scheduler = scheduler
@@ -31,20 +31,20 @@ class WholeStep:
         generator: Generators,
         count: Tensor,
     ) -> Tensor:
-        """The tokens after the step, the shape of `sample`; `count` is what it reveals at most, on the CPU."""
+        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         arguments = (logits, t, sample, starting_mask_ratio, generator)
         return self.scheduler.step(*arguments, return_dict=False, max_count=int(count.max()))[0]
 
 
 class StepInGroups:
-    """The positions of a step in ordered groups, with a pass over them before each group but the first.
+    """Draws the positions of a step in ordered groups, with another pass before each group but the first.
 
     Args:
-        denoiser: tokens to logits, also of chosen positions.
+        denoiser: maps tokens to logits; supports partial passes.
         scheduler: chooses the positions, then draws the tokens.
-        partial_cache: how many groups there are, and which rank is in which.
-        lengths: positions of each row that the model sees, int64 `(batch_size,)`; None where it sees those of the
-            sample.
+        partial_cache: how many groups there are, and which ranks belong to each.
+        lengths: how many positions of each row the model sees, int64 `(batch_size,)`; None if these are the positions
+            of the sample.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class StepInGroups:
         generator: Generators,
         count: Tensor,
     ) -> Tensor:
-        """The tokens after the step, the shape of `sample`; `count` is what it reveals at most, on the CPU."""
+        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         arguments = (logits, t, sample, starting_mask_ratio, generator)
         choice = self.scheduler.choose(*arguments, max_count=int(count.max()))
         logits = _at(logits, choice.positions)
         tokens, groups = choice.tokens, groups_of(choice, self.partial_cache)
-        # Rows that reveal most of what they have draw their later groups from full passes.
+        # Rows that reveal a large share of their positions draw their later groups from full passes.
         lengths = sample[0].numel() if self.lengths is None else self.lengths
         in_full = (count > self.partial_cache.full_pass_threshold * lengths).nonzero()[:, 0]
-        in_full = in_full.to(sample.device, non_blocking=True)  # else the host would wait
-        partial = choice.valid.index_fill(0, in_full, False)  # in those rows a partial pass writes nothing
+        in_full = in_full.to(sample.device, non_blocking=True)  # so that the host need not wait
+        partial = choice.valid.index_fill(0, in_full, False)  # partial passes store nothing in rows with full passes
         positions = torch.where(partial, choice.positions, ~choice.positions)
         for group in range(min(self.partial_cache.num_substeps, choice.positions.shape[1])):
             if group and len(in_full) < len(sample):
@@ -89,7 +89,7 @@ class StepInGroups:
     def _with_full_pass(
         self, logits: Tensor, t: Tensor, sample: Tensor, choice: Choice, tokens: Tensor, rows: Tensor
     ) -> Tensor:
-        """The logits at the chosen positions, with those of `rows` from a full pass over what they hold now."""
+        """The logits at the chosen positions; those of `rows` come from a full pass over their current tokens."""
         written = _written(sample, choice, tokens)[rows]
         if len(rows) == len(sample):
             return _at(self.denoiser(written, t, slice(None)), choice.positions)
@@ -102,17 +102,17 @@ def step_of(
     partial_cache: PartialCacheConfig | None,
     lengths: Tensor | None,
 ) -> WholeStep | StepInGroups:
-    """How the steps of a run are taken; for the arguments see `StepInGroups`.
+    """The function that takes a run's steps, whole or in groups; for the arguments see `StepInGroups`.
 
     Raises:
-        ValueError: groups are wanted of a scheduler that does not know its positions before its tokens.
+        ValueError: partial caching is on, but the scheduler does not choose its positions before its tokens.
     """
     if partial_cache is None or partial_cache.num_substeps == 1:
         return WholeStep(scheduler)
     if not isinstance(scheduler, ChooseThenSampleScheduler):
         raise ValueError(
-            f"partial caching needs positions that are known before their tokens, got {type(scheduler).__name__}. Use "
-            "MomentScheduler, which has its law, or call `disable_cache()`."
+            "partial caching needs a scheduler that chooses positions before it draws tokens, got "
+            f"{type(scheduler).__name__}. Use MomentScheduler, which samples almost like it, or call `disable_cache()`."
         )
     return StepInGroups(denoiser, scheduler, partial_cache, lengths)
 
@@ -126,7 +126,7 @@ def _written(sample: Tensor, choice: Choice, tokens: Tensor) -> Tensor:
 
 
 def groups_of(choice: Choice, partial_cache: PartialCacheConfig) -> Tensor:
-    """Which group each rank of a step belongs to, int64 `(batch_size, K)`: 0 first, `num_substeps` where not valid."""
+    """The group of each rank of a step, int64 `(batch_size, K)`: 0 is drawn first; `num_substeps` for invalid ranks."""
     num_groups, fraction = partial_cache.num_substeps, partial_cache.first_group_fraction
     ranks = torch.arange(choice.positions.shape[1], device=choice.count.device).expand(choice.positions.shape)
     if partial_cache.random_groups:
@@ -141,14 +141,15 @@ def groups_of(choice: Choice, partial_cache: PartialCacheConfig) -> Tensor:
 
 
 def group_of_ranks(ranks: Tensor, count: Tensor, num_groups: int) -> Tensor:
-    """Cuts each row's ranks into ordered groups whose sizes differ by at most one, larger ones first.
+    """Split each row's ranks into ordered groups whose sizes differ by at most one; larger groups come first.
 
     Args:
         ranks: int64 `(batch_size, K)`, 0 first.
-        count: valid ranks of each row, int64 `(batch_size,)`; with fewer than `num_groups` each is a group of its own.
+        count: number of valid ranks in each row, int64 `(batch_size,)`; if it is below `num_groups`, each rank is a
+            group of its own.
 
     Returns:
-        int64 `(batch_size, K)`, 0 first; ranks that are not valid get `num_groups`.
+        The group of each rank, int64 `(batch_size, K)`; invalid ranks get `num_groups`.
 
     Example:
         >>> group_of_ranks(torch.arange(6).expand(2, 6), torch.tensor([5, 2]), num_groups=3)

@@ -1,4 +1,4 @@
-"""The denoising loop over a batch of windows: what the model is shown of them, guided, cached and counted."""
+"""The denoising loop over a batch of windows, with guidance, caching and a count of the passes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .text_windows import WindowBatch
 
 
 class WindowDenoiser:
-    """Logits of the blocks of a batch of windows, as the loop asks for them.
+    """Maps the blocks of a batch of windows to logits, as the denoising loop requires.
 
-    Its caches end with it.
+    It owns the caches of the run, which are freed with it.
 
     Args:
         denoiser: the model.
         batch: the windows.
-        call: says how strongly to guide; learns which step runs.
+        call: gives the guidance scale of each step; records the time of the current step.
     """
 
     def __init__(self, denoiser: TextDenoiser, batch: WindowBatch, call: PipelineCall) -> None:
@@ -31,7 +31,7 @@ class WindowDenoiser:
 
     def __call__(self, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
         """Logits `(num_rows, n, vocab_size)` of the blocks' tokens, or of those at `positions`."""
-        self.call.current_timestep = t  # diffusers' caches ask for it
+        self.call.current_timestep = t  # diffusers' caches read it
         logits = self._pass("cond", tokens, t, rows, positions)
         scale = self.call.guidance_scale_at(t)
         if scale == 1:
@@ -40,7 +40,7 @@ class WindowDenoiser:
 
     def _pass(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
         batch = self.batch
-        with self.denoiser.cache_context(context):  # diffusers' own caches read it
+        with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
             if positions is not None:
                 arguments = self._caches.arguments(context, rows, batch.places_of(positions))
                 return self.denoiser(tokens, t, attention_mask=batch.attention_mask, **arguments)
@@ -61,21 +61,22 @@ def fill_in(
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
 ) -> list[Tensor]:
-    """The windows of a batch without masks in their blocks.
+    """Fill in the blocks of a batch of windows; returns the windows.
 
     Args:
         denoiser: the model.
-        batch: what it sees.
-        call: whose run it is.
-        generator: one, or one for each window.
-        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`.
-        row_ids: which sequences the windows are of, int64 `(batch_size,)`.
+        batch: the windows and their blocks.
+        call: the pipeline's call that this run belongs to.
+        generator: one for the batch, or one for each window.
+        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`; updated
+            in place.
+        row_ids: the index of each window's sequence, int64 `(batch_size,)`.
         progress_bar, on_step_end: see `denoise`.
     """
     run = WindowDenoiser(denoiser, batch, call)
 
     def counted(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-        if positions is None:  # a finished row gains nothing from a pass
+        if positions is None:  # passes of a finished row are not counted: they change nothing in it
             passes[0, row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)
         else:
             passes[1, row_ids[rows]] += (positions >= 0).any(-1)
@@ -94,6 +95,6 @@ def fill_in(
             on_step_end=on_step_end,
             interrupted=lambda: call.interrupt,
         )
-    finally:  # what diffusers' caches hold is freed, also after an error
+    finally:  # free the memory of diffusers' caches, also after an error
         denoiser._reset_stateful_cache()
     return batch.filled(sample)

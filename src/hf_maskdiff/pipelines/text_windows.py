@@ -1,7 +1,8 @@
-"""What a model sees of sequences that are filled in part by part, and which part of that it fills in."""
+"""Filling in sequences part by part: the window of a sequence that the model sees, and the block that it fills in."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ class Part:
     """The next part of a sequence.
 
     Args:
-        window: what the model sees of the sequence.
-        block: what is filled in of the window.
+        window: the range of the sequence that the model sees.
+        block: the range of the window that is filled in.
     """
 
     window: slice
@@ -28,20 +29,38 @@ def next_part(
 ) -> Part:
     """The part to fill in next.
 
-    A window holds `stride` places from the first mask on, with what stands before them; a block begins at the first
-    mask.
+    A window holds `stride` positions from the first mask on, and before them as much of the sequence as fits. A block
+    of `block_length` positions begins at the first mask.
 
     Args:
-        sequence: int64 `(length,)`, with a mask.
-        mask_token_id: what stands where a token is to be filled in.
-        model_length: the longest window; None where there is no limit.
-        stride: new places in a window, None for as many as it holds.
-        block_length: places that are filled in together, None for all of the window.
+        sequence: int64 `(length,)`, with at least one mask.
+        mask_token_id: the token at positions that are to be filled in.
+        model_length: the length of the longest window; None for no limit.
+        stride: number of new positions in a window; None for as many as fit.
+        block_length: number of positions that are filled in together; None for the whole window.
     """
-    length = min(model_length or len(sequence), len(sequence))
-    first_mask = first(sequence == mask_token_id)
+    return _part_at(first(sequence == mask_token_id), len(sequence), model_length, stride, block_length)
+
+
+def num_parts(
+    sequence: Tensor, mask_token_id: int, model_length: int | None, stride: int | None, block_length: int | None
+) -> int:
+    """How many parts fill in all of a sequence, one after the other; arguments as of `next_part`."""
+    masks = (sequence == mask_token_id).nonzero()[:, 0].tolist()
+    count = done = 0
+    while done < len(masks):
+        part = _part_at(masks[done], len(sequence), model_length, stride, block_length)
+        done = bisect_left(masks, part.window.start + part.block.stop)
+        count += 1
+    return count
+
+
+def _part_at(
+    first_mask: int, num_tokens: int, model_length: int | None, stride: int | None, block_length: int | None
+) -> Part:
+    length = min(model_length or num_tokens, num_tokens)
     context = length - min(stride or length, length)
-    start = max(min(first_mask - context, len(sequence) - length), 0)
+    start = max(min(first_mask - context, num_tokens - length), 0)
     block = slice(0, length)
     if block_length is not None:
         block = slice(first_mask - start, min(first_mask - start + block_length, length))
@@ -52,16 +71,17 @@ class WindowBatch:
     """Windows of several sequences as one batch, and the blocks in them.
 
     Args:
-        windows: int64 `(length,)` each; lengths differ.
-        blocks: what is filled in of each.
-        hidden: bool like the windows: what a pass without its prompt does not see; None where there is no such pass.
-        mask_token_id: what stands where a token is to be filled in.
+        windows: int64 `(length,)` each; lengths may differ.
+        blocks: the range of each window that is filled in.
+        hidden: bool like the windows: the tokens that the pass without a prompt must not see; None if there is no such
+            pass.
+        mask_token_id: the token at positions that are to be filled in.
 
     Attributes:
-        lengths: int64 `(batch_size,)`.
-        attention_mask: bool `(batch_size, L)`, False where padded; None where all windows are of one length.
-        sample: the blocks, int64 `(batch_size, size)`. A shorter one goes on with what stands after it and then at the
-            beginning of the window: tokens that are known.
+        lengths: lengths of the windows, int64 `(batch_size,)`.
+        attention_mask: bool `(batch_size, L)`, False for padding; None if all windows have the same length.
+        sample: the blocks, int64 `(batch_size, size)`. A block shorter than `size` is extended by the tokens after it
+            and then, if the window ends, by those at the window's beginning; all of these are known.
     """
 
     def __init__(
@@ -70,7 +90,7 @@ class WindowBatch:
         device = windows[0].device
         self.mask_token_id = mask_token_id
         self.lengths = torch.tensor([len(window) for window in windows], device=device)
-        # The model does not see what pads. It only must not be the mask, which would be filled in.
+        # The model does not see the padding, which may be any token but the mask: masks would be filled in.
         self._seen = pad_sequence(windows, batch_first=True, padding_value=0 if mask_token_id else 1)
         self._hidden = None if hidden is None else pad_sequence(hidden, batch_first=True, padding_value=False)
         length = self._seen.shape[1]
@@ -84,22 +104,22 @@ class WindowBatch:
         self.sample = self._seen if self._is_whole else self._seen.gather(1, self._places)
 
     def places_of(self, positions: Tensor) -> Tensor:
-        """Where positions in the blocks stand in the windows; p written as `-p - 1` stays so."""
+        """Convert positions in the blocks to positions in the windows; those given as `-p - 1` keep this form."""
         if self._is_whole:
             return positions
         stand = self._places.gather(1, torch.where(positions < 0, ~positions, positions))
         return torch.where(positions < 0, ~stand, stand)
 
     def seen(self, tokens: Tensor, rows: Tensor | slice, with_prompt: bool) -> tuple[Tensor, Tensor | None]:
-        """What the model sees when the blocks of `rows` hold `tokens`, and the places whose logits are wanted.
+        """The model's input if the blocks of `rows` hold `tokens`, and the positions whose logits are wanted.
 
         Args:
             tokens: int64 `(num_rows, size)`.
-            rows: of the batch.
-            with_prompt: False masks what is hidden.
+            rows: rows of the batch.
+            with_prompt: False masks the `hidden` tokens.
 
         Returns:
-            int64 `(num_rows, L)`, and int64 `(num_rows, size)` or None for all of them.
+            The input, int64 `(num_rows, L)`, and the positions, int64 `(num_rows, size)`, or None for all positions.
         """
         ids, at = tokens, None
         if not self._is_whole:
@@ -116,6 +136,6 @@ class WindowBatch:
 
 
 def first(wanted: Tensor) -> int:
-    """Where the first True stands, or the length where there is none."""
+    """The index of the first True; the length if there is none."""
     found = wanted.nonzero()
     return int(found[0]) if len(found) else len(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, Pipeline, PreTrainedConfig, 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
+from ..integers import as_integer
 from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
 from ..published import PUBLISHED_TYPES
 from ..sampling import check_generators
@@ -21,6 +22,7 @@ from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
 from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
+from .task_inputs import as_inputs
 from .text_prompts import MASK_SPAN
 
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
@@ -59,14 +61,19 @@ class Repository:
         loading = given if dtype in (None, "auto") else {"dtype": dtype, **given}
         return cls(str(pretrained_model_name_or_path), location, loading)
 
-    def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
-        """The pipeline; `ValueError` where the repository holds anything else."""
+    @cached_property
+    def pipeline_name(self) -> str:
+        """The class of the pipeline that it holds, or that opens the model that it holds."""
         try:
-            name = DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
+            return DiffusionPipeline.load_config(self.name, **self.location)["_class_name"]
         except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
             config, _ = PreTrainedConfig.get_config_dict(self.name, **self.location)
             is_mdlm = config.get("model_type") == MDLMConfig.model_type
-            name = (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
+            return (MDLMPipeline if is_mdlm else MaskedDiffusionTextPipeline).__name__
+
+    def open(self, *expected: type[DiffusionPipeline], **components: Any) -> Any:
+        """The pipeline; `ValueError` where the repository holds anything else."""
+        name = self.pipeline_name
         found = next((pipeline for pipeline in expected if pipeline.__name__ == name), None)
         if found is None:
             raise ValueError(
@@ -179,6 +186,9 @@ def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
     settings = {name: value for name, value in pipe.config.items() if name in inspect.signature(type(pipe)).parameters}
     replaced = type(pipe)(**{**settings, **pipe.components, **components})
     replaced.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    caching = getattr(pipe, "denoiser", pipe)
+    if caching.partial_cache is not None:
+        replaced.enable_cache(caching.partial_cache)
     return replaced
 
 
@@ -206,8 +216,13 @@ class _MaskedDiffusionTask(Pipeline):
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
-        """What the class says, for one input, a list, a data set or a generator of inputs; None is no condition."""
-        return super().__call__(inputs, **kwargs)
+        """What the class says, for one input or several; None is no condition.
+
+        Several inputs are a list, a tuple or an array, which give a list; or a column of a data set, a `Dataset` of
+        torch, a generator or another iterable, of which the results come one by one.
+        """
+        listed = as_inputs(inputs)
+        return [] if isinstance(listed, list) and not listed else super().__call__(listed, **kwargs)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {type(self.model.scheduler).__name__})"
@@ -233,7 +248,7 @@ class _MaskedDiffusionTask(Pipeline):
     def _forward(self, model_inputs: dict[str, list], **kwargs: Any) -> dict[str, list]:
         """For each input a list of outputs."""
         inputs = [getattr(one, "messages", one) for one in model_inputs["inputs"]]  # transformers wraps chats
-        num = kwargs.pop(self._num_outputs, 1)
+        num = as_integer(kwargs.pop(self._num_outputs, 1))
         if inputs == [None] * len(inputs):  # the diffusers pipelines take None, not a list of it
             made = self.model(**{self._num_outputs: num * len(inputs)}, **kwargs)[self._outputs]
         else:
@@ -255,7 +270,7 @@ class _MaskedDiffusionTask(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[Any]:
         """Results one by one; a list of generators is dealt out, one or more for each input."""
-        generators, per_input = forward_params.get("generator"), forward_params.get(self._num_outputs, 1)
+        generators, per_input = forward_params.get("generator"), as_integer(forward_params.get(self._num_outputs, 1))
         size = len(inputs) if isinstance(inputs, Sized) else None
         if size is not None:
             check_generators(generators, size * per_input)

@@ -150,7 +150,6 @@ class PublishedText:
                 f"{model.name_or_path!r} must name a mask token, in `config.json` as `mask_token_id` or in its "
                 "tokenizer, got none. Pass a `tokenizer` that has one."
             )
-        model.config.mask_token_id = mask
         generation = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
         ends = [tokenizer.eos_token_id, *(generation if isinstance(generation, list) else [generation])]
         ends += [tokenizer.get_vocab().get(token) for token in _ENDS_OF_TURN]
@@ -233,4 +232,6 @@ def load_published_text(
     if wrong:
         raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
 
-    return PublishedText.of(model.eval(), found, family is not None and family.shift_logits)
+    published_text = PublishedText.of(model.eval(), found, family is not None and family.shift_logits)
+    model.config.mask_token_id = published_text.mask_token_id  # the model is nobody else's yet
+    return published_text

@@ -1,12 +1,16 @@
-"""Checks that the schedulers share: one clear `ValueError` with rule, value and remedy."""
+"""Checks that the schedulers share. Each raises a `ValueError` that states the rule, the value and a remedy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..integers import as_integer, is_integer
 
 ChoiceTemperature = float | Sequence[float]
 
@@ -17,24 +21,29 @@ def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> No
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
 
 
-def require_steps(num_inference_steps: int) -> None:
-    """Raise `ValueError` unless the number of steps is a positive integer."""
-    valid = isinstance(num_inference_steps, int) and num_inference_steps >= 1
-    remedy = "Pass the number of model passes you want."
-    require(valid, "num_inference_steps", "an integer of at least 1", num_inference_steps, remedy)
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def require_steps(num_inference_steps: Any) -> int:
+    """The number of steps as `int`; `ValueError` unless it is a positive integer."""
+    remedy, rule = "Pass the number of model passes you want.", "an integer of at least 1"
+    require(is_integer(num_inference_steps, at_least=1), "num_inference_steps", rule, num_inference_steps, remedy)
+    return as_integer(num_inference_steps)
 
 
 def check_choice_temperature(value: ChoiceTemperature | None) -> None:
-    """Raise `ValueError` unless the choice temperature is None, a number, or a pair, none of them negative."""
+    """Raise `ValueError` unless the choice temperature is None, a number or a pair of numbers, none negative."""
     if value is None:
         return
-    values = list(value) if isinstance(value, Sequence) else [value]
-    valid = len(values) in ((2,) if isinstance(value, Sequence) else (1,)) and all(v >= 0 for v in values)
+    values = list(value) if isinstance(value, Sequence) else [value, value]
+    valid = len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
     require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
 
 
 def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
-    """Raise `ValueError` where a draw found no token; for the CPU, where looking costs nothing."""
+    """Raise `ValueError` if a draw found no token; used on the CPU alone, where reading the result costs nothing."""
     if tokens.numel() and int(tokens.max()) >= num_tokens:
         raise ValueError(
             "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
@@ -42,8 +51,16 @@ def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
         )
 
 
+def require_tensor(name: str, value: object, what: str, remedy: str) -> None:
+    """Raise `ValueError` for an array, a list or whatever else is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"`{name}` must hold {what}, as a tensor, got {type(value).__name__}. {remedy}")
+
+
 def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
-    """Logits as `(batch_size, L, V)`, a view, from any form `step` accepts; `ValueError` where they do not fit."""
+    """View the logits, in any shape that `step` accepts, as `(batch_size, L, V)`; `ValueError` on a mismatch."""
+    require_tensor("sample", sample, "int64 tokens (batch_size, L) or (batch_size, height, width)", "Pass token ids.")
+    require_tensor("model_output", model_output, "logits (batch_size, L, V)", "Check the model's output.")
     if sample.ndim not in (2, 3) or sample.dtype != torch.int64:
         raise ValueError(
             f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "

@@ -1,4 +1,4 @@
-"""The orders by name, as the schedulers use them: scores of all positions from the marginals and the step."""
+"""Position orders by name. Each is a function that scores all positions, given the marginals and the step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
-    """Halton order, begun at a place that follows from the seed of each row's generator, the same in all steps."""
+    """Halton order, begun at a place of each row's own, the same in all steps of a run and a new one in the next."""
     ranks = spread_ranks(context.grid, context.keys.device)
     place = position_noise(context.run_keys, 1, Purpose.SHIFT)[0]
     return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()
@@ -37,8 +37,8 @@ def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpo
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log sum_x p_i(x)^beta + G_i`."""
-    # Divided by beta as a whole, noise included: the order is the same, and beta may grow without bound. A row that is
-    # emptied, where beta is 1, reveals all it has in whatever order.
+    # Score and noise are both divided by beta: this keeps the order, and beta may grow without bound. In a row's last
+    # step beta should be 1, but there the order does not matter, since all remaining positions are revealed.
     noise = context.gumbel(purpose).div_(context.sharpness)
     return noise.add_(marginals.score(partial(log_moment, beta=context.sharpness), context.masked).to(noise.device))
 

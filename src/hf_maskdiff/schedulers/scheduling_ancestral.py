@@ -17,10 +17,10 @@ class AncestralScheduler(ChooseThenSampleScheduler):
 
     $$ \Pr[i \text{ is revealed in step } n] = 1 - \frac{m(t_{n+1})}{m(t_n)}, \qquad x_i \sim p_i $$
 
-    for every masked position independently, with m the mask ratio of `masking_schedule`. The result's law tends to the
-    model's own as 1 / T. The last step reveals all that is left. Where a step reveals nothing in a row, the row needs
-    no new model call before it does; the pipelines save that call for models without a time input, so many short steps
-    cost at most as many calls as there are positions.
+    for every masked position independently, where m is the mask ratio of `masking_schedule`. With T steps, the error in
+    the distribution of samples is of order 1 / T. The last step reveals all remaining positions. If a step reveals
+    nothing in a row, its tokens have not changed and it needs no new model call; the pipelines save this call for
+    models without a time input, so that however many the steps, a row costs at most one call per position.
 
     MDLM's log-linear noise is `masking_schedule="linear"`; its cosine noise is `"mdlm_cosine"`, which is not MaskGIT's
     `"cosine"`. Source: "Simple and Effective Masked Diffusion Language Models" (arXiv 2406.07524).
@@ -35,7 +35,7 @@ class AncestralScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
-            has no say here, since the counts are random.
+            has no effect here, since the counts are random.
     """
 
     @register_to_config
@@ -52,11 +52,11 @@ class AncestralScheduler(ChooseThenSampleScheduler):
         self.check_config()
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
-        """None: the noise decides."""
+        """None: how many positions are revealed is random and not known in advance."""
         self._require_run()
 
     def reveal_probability(self, step_index: int) -> float:
-        """The probability with which each masked position is revealed in a step."""
+        """The probability that a masked position is revealed in this step."""
         num_steps = self._require_run()
         times = 1 - torch.tensor([step_index, step_index + 1], dtype=torch.float64) / num_steps
         before, after = mask_ratio(self.config.masking_schedule, times).tolist()

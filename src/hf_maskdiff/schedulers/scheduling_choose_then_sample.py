@@ -18,18 +18,18 @@ from .step_context import StepContext
 
 @dataclass(frozen=True)
 class Choice:
-    """The positions of one step, in order, and all that their tokens depend on besides the logits.
+    """The positions that a step reveals, in order, and all that is needed besides the logits to draw their tokens.
 
     Args:
-        positions: int64 `(batch_size, K)`, distinct in a row, chosen first and in order; rank r is valid where
-            `r < count`.
-        count: valid ranks of each row, int64 `(batch_size,)`.
+        positions: int64 `(batch_size, K)`, distinct within a row, the chosen ones first and in order; rank r, the
+            r-th entry of a row, is valid if `r < count`.
+        count: number of valid ranks of each row, int64 `(batch_size,)`.
         sample: all current tokens, int64 `(batch_size, L)`.
         noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
         beta: inverse temperature of the draws, float64 `(batch_size, K)`.
-        keys: the step's noise keys, int64 `(batch_size,)`, for what else is left to chance.
+        keys: the step's noise keys, int64 `(batch_size,)`, for further random decisions.
         step_index: the step, for error messages.
-        full: every rank of every row is known to be valid, without looking.
+        full: True if every rank of every row is known to be valid, so that `count` need not be read.
     """
 
     positions: Tensor
@@ -43,12 +43,12 @@ class Choice:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The current tokens at `positions`, int64 `(batch_size, K)`."""
+        """The tokens that stand at `positions` before the step, int64 `(batch_size, K)`."""
         return self.sample.gather(1, self.positions)
 
     @property
     def valid(self) -> Tensor:
-        """bool `(batch_size, K)`."""
+        """Which ranks are valid, bool `(batch_size, K)`."""
         return torch.arange(self.positions.shape[1], device=self.count.device) < self.count[:, None]
 
 
@@ -57,44 +57,47 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
     The general algorithm (Algorithm 3 of arXiv 2510.04525), step n of T, for every row:
 
-        1. order the masked positions:   by falling `score_positions`
-        2. keep the first k_n of them:   `count_positions`, by default what the masking schedule plans
-        3. draw `x_i ~ p_i^beta / ||p_i||_beta^beta` at each of these
+        1. sort the masked positions:    by descending `score_positions`
+        2. choose the first k_n of them: `count_positions`, by default the count that the masking schedule plans
+        3. draw their tokens:            `x_i ~ p_i^beta / ||p_i||_beta^beta`
 
-    with `beta = 1 + 1 / alpha_n` where the scheduler has a choice temperature, and `beta = 1` where it has none and in
-    the step that empties the row. A subclass gives the order; see `examples/custom_scheduler.py`. One whose k_n follows
-    from the logits or from noise gives the count too, and its `planned_counts` returns None; the last step reveals all
-    that is left, whatever it says.
+    with `beta = 1 + 1 / alpha_n` if the scheduler has a choice temperature. Without one, and in the step that reveals a
+    row's last masks, `beta = 1`. A subclass defines the order by `score_positions`; see `examples/custom_scheduler.py`.
+    If k_n depends on the logits or on noise, the subclass also overrides `count_positions`, and its `planned_counts`
+    returns None. Whatever the count, the last step reveals all remaining positions.
 
-    The two halves are public: `choose` reads logits of all positions, `sample_tokens` only those of the chosen ones,
-    and may be called again for later ranks with fresher logits.
+    Both halves of a step are public: `choose` reads the logits of all positions; `sample_tokens` reads only those of
+    the chosen positions, and may be called again with fresher logits for later ranks.
     """
 
     @abstractmethod
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        """Scores of all positions, floating point `(batch_size, L)`, larger is earlier; only masked ones count."""
+        """Scores of all positions, floating point `(batch_size, L)`: larger is earlier.
+
+        Scores of positions that are not masked are ignored.
+        """
 
     def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
         """How many positions each row reveals in this step, int64 `(batch_size,)`: 0 to `context.remaining`.
 
         Args:
-            scores: those of `score_positions` in order, `(batch_size, L)`; -inf beyond the first `context.remaining` of
-                a row, which are of masked positions.
-            context: its `count` is what the masking schedule plans.
+            scores: the scores in descending order, `(batch_size, L)`. In each row the first `context.remaining` belong
+                to masked positions; all later ones are -inf.
+            context: the step; `context.count` is what the masking schedule plans.
         """
         return context.count
 
     def rank_positions(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
-        """All positions from first to last, int64 `(batch_size, L)`, the masked ones ahead, and how many are revealed.
+        """All positions from first to last, int64 `(batch_size, L)`, masked ones first, and how many are revealed.
 
-        For subclasses that merge orders; one order and its count are `score_positions` and `count_positions`.
+        Override this to merge several orders; for a single order override `score_positions` and `count_positions`.
         """
         scores = self.score_positions(marginals, context).to(context.keys.device)
         ordered, ranked = sort_positions(scores, context.masked.to(context.keys.device))
         return ranked, self.count_positions(ordered, context)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        """Inverse temperature of the draws by rank, float64 `(batch_size, num_ranks)`."""
+        """Inverse temperature of the draw at each rank, float64 `(batch_size, num_ranks)`."""
         return context.beta[:, None].expand(-1, num_ranks)
 
     @torch.inference_mode()
@@ -107,12 +110,13 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         generator: Generators = None,
         max_count: int | None = None,
     ) -> Choice:
-        """The first half of `step`, with the same arguments: which positions, in which order.
+        """The first half of `step`, with the same arguments: choose the positions, and their order.
 
-        Where the step would reveal more than `max_count` positions of a row, the first `max_count` are chosen.
+        If the step would reveal more than `max_count` positions of a row, only the first `max_count` are chosen.
 
         Returns:
-            A `Choice` of K ranks: K is `max_count` where given, else the largest count on a CPU, else L.
+            A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
+            and L on an accelerator.
         """
         marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
         return self._choose(context, *self.rank_positions(marginals, context), max_count)
@@ -145,17 +149,17 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         Args:
             model_output: logits aligned with `choice.positions`, `(batch_size, K, V)`.
             choice: what `choose` returned.
-            group: bool `(batch_size, K)`, the ranks to draw now; None draws every valid one.
+            group: bool `(batch_size, K)`, the ranks to draw now; None draws every valid rank.
 
         Returns:
-            int64 `(batch_size, K)`: the tokens drawn, and the current tokens at every other rank. Where no token can be
-            drawn (NaN logits) the CPU raises at once; an accelerator leaves the position masked.
+            int64 `(batch_size, K)`: the drawn tokens, and the current tokens at every other rank. If no token can be
+            drawn (NaN logits), the CPU raises `ValueError` at once; an accelerator leaves the position masked.
         """
         ranks = torch.arange(choice.positions.shape[1], device=choice.positions.device)
         return self._sample(self.marginals(model_output), choice, ranks.expand(choice.positions.shape), group)
 
     def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, group: Tensor | None) -> Tensor:
-        """Draw a group; `columns` `(batch_size, K)` says where along the logits' L each rank's row lies."""
+        """Draw the tokens of a group; `columns` `(batch_size, K)` holds each rank's index along L of the logits."""
         on_cpu = columns.device.type == "cpu"
         rows = columns + first_rows(*marginals.logits.shape[:2], columns.device)
         if on_cpu and not (choice.full and group is None):
@@ -168,7 +172,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         if on_cpu:
             require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return drawn
-        # Selecting would make the host wait for the accelerator: every rank was drawn, the unwanted ones are dropped.
+        # Selecting ranks would make the host wait for the accelerator, so all were drawn; now drop the unwanted draws.
         wanted = choice.valid if group is None else choice.valid & group
         return torch.where(wanted & (drawn < marginals.num_tokens), drawn, choice.tokens)
 
@@ -185,7 +189,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         with torch.inference_mode():
             marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
             count = context.count
-            # The last step reveals all that is masked, and noise belongs to positions: there the order changes nothing.
+            # The last step reveals every masked position, and noise belongs to positions, so the order has no effect.
             if context.is_last:
                 ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))
             else:

@@ -13,7 +13,7 @@ from .position_orders import CERTAINTIES
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 
-# Below any temperature at which the difference of two float32 logits matters.
+# The temperature used for greedy draws: so small that any difference of two float32 logits decides.
 _GREEDY = 1e-30
 
 
@@ -23,10 +23,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
     $$ s_i = c_i + \alpha_n G_i, \qquad c_i = \log \max_x p_i(x), \;\;
        \log (p_{i,(1)} - p_{i,(2)}) \;\; \text{or} \;\; -H(p_i), \qquad x_i \sim p_i $$
 
-    for the measures `"confidence"`, `"margin"` and `"entropy"`; G_i is standard Gumbel noise, absent without a choice
-    temperature. Tokens are drawn from the model's marginals at `token_temperature`, of which the order knows nothing:
-    at 0 they are the most probable ones, as LLaDA and Dream write them. (`top_k=1` gives these too, but then every
-    position is equally sure.) Algorithm 3 of arXiv 2510.04525; the measures are those of arXiv 2502.06768.
+    for the measures `"confidence"`, `"margin"` and `"entropy"`. G_i is standard Gumbel noise; without a choice
+    temperature there is none. Tokens are drawn from the model's marginals at `token_temperature`, which does not affect
+    the order of positions: 0 always takes the most probable token, as LLaDA and Dream do. (`top_k=1` does so too, but
+    then all positions are equally certain.) Algorithm 3 of arXiv 2510.04525; the measures are from arXiv 2502.06768.
 
     Example:
 
@@ -39,9 +39,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
         measure (`str`): `"confidence"`, `"margin"` or `"entropy"`.
-        choice_temperature (`float` or pair, optional): alpha, strength of the noise in the order, None for no noise;
-            a pair is spaced evenly over the steps.
-        token_temperature (`float`): temperature of the draws, after `temperature`, `top_k` and `top_p`; 0 is greedy.
+        choice_temperature (`float` or pair, optional): alpha, the strength of the noise in the order; None for no
+            noise; a pair (start, end) changes linearly over the steps.
+        token_temperature (`float`): temperature of the draws, applied after `temperature`, `top_k` and `top_p`; 0 is
+            greedy.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
     """
@@ -67,7 +68,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         self.check_config()
 
     def with_sampling_temperature(self, value: float) -> ConfidenceScheduler:
-        """A copy that draws tokens at another temperature, in the same order of positions."""
+        """A copy that draws tokens at another temperature and keeps the order of positions."""
         return self.from_config(self.config, token_temperature=value)
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
@@ -77,6 +78,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         return certainty + context.choice_temperature * context.gumbel(Purpose.CHOICE)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        # The noise is in the order alone. Logits are multiplied once their largest is 0, which any factor leaves 0.
+        # Noise affects the order alone. The logits are shifted so that the largest is 0 before they are multiplied by
+        # beta, so that even a huge beta cannot overflow.
         beta = 1 / max(self.config.token_temperature, _GREEDY)
         return torch.full((len(context.keys), num_ranks), beta, device=context.keys.device)

@@ -1,4 +1,4 @@
-"""Entropy-bounded unmasking: as many positions a step as the model is sure of together."""
+"""Entropy-bounded unmasking: each step reveals as many positions as an entropy bound allows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
     $$ I = \text{the largest prefix, by ascending entropy, with} \;\;
        \sum_{i \in I} H(p_i) - \max_{i \in I} H(p_i) \le \gamma, \qquad x_i \sim p_i $$
 
-    The left side bounds the dependence among tokens that are drawn together as if they were independent (their joint
-    mutual information), so the bound gamma is an error allowed per step, spent where it buys most passes. At least one
-    position is revealed; each row has its own count. "Accelerated Sampling from Masked Diffusion Models via Entropy
-    Bounded Unmasking" (arXiv 2505.24857).
+    Tokens of one step are drawn as if they were independent. The left side bounds the dependence that this ignores
+    (their joint mutual information), so gamma is the error allowed per step. At least one position is revealed, and
+    each row has its own count. "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking"
+    (arXiv 2505.24857).
 
-    `num_inference_steps` is the most passes a run takes. It ends earlier once nothing is masked, and its last step
-    reveals all that is left, whatever the bound says. So either allow as many steps as there are positions, and the
-    bound alone decides; or set `follow_schedule`, by which every step reveals at least what `masking_schedule` plans: a
-    bound that is too tight for the steps then gives the entropy order on that schedule rather than one huge last step,
-    at the price of exceeding the bound in any step. Without it the schedule is not used for sampling.
+    `num_inference_steps` is the largest number of passes in a run. The run ends earlier once nothing is masked, and its
+    last step reveals all remaining positions, whatever the bound. So choose one of two ways. Either allow as many steps
+    as there are positions, so that the bound alone decides; or set `follow_schedule`, with which every step reveals at
+    least as many positions as `masking_schedule` plans. If the bound is too tight for the number of steps, this follows
+    the schedule in entropy order instead of leaving one huge last step, but any step may exceed the bound. Without
+    `follow_schedule`, the schedule is not used for sampling.
 
     Example:
 
@@ -44,10 +45,10 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Entropies
-            are those of p_i after temperature, `top_k` and `top_p`.
-        entropy_bound (`float`): gamma, in nats, at least 0. 0 reveals one position a step (and those that are certain),
-            infinity all in one.
-        follow_schedule (`bool`): reveal at least what the masking schedule plans.
+            are computed after temperature, `top_k` and `top_p`.
+        entropy_bound (`float`): gamma, in nats, at least 0. With 0, a step reveals one position, and any whose token is
+            certain; with infinity, the first step reveals all.
+        follow_schedule (`bool`): reveal at least as many positions per step as the masking schedule plans.
     """
 
     @register_to_config
@@ -68,7 +69,7 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
         self.check_config()
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
-        """None: the logits decide."""
+        """None: the counts depend on the logits and are not known in advance."""
         self._require_run()
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:

@@ -18,16 +18,17 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
 
     $$ i \sim \text{uniform over the masked positions}, \qquad x_i \sim p_i $$
 
-    The reverse process changes only at the moments at which a position is revealed; this sampler jumps from one to the
-    next, so it has no discretisation error: it is what `AncestralScheduler` tends to with ever more steps. Rows of a
-    batch each reveal one position per call, whatever the others hold.
+    The reverse process changes only at the moments when a position is revealed. This sampler jumps from one such moment
+    to the next, so it has no discretisation error: it is the limit of `AncestralScheduler` for many steps. Every row of
+    a batch reveals one position per model call.
 
-    **`num_inference_steps` bounds nothing here.** The pipelines replace it by the largest number of masks in a row.
-    In a loop of your own call `set_timesteps` with that number; as in every scheduler, the last step of a shorter run
-    reveals all that is left, which is exact no more.
+    **The pipelines ignore `num_inference_steps` here:** they replace it by the largest number of masks in any row. In a
+    loop of your own, call `set_timesteps` with that number. In a shorter run the last step reveals all remaining
+    positions, as in every scheduler, and the sample is no longer exact.
 
     Source: "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical
-    Sampling" (arXiv 2409.02908). The model is taken to have no time input; one that has is given evenly spaced times.
+    Sampling" (arXiv 2409.02908). The method assumes a model without a time input; a model that has one is given evenly
+    spaced times.
 
     Example:
 
@@ -39,7 +40,7 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; the
-            schedule serves `add_noise` alone, and `rounding` has no say.
+            schedule is used by `add_noise` alone, and `rounding` has no effect.
     """
 
     @register_to_config
@@ -56,13 +57,13 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
         self.check_config()
 
     def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
-        """As many steps as the row with the most masks needs, all of them run."""
+        """Set as many steps as the row with the most masks needs; returns 0, the first step to run."""
         self._require_run()
         self.set_timesteps(max(1, int(num_masked.max())))
         return 0
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor:
-        """One in each row as long as any is masked; in the last step all."""
+        """One position per step in each row that has masks; all remaining positions in the last step."""
         num_steps = self._require_run() - first_step
         remaining = num_masked.cpu() - torch.arange(num_steps)[:, None]
         counts = remaining.clamp(0, 1)

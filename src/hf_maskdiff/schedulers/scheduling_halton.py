@@ -16,14 +16,14 @@ from .step_context import StepContext
 
 
 class HaltonScheduler(ChooseThenSampleScheduler):
-    r"""Reveals positions far from each other together, on any grid or sequence, without looking at the logits.
+    r"""Reveals positions that lie far apart in each step, on any grid or sequence, without looking at the logits.
 
     $$ s_i = -\operatorname{rank}(i), \qquad x_i \sim p_i \;\; \text{(or } p_i^{\beta_n}
        \text{ with a choice temperature)} $$
 
-    On a grid, sample `(batch_size, height, width)`, the rank is that of the Halton sequence in bases 2 and 3; on a
-    sequence, sample `(batch_size, L)`, positions come in bit-reversed order. "Halton Scheduler for Masked Generative
-    Image Transformer" (arXiv 2503.17076).
+    On a grid, with a sample `(batch_size, height, width)`, positions come in the order of the Halton sequence in bases
+    2 and 3; on a sequence, with a sample `(batch_size, L)`, in bit-reversed order. "Halton Scheduler for Masked
+    Generative Image Transformer" (arXiv 2503.17076).
 
     Example:
 
@@ -35,15 +35,16 @@ class HaltonScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
-        choice_temperature (`float` or pair, optional): alpha, None draws tokens at the model's own temperature;
-            a pair is spaced evenly over the steps.
+        choice_temperature (`float` or pair, optional): alpha; None draws tokens at the model's own temperature; a
+            pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
-        inverse_temperature (`float` or pair): multiplies the logits of the draws, after `temperature`, `top_k` and
-            `top_p`; a pair is spaced evenly over the steps. The published sampler takes `(1.0, 1.2)`: late tokens are
-            drawn more sharply.
-        randomize (`bool`): start each row at a place of its own in the order. The place follows from the seed of the
-            row's generator, so that it is the same in all steps of a run.
+        inverse_temperature (`float` or pair): multiplies the logits before tokens are drawn, after `temperature`,
+            `top_k` and `top_p`; a pair (start, end) changes linearly over the steps. The published sampler uses
+            `(1.0, 1.2)`, so that later tokens are drawn more sharply.
+        randomize (`bool`): start each row at its own random place in the order; all places are equally likely. The
+            place follows from the state of the row's generator when the run begins, so it is the same in all steps of
+            a run. If you write the loop yourself, pass the same generator to every step.
     """
 
     @register_to_config

@@ -18,14 +18,14 @@ from .step_context import StepContext
 
 
 class HybridScheduler(ChooseThenSampleScheduler):
-    r"""Spends part of each step on positions that tell most about the rest, the other part on those already certain.
+    r"""Reveals, in each step, some positions that tell most about the rest and some whose tokens are almost certain.
 
     $$ I = \text{first } m \text{ of the exploration order} \;\cup\; \text{first } k - m
        \text{ of the exploitation order not yet taken}, \qquad x_i \sim p_i^{\beta_n} / \lVert p_i \rVert^{\beta_n} $$
 
-    with `m = floor(ratio_n k + 1/2)`. By the chain rule `KL(q || p)` is what is lost now by sampling I at once (small
-    for certain positions) plus what stays hard afterwards (small when I tells most about the rest). The merged order is
-    kept, since partial caching samples in it. Section 5 of arXiv 2510.04525.
+    with `m = floor(ratio_n k + 1/2)`. By the chain rule, `KL(q || p)` is the error of sampling the set I at once (small
+    if its positions are certain) plus the error of all later steps (small if I tells much about the rest). The merged
+    order is kept, since partial caching draws the tokens in this order. Section 5 of arXiv 2510.04525.
 
     Example:
 
@@ -38,12 +38,12 @@ class HybridScheduler(ChooseThenSampleScheduler):
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
         exploration, exploitation (`str`): any two of `"uniform"`, `"halton"`, `"randomized_halton"`, `"moment"`,
-            `"confidence"`, `"margin"`, `"entropy"`. Halton is bit-reversed order on a sequence; confidence, margin and
-            entropy are without noise here.
-        exploration_ratio (`float` or pair): share of a step's positions that explore, in [0, 1]; a pair is spaced
-            evenly over the steps.
-        choice_temperature (`float` or pair, optional): alpha, as in the moment sampler; None draws at the model's own
-            temperature; a pair is spaced evenly over the steps.
+            `"confidence"`, `"margin"`, `"entropy"`. On a sequence, Halton is the bit-reversed order; confidence, margin
+            and entropy have no noise here.
+        exploration_ratio (`float` or pair): share of a step's positions that come from the exploration order, in
+            [0, 1]; a pair (start, end) changes linearly over the steps.
+        choice_temperature (`float` or pair, optional): alpha, as in the moment sampler; None draws tokens at the
+            model's own temperature; a pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
         plain_exploration (`bool`): draw the explored positions' tokens at the model's own temperature.
@@ -75,7 +75,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
         self.check_config()
 
     def num_explored(self, context: StepContext) -> Tensor:
-        """Positions of each row that explore in this step, int64 `(batch_size,)`."""
+        """How many positions of each row come from the exploration order in this step, int64 `(batch_size,)`."""
         ratio = self.config.exploration_ratio
         start, end = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
         now = start + (end - start) * context.progress

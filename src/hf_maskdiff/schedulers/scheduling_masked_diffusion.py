@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -15,9 +17,20 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..hub import ModelCardMixin
+from ..integers import is_integer, plain
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, check_choice_temperature, flatten_logits, require, require_steps
+from .checks import (
+    ChoiceTemperature,
+    check_choice_temperature,
+    flatten_logits,
+    is_number,
+    require,
+    require_steps,
+    require_tensor,
+)
+from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
+from .run_keys import RunKeys
 from .step_context import StepContext
 
 
@@ -27,8 +40,8 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample: tokens after the step, int64, the shape of `sample`.
-        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None where the
-            scheduler chooses positions before it samples, since nothing is drawn there that is not used.
+        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None if the
+            scheduler chooses positions before it samples, since it then draws only the tokens that it reveals.
     """
 
     prev_sample: Tensor
@@ -36,23 +49,23 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
 
 class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
-    """Base of all schedulers: reveals some masked positions per step, never changes a known one, leaves no mask.
+    """Base of all schedulers: reveals some masked positions per step, never changes a known token, ends without masks.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
-    `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks keeps
-    `min(N_n - 1, floor(N_0 m(t_{n+1})))` of them after step n, so at least one position is revealed per step while any
-    is masked.
+    `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks and has N_n of them before step n
+    keeps `min(N_n - 1, floor(N_0 m(t_{n+1})))` after it, so every step reveals at least one position while any is
+    masked.
 
     Configuration shared by all schedulers:
 
         mask_token_id (`int`): the token that stands for "masked"; it may lie outside the logits' columns.
-        codebook_size (`int`, optional): ids from here on are never drawn; None allows every column but the mask's.
+        codebook_size (`int`, optional): ids from this one on are never drawn; None allows every column but the mask's.
         masking_schedule (`str` or list of `int`): `"cosine"`, `"linear"`, `"arccos"`, `"square"`, `"mdlm_cosine"`, or a
-            table of the positions revealed after each step, which fixes the number of steps.
+            table of how many positions are revealed by the end of each step, which fixes the number of steps.
         rounding (`str`): `"floor_masked"`, `"floor_revealed"` or `"even"`, see `hf_maskdiff.masking.masks_left`.
         temperature (`float`): temperature of the model's marginals p_i.
-        top_k (`int`, optional), top_p (`float`, optional): restrict p_i as transformers does; the token that crosses
-            `top_p` stays.
+        top_k (`int`, optional), top_p (`float`, optional): restrict p_i as in transformers; the token with which the
+            total probability reaches `top_p` is kept.
     """
 
     order = 1
@@ -69,20 +82,23 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
     def check_config(self) -> None:
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
+        self.register_to_config(**{name: plain(value) for name, value in self.config.items()})
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
-        require(
-            config.mask_token_id >= 0, "mask_token_id", "at least 0", config.mask_token_id, "Pass the id of the mask."
-        )
+        mask = config.mask_token_id
+        valid = is_integer(mask, at_least=0)
+        require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
         at_least_one = (
             ("codebook_size", "the number of real tokens"),
             ("top_k", "a number of tokens, or None for all"),
         )
         for name, meaning in at_least_one:
             value = config[name]
-            require(value is None or value >= 1, name, "at least 1", value, f"Pass {meaning}.")
-        require(config.temperature > 0, "temperature", "above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or 0 < config.top_p <= 1
+            valid = value is None or is_integer(value, at_least=1)
+            require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
+        valid = is_number(config.temperature) and config.temperature > 0
+        require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
+        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
         require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
@@ -94,15 +110,64 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self._choice_temperatures: list[float] | None = None
+        self._run_keys = RunKeys()
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler with these settings: those of any scheduler, with the keywords in place of its own.
+
+        What this class has no use for in the configuration of another one is kept for the way back. Called on a base,
+        `MaskedDiffusionScheduler.from_config(config)`, it makes the scheduler that the configuration names.
+
+        Args:
+            config: `scheduler.config`, or what `load_config` returns.
+            return_unused_kwargs: return `(scheduler, keywords that it did not use)`.
+            kwargs: settings, for example `choice_temperature=3.0`.
+
+        Raises:
+            ValueError: a keyword that neither this class nor the configuration knows; called on a base, a
+                configuration that names no scheduler of this package.
+        """
+        if isabstract(cls):
+            named: Any = require_named(cls, config, _schedulers())
+            return named.from_config(config, return_unused_kwargs, **kwargs)
+        if isinstance(config, Mapping):
+            own = cls._get_init_keys(cls) - {"self"}
+            if not return_unused_kwargs:
+                check_keywords(cls.__name__, kwargs, {*own, *config})
+            config = with_settings(config, {name: kwargs[name] for name in kwargs if name not in own})
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Open a preset, from a folder or the Hub; the arguments are those of diffusers' `SchedulerMixin`.
+
+        `MaskedDiffusionScheduler.from_pretrained(preset)` is the scheduler that the preset names. Another class takes
+        over the settings that it shares with that one, as diffusers' schedulers do, and says so in a warning.
+        """
+        config, settings, _ = cls.load_config(
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            return_unused_kwargs=True,
+            return_commit_hash=True,
+            **kwargs,
+        )
+        if not isabstract(cls):
+            warn_of_another_class(cls, class_named(config, _schedulers()), pretrained_model_name_or_path)
+        made = cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **settings)
+        if subfolder is None:  # else the card there is of what this is a part of
+            (made[0] if return_unused_kwargs else made)._loaded_from = pretrained_model_name_or_path
+        return made
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        def concrete(base: type) -> list[type]:
-            children: list[type] = base.__subclasses__()
-            below = [found for child in children for found in concrete(child)]
-            return below if getattr(base, "__abstractmethods__", None) else [base, *below]
-
-        return [*concrete(MaskedDiffusionScheduler), diffusers.AmusedScheduler]
+        return [*_schedulers(), diffusers.AmusedScheduler]
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -115,12 +180,13 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         """Prepare a run of `num_inference_steps` model passes.
 
         Args:
-            temperature: the *choice* temperature for this run (aMUSEd's name and place): None keeps the config's, a
-                pair `(start, end)` is spaced evenly over the steps, a number s is `(s, 0.01)`. Schedulers without a
-                choice temperature ignore it.
-            device: accepted for diffusers' pipelines; `timesteps` stays on the CPU, as diffusers keeps `sigmas`.
+            temperature: the *choice* temperature for this run; the name and place of the argument are aMUSEd's. None
+                keeps the config's value, a pair `(start, end)` changes linearly over the steps, and a number s means
+                `(s, 0.01)`. Schedulers without a choice temperature ignore it.
+            device: accepted for diffusers' pipelines but not used; `timesteps` stays on the CPU, like diffusers'
+                `sigmas`.
         """
-        require_steps(num_inference_steps)
+        num_inference_steps = require_steps(num_inference_steps)
         table = self.config.masking_schedule
         if not isinstance(table, str) and len(table) != num_inference_steps:
             raise ValueError(
@@ -130,6 +196,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor([1 - n / num_inference_steps for n in range(num_inference_steps)])
         self._choice_temperatures = self._anneal(temperature)
+        self._run_keys = RunKeys()
 
     def _anneal(self, override: ChoiceTemperature | None) -> list[float] | None:
         value, num_steps = self.config.get("choice_temperature"), self._require_run()
@@ -146,34 +213,35 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
 
     def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
-        """The step to start with, once a pipeline knows the masks of each row, int64 `(batch_size,)`.
+        """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.
 
-        A scheduler whose number of steps follows from the masks sets its timesteps here; others change nothing.
+        Pipelines call it before the first step. A scheduler whose number of steps depends on the number of masks sets
+        its timesteps here; all others return `first_step` and change nothing.
         """
         return first_step
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
-        """How many positions each row will reveal in each step of the run, on the CPU; None where the logits decide.
+        """How many positions each row will reveal in each step of the run; None if that is not known in advance.
 
         Args:
-            num_masked: masks each row starts with, int64 `(batch_size,)`.
-            initial: N_0 of each row, int64 `(batch_size,)`, where the run starts later than at step 0; None where that
-                is `num_masked`.
+            num_masked: number of masks each row starts with, int64 `(batch_size,)`.
+            initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`, for a run that starts at a
+                later step; None if it is `num_masked`.
             first_step: the step the run starts with.
 
         Returns:
-            int64 `(num_inference_steps - first_step, batch_size)`.
+            int64 `(num_inference_steps - first_step, batch_size)`, on the CPU.
         """
         schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
         initial = None if initial is None else initial.cpu()
         return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
 
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
-        """A copy that draws tokens at another temperature; 0 draws the most probable ones."""
+        """A copy that draws tokens at another temperature; 0 always takes the most probable token."""
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
 
     def adopt_run(self, other: MaskedDiffusionScheduler) -> None:
-        """Show the run of another scheduler as this one's: a pipeline's call runs on a copy, and users look here."""
+        """Take over the timesteps of `other`: a pipeline's call runs on a copy, but users look at the original."""
         self.num_inference_steps, self.timesteps = other.num_inference_steps, other.timesteps
         self._choice_temperatures = other._choice_temperatures
 
@@ -202,14 +270,14 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
 
         Args:
             model_output: logits `(batch_size, L, V)`, or `(batch_size, V, height, width)`; any float dtype.
-            timestep: the entry of `timesteps` this step is for, in [0, 1].
+            timestep: the entry of `timesteps` for this step, in [0, 1].
             sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
             starting_mask_ratio: share of positions that were masked when the run began: a number, a 0-dim tensor, or
                 one per row `(batch_size,)`.
-            generator: one for the batch, one per row (then a row does not depend on its batch mates), or None.
+            generator: one for the batch, one per row (then a row's result does not depend on other rows), or None.
             return_dict: return a `MaskedDiffusionSchedulerOutput` rather than a tuple.
-            max_count: an upper bound on the positions any row reveals in this step, when the caller knows it; on an
-                accelerator it saves reading the rows that are not chosen.
+            max_count: an upper bound on the number of positions that any row reveals in this step, if the caller knows
+                one; on an accelerator it avoids drawing tokens at positions that are not chosen.
 
         Raises:
             ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,
@@ -231,7 +299,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         starting_mask_ratio: float | Tensor,
         generator: Generators,
     ) -> tuple[Marginals, StepContext]:
-        """Check a step's input and count: the marginals, and all that is known without them."""
+        """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
         marginals = self.marginals(flatten_logits(model_output, sample))
         if marginals.num_tokens < 1:
@@ -267,21 +335,23 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             choice_temperature=None if self._choice_temperatures is None else self._choice_temperatures[step_index],
             grid=tuple(sample.shape[1:]),
             generator=generator,
+            of_run=self._run_keys,
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """Mask every position independently with probability m(t): what training and image-to-image start from.
+        """Mask every position independently with probability m(t): the start of training and of image-to-image.
 
         Args:
             original_samples: tokens int64 `(batch_size, ...)`.
             timesteps: t in [0, 1], one for all rows or one per row `(batch_size,)`.
-            generator: one for the batch, one per row, or None; given more than rows, the first ones are used.
+            generator: one for the batch, one per row, or None; of more generators than rows, the first ones are used.
 
         Returns:
-            Tokens of the same shape, `mask_token_id` where masked.
+            Tokens of the same shape, with `mask_token_id` at the masked positions.
         """
+        require_tensor("original_samples", original_samples, "int64 tokens", "Pass token ids.")
         if original_samples.dtype != torch.int64:
             dtype = original_samples.dtype
             raise ValueError(f"`original_samples` must hold int64 tokens, got {dtype}. Pass token ids.")
@@ -292,7 +362,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         time = torch.as_tensor(timesteps, dtype=torch.float64)
         shape, remedy = tuple(time.shape), "Pass times from `scheduler.timesteps`, or drawn uniformly."
         require(shape in ((), (batch_size,)), "timesteps", f"one time or one per row ({batch_size},)", shape, remedy)
-        if time.device.type == "cpu":  # looking at an accelerator's would make the host wait
+        if time.device.type == "cpu":  # reading times from an accelerator would make the host wait
             require(bool(((time >= 0) & (time <= 1)).all()), "timesteps", "in [0, 1]", timesteps, remedy)
         time = time.to(device).expand(batch_size)
         tokens = original_samples.flatten(1)
@@ -301,3 +371,10 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
         masked = (noise < ratio[:, None]).to(tokens.device)
         return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
+
+
+def _schedulers(base: type = MaskedDiffusionScheduler) -> list[type]:
+    """Every scheduler that is imported, with those of other packages."""
+    children: list[type] = base.__subclasses__()
+    below = [found for child in children for found in _schedulers(child)]
+    return below if isabstract(base) else [base, *below]

@@ -14,14 +14,14 @@ from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusi
 
 
 class MaskGITScheduler(MaskedDiffusionScheduler):
-    r"""The published MaskGIT sampler, to the law: choose it to reproduce results, or as the baseline.
+    r"""The MaskGIT sampler exactly as published: choose it to reproduce results, or as the baseline.
 
     $$ x_i \sim p_i \;\text{ at every masked position}, \qquad s_i = \log p_i(x_i) + \alpha_n G_i $$
 
-    The k positions with the largest score keep their candidates, the others stay masked; the step that empties a row
-    keeps all. In doing so it draws tokens close to `p_i^beta`, `beta = 1 + 1 / alpha_n`, at a lower temperature than
-    the model's; `MomentScheduler` does the same openly and knows its positions before it samples. "MaskGIT: Masked
-    Generative Image Transformer" (arXiv 2202.04200); Algorithm 1 of arXiv 2510.04525.
+    The k positions with the largest scores keep their candidates, and all others stay masked; a row's last step keeps
+    all candidates. This choice implicitly lowers the temperature: the kept tokens are distributed almost as `p_i^beta`
+    with `beta = 1 + 1 / alpha_n`. `MomentScheduler` does the same explicitly, and knows its positions before it
+    samples. "MaskGIT: Masked Generative Image Transformer" (arXiv 2202.04200); Algorithm 1 of arXiv 2510.04525.
 
     Example:
 
@@ -33,8 +33,8 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
-        choice_temperature (`float` or pair): alpha, strength of the Gumbel noise in the order;
-            a pair is spaced evenly over the steps.
+        choice_temperature (`float` or pair): alpha, the strength of the Gumbel noise in the order; a pair (start, end)
+            changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
     """
@@ -73,7 +73,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
             kept = rank < context.count[:, None]
             if sample.device.type == "cpu":
                 require_drawn(drawn, marginals.num_tokens, context.step_index)
-            # On an accelerator a position where nothing can be drawn (NaN logits) stays masked.
+            # On an accelerator, a position at which no token can be drawn (NaN logits) stays masked.
             drawn = drawn.to(sample.device)
             candidates = torch.where(context.masked & (drawn < marginals.num_tokens), drawn, context.tokens)
 

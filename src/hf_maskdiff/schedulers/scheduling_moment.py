@@ -1,4 +1,4 @@
-"""The moment sampler: MaskGIT's law, positions first."""
+"""The moment sampler: samples almost as MaskGIT does, but chooses positions before it draws tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .step_context import StepContext
 
 
 class MomentScheduler(ChooseThenSampleScheduler):
-    r"""Samples as MaskGIT does, chooses positions before it draws tokens: the default, and ready for partial caching.
+    r"""Samples as MaskGIT does, but chooses positions before it draws tokens: the default, and fit for partial caching.
 
     $$ s_i = \log \sum_x p_i(x)^{\beta} + G_i, \qquad x_i \sim p_i^{\beta} / \lVert p_i \rVert_\beta^\beta,
        \qquad \beta = 1 + 1 / \alpha_n $$
 
-    with G_i independent standard Gumbel noise: positions are drawn without replacement with weights
-    `||p_i||_beta^beta`, and tokens at temperature `1 / beta`. In total variation a round is within about C k^1.5 / N of
-    MaskGIT's at the same alpha. In the step that empties a row, beta is 1. Algorithm 2 of "Demystifying MaskGIT Sampler
-    and Beyond" (arXiv 2510.04525).
+    with independent standard Gumbel noise G_i. So positions are drawn without replacement with weights
+    `||p_i||_beta^beta`, and tokens at temperature `1 / beta`. A step that reveals k of N masked positions differs from
+    MaskGIT's at the same alpha by at most about C k^1.5 / N in total variation. In the step that reveals a row's last
+    masks, beta is 1. Algorithm 2 of "Demystifying MaskGIT Sampler and Beyond" (arXiv 2510.04525).
 
     Example:
 
@@ -34,8 +34,8 @@ class MomentScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
-        choice_temperature (`float` or pair): alpha, a larger one draws closer to the model's own temperature;
-            a pair is spaced evenly over the steps.
+        choice_temperature (`float` or pair): alpha; the larger it is, the closer the draws are to the model's own
+            temperature; a pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
     """

@@ -14,12 +14,12 @@ from .step_context import StepContext
 
 
 class UniformScheduler(ChooseThenSampleScheduler):
-    r"""Draws from the model without bias or sharpening: the plain sampler that the others are measured against.
+    r"""Draws from the model without bias or sharpening: the plain sampler, and the reference for all others.
 
     $$ s_i \sim U(0, 1), \qquad x_i \sim p_i \;\; \text{(or } p_i^{\beta_n} \text{ with a choice temperature)} $$
 
-    With a choice temperature set, tokens are drawn at temperature `1 / beta_n`, `beta_n = 1 + 1 / alpha_n`, as the
-    moment sampler draws them: what MaskGIT's hidden temperature does without its order. Algorithm 3 of
+    With a choice temperature, tokens are drawn at temperature `1 / beta_n`, `beta_n = 1 + 1 / alpha_n`, as in the
+    moment sampler: this shows the effect of MaskGIT's implicit temperature without that of its order. Algorithm 3 of
     arXiv 2510.04525.
 
     Example:
@@ -32,8 +32,8 @@ class UniformScheduler(ChooseThenSampleScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
-        choice_temperature (`float` or pair, optional): alpha, None draws tokens at the model's own temperature;
-            a pair is spaced evenly over the steps.
+        choice_temperature (`float` or pair, optional): alpha; None draws tokens at the model's own temperature; a
+            pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
     """

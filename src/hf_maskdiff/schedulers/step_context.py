@@ -1,14 +1,15 @@
-"""What a step knows before it reads a logit."""
+"""What is known about a step before its logits are read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..sampling import Generators, Purpose, gumbel, position_noise, run_keys
+from ..sampling import Generators, Purpose, gumbel, position_noise
+from .run_keys import RunKeys
 
 # An alpha of 0 would make beta infinite.
 _SMALLEST_ALPHA = 1e-6
@@ -16,20 +17,21 @@ _SMALLEST_ALPHA = 1e-6
 
 @dataclass(frozen=True)
 class StepContext:
-    """What one step knows before it reads a logit. All tensors are per row or per position.
+    """What is known about a step before its logits are read. All tensors are per row or per position.
 
     Args:
         step_index: n, from 0 to `num_inference_steps - 1`.
         num_inference_steps: T.
-        tokens: int64 `(batch_size, L)`.
-        masked: bool `(batch_size, L)`.
-        remaining: masked positions of each row, int64 `(batch_size,)`.
-        count: positions this step reveals, int64 `(batch_size,)`; what the masking schedule plans, until a scheduler
-            that counts by other means has done so.
+        tokens: the current tokens, int64 `(batch_size, L)`.
+        masked: which of them are masked, bool `(batch_size, L)`.
+        remaining: number of masked positions of each row, int64 `(batch_size,)`.
+        count: how many positions of each row this step reveals, int64 `(batch_size,)`. It is what the masking schedule
+            plans; a scheduler that counts otherwise replaces it.
         keys: this step's noise keys, int64 `(batch_size,)`.
-        choice_temperature: alpha_n, or None where the scheduler has none.
+        choice_temperature: alpha_n, or None if the scheduler has no choice temperature.
         grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
-        generator: what the caller passed.
+        generator: the `generator` argument of the step.
+        of_run: the keys that stay the same over a run.
     """
 
     step_index: int
@@ -42,20 +44,21 @@ class StepContext:
     choice_temperature: float | None
     grid: tuple[int, ...]
     generator: Generators
+    of_run: RunKeys = field(default_factory=RunKeys)
 
     @property
     def sharpness(self) -> float:
-        """`1 + 1 / alpha_n`; 1 where the scheduler has no choice temperature."""
+        """`1 + 1 / alpha_n`; 1 if the scheduler has no choice temperature."""
         return 1.0 if self.choice_temperature is None else 1 + 1 / max(self.choice_temperature, _SMALLEST_ALPHA)
 
     @cached_property
     def beta(self) -> Tensor:
-        """Inverse temperature of a row's draws, float `(batch_size,)`: `sharpness`, 1 in the step that empties it."""
+        """Inverse temperature of each row's draws, `(batch_size,)`: `sharpness`, but 1 in the row's last step."""
         return torch.where(self.count < self.remaining, self.sharpness, 1.0)
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the run's last step, which reveals all that is left."""
+        """Whether this is the run's last step, which reveals all remaining positions."""
         return self.step_index == self.num_inference_steps - 1
 
     @property
@@ -80,5 +83,8 @@ class StepContext:
 
     @cached_property
     def run_keys(self) -> Tensor:
-        """A key per row that is the same in all steps of a run, int64 `(batch_size,)`."""
-        return run_keys(self.generator, len(self.keys), self.keys.device)
+        """One key per row that is the same in all steps of a run and new in the next run, int64 `(batch_size,)`.
+
+        It is the key of the step in which the run first asks for it; `Purpose.SHIFT` is a separate stream of that key.
+        """
+        return self.of_run.at(self.step_index, self.generator, self.keys)

@@ -38,9 +38,19 @@ def cost_of(folder: Path) -> tuple[float | None, float | None]:
     Returns:
         model passes a sample, and seconds, those of all processes together; None and None where nothing was noted.
     """
-    lines = [line for log in sorted((folder / HIDDEN).glob("cost-*.jsonl")) for line in log.read_text().splitlines()]
-    batches = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+    logs = sorted((folder / HIDDEN).glob("cost-*.jsonl"))
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    batches = [batch for batch in map(_batch_of, lines) if batch is not None]
     if not batches:
         return None, None
     made = sum(batch["num_samples"] for batch in batches)
     return sum(batch["passes"] for batch in batches) / made, sum(batch["seconds"] for batch in batches)
+
+
+def _batch_of(line: str) -> dict[str, float] | None:
+    """What a line says; None for one that a kill cut, or that was damaged."""
+    try:
+        batch = json.loads(line)
+        return {name: float(batch[name]) for name in ("num_samples", "seconds", "passes")}
+    except (ValueError, TypeError, KeyError):
+        return None

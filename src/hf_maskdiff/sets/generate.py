@@ -26,6 +26,7 @@ def generate(
     base_seed: int,
     batch_size: int,
     state: PartialState,
+    verify: bool = False,
 ) -> Path:
     """Make what is missing of a set, on all processes together; killed and called again, it goes on where it was.
 
@@ -40,28 +41,45 @@ def generate(
         batch_size: samples between two writes. A kill can lose twice as many of each process: one batch is written
             while the next is made.
         state: of `start_processes`.
+        verify: see `SampleSet.open`.
 
     Returns:
-        The folder. After this every shard is there.
+        The folder. After this every shard is there, and was whole when it was looked at or written.
 
     Raises:
         ValueError: the folder holds something else.
         OSError: a file cannot be written. The files of finished batches stay.
     """
     samples = SampleSet(Path(output_dir), configuration)
-    num_samples, block_size = samples.num_samples, configuration["block_size"]
-    # One process looks: files of the others may appear meanwhile.
-    batches = on_main_process(
-        lambda: plan_batches(num_samples, samples.shard_size, block_size, batch_size, samples.open()), state
-    )
-    own = batches[state.process_index :: state.num_processes]
-    missing = sum(map(len, batches))
+    try:
+        # One process looks: files of the others may appear meanwhile.
+        done = on_main_process(lambda: samples.open(verify), state)
+        plan = (samples.num_samples, samples.shard_size, configuration["block_size"], batch_size)
+        batches = plan_batches(*plan, done)
+        _make_all(source, samples, batches, configuration["block_size"], base_seed, state)
+    except BaseException:
+        if state.is_main_process:
+            samples.give_back()
+        raise
+    if not on_main_process(samples.finish_shards, state):
+        raise OSError(
+            f"all processes must write to one folder, and {str(samples.folder)!r} lacks samples. Pass one that all "
+            "machines share, and run the same command again."
+        )
+    return samples.folder
+
+
+def _make_all(
+    source: Source, samples: SampleSet, batches: list[range], block_size: int, base_seed: int, state: PartialState
+) -> None:
+    """Make and write this process's share of the batches, and wait for the others."""
+    missing, num_samples = sum(map(len, batches)), samples.num_samples
     with (
         tqdm(total=num_samples, initial=num_samples - missing, unit="sample", disable=not state.is_main_process) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         pending: Future[None] | None = None
-        for batch in own:
+        for batch in batches[state.process_index :: state.num_processes]:
             columns = _make_and_log(source, batch, block_size, base_seed, samples, state)
             if pending is not None:
                 pending.result()
@@ -75,12 +93,6 @@ def generate(
         state.wait_for_everyone()
         if state.is_main_process:
             _show(bar, samples)
-    if not on_main_process(samples.finish_shards, state):
-        raise OSError(
-            f"all processes must write to one folder, and {str(samples.folder)!r} lacks samples. Pass one that all "
-            "machines share, and run the same command again."
-        )
-    return samples.folder
 
 
 def _make_and_log(

@@ -5,35 +5,39 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from hf_maskdiff.caching import PartialCacheConfig
+from hf_maskdiff.devices import is_out_of_memory
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.transformers_tasks import Repository, _load_scheduler
+from hf_maskdiff.schedulers import MaskedDiffusionScheduler
+from hf_maskdiff_cli.checks import unknown_scheduler
+from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.generate import read_settings
+from hf_maskdiff_cli.names import SCHEDULERS, did_you_mean_folder
+from hf_maskdiff_cli.samples import kind_of_pipeline
+
+_PIPELINES = (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
 
 
 def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     """The pipeline as the arguments want it: scheduler, partial caching, compilation, dtype, and where it runs.
 
     Raises:
-        ValueError: a device map that diffusers does not know, a scheduler or a setting that there is not.
-        OSError: a pipeline that cannot be loaded.
+        ValueError: a pipeline that cannot be loaded, a device map that diffusers does not know, a scheduler or a
+            setting that there is not.
     """
-    loading = {"dtype": getattr(torch, args.dtype)} | ({"device_map": args.device_map} if args.device_map else {})
-    repository = Repository(args.pipeline, {}, loading)
-    try:
-        pipe = repository.open(MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
-    except NotImplementedError as error:  # diffusers' word for a map that it does not know
-        raise ValueError(f"`device_map` must be one that diffusers knows, got {args.device_map!r}: {error}.") from error
+    pipe = _open(args)
     if args.scheduler is not None:
-        pipe.register_modules(scheduler=_load_scheduler(args.scheduler, pipe.scheduler.config))
+        pipe.register_modules(scheduler=_scheduler_of(args.scheduler, pipe))
     if args.scheduler_config:
         settings = scheduler_settings(args.scheduler_config, type(pipe.scheduler))
-        pipe.register_modules(scheduler=pipe.scheduler.from_config(pipe.scheduler.config, **settings))
+        pipe.register_modules(scheduler=_with_settings(pipe.scheduler, settings))
     if args.num_substeps > 1:  # a text pipeline has a cache of its own, whatever its model
         cached = pipe if hasattr(pipe, "enable_cache") else pipe.transformer
         cached.enable_cache(PartialCacheConfig(num_substeps=args.num_substeps))
@@ -41,6 +45,62 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
         _compile(pipe.transformer)
     _place(pipe, args, torch.device("cpu") if state.device.type == "cpu" else state.device)
     return pipe
+
+
+def _open(args: argparse.Namespace) -> Any:
+    loading = {"dtype": getattr(torch, args.dtype)} | ({"device_map": args.device_map} if args.device_map else {})
+    repository = Repository(args.pipeline, {}, loading)
+    try:
+        name = repository.pipeline_name
+    except Exception as error:
+        raise _cannot_be_loaded(args.pipeline, error) from error
+    kind_of_pipeline(name, args.pipeline)
+    try:
+        return repository.open(*_PIPELINES)
+    except NotImplementedError as error:  # diffusers' word for a map that it does not know
+        raise ValueError(f"`device_map` must be one that diffusers knows, got {args.device_map!r}: {error}.") from error
+    except Exception as error:  # of several libraries, by what is wrong with the files
+        if is_out_of_memory(error):
+            raise
+        raise _cannot_be_loaded(args.pipeline, error) from error
+
+
+def _cannot_be_loaded(pipeline: str, error: Exception) -> ValueError:
+    hint = "" if Path(pipeline).exists() else did_you_mean_folder(pipeline) or "Check the spelling."
+    return ValueError(
+        f"`pipeline` must be a folder or a repository of the Hub that can be loaded, got {pipeline!r}: "
+        f"{one_line(error)} {hint}".rstrip()
+    )
+
+
+def _scheduler_of(name: str, pipe: Any) -> Any:
+    """The scheduler of a name, or of a preset in a folder or on the Hub."""
+    try:
+        if name not in SCHEDULERS:
+            found = MaskedDiffusionScheduler.load_config(name).get("_class_name")
+            if found not in SCHEDULERS:
+                raise unknown_scheduler(name, f"it holds a {found}, which is for other models")
+        return _load_scheduler(name, pipe.scheduler.config)
+    except OSError as error:
+        raise unknown_scheduler(name, one_line(error).rstrip(".")) from error
+    except TypeError as error:
+        raise unknown_scheduler(name, f"its settings do not fit: {error}") from error
+
+
+def _with_settings(scheduler: Any, settings: dict[str, Any]) -> Any:
+    for name in ("mask_token_id", "codebook_size"):
+        own = scheduler.config.get(name)
+        if own is not None and settings.get(name, own) != own:
+            raise ValueError(
+                f"`scheduler_config` must leave `{name}` as it is for the model, {own}, got {settings[name]!r}. Leave "
+                "it out."
+            )
+    try:
+        return scheduler.from_config(scheduler.config, **settings)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(
+            f"`scheduler_config` must fit {type(scheduler).__name__}, got {settings}: {error}. See its documentation."
+        ) from error
 
 
 def _compile(transformer: Any) -> None:

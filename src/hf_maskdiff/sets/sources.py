@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline
 from hf_maskdiff_cli.generate import require_arguments_of
-from hf_maskdiff_cli.samples import IMAGES, TEXTS, kind_of_pipeline
+from hf_maskdiff_cli.names import IMAGES, PIPELINES, TEXTS
+from hf_maskdiff_cli.samples import kind_of_pipeline
 
 
 class Source(Protocol):
@@ -143,12 +144,14 @@ _SOURCES: dict[str, Any] = {IMAGES: ImageSource, TEXTS: TextSource}
 
 
 def source_of(pipe: Any, args: argparse.Namespace) -> Source:
-    """The source of a pipeline's samples: texts where the pipeline has a tokenizer, else images.
+    """The source of a pipeline's samples, by what its class makes, or the one that it is derived from.
 
     Raises:
-        ValueError: an argument for the other kind, or a class that the model does not have.
+        ValueError: another pipeline, an argument for the other kind, or a class that the model does not have.
     """
-    kind = kind_of_pipeline(pipe.components)
+    names = [base.__name__ for base in type(pipe).__mro__]
+    known = next((name for name in names if name in PIPELINES), names[0])
+    kind = kind_of_pipeline(known, args.pipeline)
     require_arguments_of(kind, args)
     wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     return _SOURCES[kind](pipe, args, {name: value for name, value in wanted.items() if value is not None})

@@ -1,0 +1,54 @@
+"""The switch of one user of a model that others may use too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_maskdiff.caching.partial_cache import PartialCacheConfig
+
+
+class CacheSwitch:
+    """Partial caching for one pipeline: another one with the same model does not cache because this one does.
+
+    What is switched on at the model, `model.enable_cache(config)`, holds for all its users, and so do diffusers' own
+    caches, which hook into it.
+
+    Args:
+        model: with `PartialCacheMixin`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._own: PartialCacheConfig | None = None
+
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None:
+        """This user's configuration, else the model's; None where partial caching is off."""
+        return self.model.partial_cache if self._own is None else self._own
+
+    def new_cache(self) -> Any:
+        """An empty cache, for the passes of one call."""
+        return self.model.new_cache()
+
+    def enable_cache(self, config: Any) -> None:
+        """Switch a cache on: `PartialCacheConfig`, or for all users of the model any configuration of diffusers.
+
+        Raises:
+            ValueError: one kind while the other is on.
+        """
+        others = self.model.is_cache_enabled and self.model.partial_cache is None
+        if isinstance(config, PartialCacheConfig) and not others:
+            self._own = config
+        elif self._own is not None:
+            raise ValueError(
+                f"caches of two kinds must not be on at once, got {type(config).__name__} with partial caching on. "
+                "Call `disable_cache()` first."
+            )
+        else:
+            self.model.enable_cache(config)
+
+    def disable_cache(self) -> None:
+        """Switch caching off, at the model too where it is on there."""
+        own, self._own = self._own, None
+        if own is None or self.model.is_cache_enabled:
+            self.model.disable_cache()

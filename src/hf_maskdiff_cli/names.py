@@ -1,0 +1,58 @@
+"""The names that the command line knows, and which of them a misspelt one may have meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from difflib import SequenceMatcher
+from itertools import islice
+from pathlib import Path
+
+IMAGES, TEXTS = "images", "texts"
+# What `hf_maskdiff` exports, written down because importing it takes seconds; a test compares both.
+SCHEDULERS = (
+    "AncestralScheduler",
+    "ConfidenceScheduler",
+    "EntropyBoundedScheduler",
+    "FirstHittingScheduler",
+    "HaltonScheduler",
+    "HybridScheduler",
+    "MaskGITScheduler",
+    "MomentScheduler",
+    "UniformScheduler",
+)
+# What each pipeline makes.
+PIPELINES = {"MaskGITPipeline": IMAGES, "MDLMPipeline": TEXTS, "MaskedDiffusionTextPipeline": TEXTS}
+
+_ALIKE = 0.75
+_MOST_FOLDERS = 2000
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """A sentence with the name that is most like a misspelt one, or nothing where none is.
+
+    Example:
+        >>> did_you_mean("MomentSheduler", SCHEDULERS)
+        "Did you mean 'MomentScheduler'?"
+    """
+    found = max(known, key=lambda name: _likeness(value, name), default="")
+    return f"Did you mean {found!r}?" if _likeness(value, found) >= _ALIKE else ""
+
+
+def did_you_mean_folder(value: str) -> str:
+    """As `did_you_mean`, of the folders beside a path that does not exist, and of those in them."""
+    path = Path(value)
+    if path.exists():
+        return ""
+    nearby: list[Path] = []
+    with suppress(OSError):
+        for pattern in ("*/", "*/*/"):
+            nearby += islice((one for one in path.parent.glob(pattern) if one.is_dir()), _MOST_FOLDERS)
+    found = max(nearby, key=lambda folder: _likeness(path.name, folder.name), default=None)
+    if found is None or _likeness(path.name, found.name) < _ALIKE:
+        return ""
+    return f"Did you mean {str(found)!r}?"
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
