@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
         *("schedulers", "caching", "models", "published", "denoisers"),
     },
     "conversion": {
-        *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers"),
+        *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
         *("hub", "models", "published", "pipelines", "schedulers", "hf_maskdiff_cli"),
     },
     "evaluation": ANYTHING,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
 _IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/(.+))?")
-# A folder with one of these may hold a model in safetensors; which one is found out by reading it.
-_DESCRIPTIONS = ("config.json", "model_index.json")
+# A folder with one of these may hold a model that is known by it; which one is found out by reading it.
+_DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,4 +120,4 @@ def may_be_checkpoint(path: Path) -> bool:
 
 
 def _has_description(path: Path) -> bool:
-    return any((path / name).is_file() for name in _DESCRIPTIONS)
+    return any((path / name).exists() for name in _DESCRIPTIONS)

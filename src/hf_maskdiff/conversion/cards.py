@@ -19,6 +19,8 @@ class Description:
         notes: sentences on its sampler.
         terms: a sentence on the licence, where the repository on the Hub names none.
         tokenizer: where its tokenizer comes from, if from elsewhere.
+        about: sentences on what the model is, where its class does not say enough.
+        licence_text: the licence itself, where it has to go with the weights.
     """
 
     upstream: str
@@ -26,12 +28,16 @@ class Description:
     notes: str
     terms: str | None = None
     tokenizer: str | None = None
+    about: str | None = None
+    licence_text: str | None = None
 
 
 def card_of(found: Source, description: Description) -> ModelCard:
     """What a card says of where a model comes from; the rest is generated around it."""
     upstream, licence = description.upstream, description.licence
     sentences = [f"Converted from {found.origin}, a model of {upstream}."]
+    if description.about:
+        sentences.append(description.about)
     if description.tokenizer:
         sentences.append(f"Its tokenizer is that of {description.tokenizer}.")
     code = f"The code of {upstream} is under {licence}; whether its weights are too is for their publisher to say."

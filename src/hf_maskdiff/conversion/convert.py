@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from hf_maskdiff.conversion import amused, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, mdlm, text_models
+from hf_maskdiff.conversion import (
+    amused,
+    antiberty,
+    halton_maskgit,
+    mage,
+    maskgit_jax,
+    maskgit_pytorch_v1,
+    mdlm,
+    text_models,
+)
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
 from hf_maskdiff.conversion.options import MissingOptions
@@ -24,6 +34,7 @@ from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 from hf_maskdiff.published import open_tokenizer
 from hf_maskdiff_cli.convert import checkpoint_files
 
+Write = Callable[[Path], None]  # writes all of a pipeline folder into an empty one
 UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
 
@@ -86,22 +97,14 @@ def convert(
 
 def _writer(
     found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int], attention: str | None
-) -> Callable[[Path], None]:
+) -> Write:
     """Find out what the source holds, and return the function that writes it to a folder.
 
     All that can be wrong with the source is raised here, before anything is written.
     """
-    folder = found.path if found.path.is_dir() else None
-    if folder and amused.is_amused(folder):
-        _leave_out("aMUSEd", tokenizer=tokenizer, num_attention_heads=heads, attention=attention)
-        amused.check_amused(folder)
-        return lambda written: _write_amused(found, written, output)
-    if folder and model_type(folder) == "mdlm":
-        _leave_out("MDLM", num_attention_heads=heads, attention=attention)
-        return _mdlm_writer(MDLMTransformer.from_pretrained(folder), found, output, tokenizer)
-    if folder and text_models.is_text_model(folder):
-        _leave_out("a language model", num_attention_heads=heads)
-        return _text_writer(folder, found, output, tokenizer, attention)
+    for known in _BY_FILES:
+        if known.is_at(found.path):
+            return known.writer(found, output, _Given(tokenizer, heads, attention))
     _leave_out("a checkpoint of this kind", attention=attention)
     trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
@@ -139,7 +142,8 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, aMUSEd, LLaDA or Dream, got {found.name!r} with {keys}."
+            f"`source` must be a checkpoint of {known}, MDLM, aMUSEd, LLaDA, Dream or AntiBERTy, got {found.name!r} "
+            f"with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
     if len(transformers) != 1:
@@ -175,12 +179,43 @@ def _text_tokenizer(tokenizer: str | Path | None) -> str | Path | None:
     )
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What `convert` was told besides the source and the output; not every format has a use for all of it."""
+
+    tokenizer: str | Path | None
+    num_attention_heads: Sequence[int]
+    attention: str | None
+
+
+@dataclass(frozen=True)
+class _Format:
+    """A published format that is known by its files, before any weight is read.
+
+    Args:
+        is_at: whether a path holds it.
+        writer: maps source, output and what was given to the function that writes the folder.
+    """
+
+    is_at: Callable[[Path], bool]
+    writer: Callable[[Source, Path, _Given], Write]
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def _mdlm_writer(
-    transformer: MDLMTransformer, found: Source, output: Path, tokenizer: str | Path | None
-) -> Callable[[Path], None]:
+def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("aMUSEd", **asdict(given))
+    amused.check_amused(found.path)
+    return lambda folder: _write_amused(found, folder, output)
+
+
+def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("MDLM", num_attention_heads=given.num_attention_heads, attention=given.attention)
+    return _mdlm_writer(MDLMTransformer.from_pretrained(found.path), found, output, given.tokenizer)
+
+
+def _mdlm_writer(transformer: MDLMTransformer, found: Source, output: Path, tokenizer: str | Path | None) -> Write:
     preset, name = mdlm.mdlm(transformer.config.vocab_size), _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
     try:
         opened = open_tokenizer(name)
@@ -194,20 +229,27 @@ def _mdlm_writer(
     return _pipeline_writer(pipe, found, output, Description(*mdlm.DESCRIPTION, tokenizer=f"`{name}`"))
 
 
-def _text_writer(
-    folder: Path, found: Source, output: Path, tokenizer: str | Path | None, attention: str | None
-) -> Callable[[Path], None]:
-    name = found.repo_id or folder
-    pipe, upstream = text_models.open_text_model(folder, _text_tokenizer(tokenizer), attention, name)
+def _text_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("a language model", num_attention_heads=given.num_attention_heads)
+    tokenizer, name = given.tokenizer, found.repo_id or found.path
+    pipe, upstream = text_models.open_text_model(found.path, _text_tokenizer(tokenizer), given.attention, name)
     terms = f"Its publisher states the licence {upstream.licence}; read the card of the repository it came from."
     origin = None if tokenizer is None else f"`{tokenizer}`"
     description = Description(upstream.name, upstream.licence, upstream.notes, terms, origin)
     return _pipeline_writer(pipe, found, output, description)
 
 
+def _antiberty_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("AntiBERTy", **asdict(given))
+    pipe, licence_text = antiberty.open_antiberty(found.path)
+    parts = (antiberty.NAME, antiberty.LICENCE, antiberty.NOTES, antiberty.TERMS)
+    description = Description(*parts, about=antiberty.ABOUT, licence_text=licence_text)
+    return _pipeline_writer(pipe, found, output, description)
+
+
 def _image_writer(
     trees: dict[Path, Tree], found: Source, output: Path, tokenizer: str | None, heads: Sequence[int]
-) -> Callable[[Path], None]:
+) -> Write:
     upstream, transformer, vqvae = _parts(trees, found, heads)
     pipe = _image_pipeline(upstream, transformer, vqvae, heads)
     description = Description(upstream.name, upstream.licence, upstream.notes, tokenizer=tokenizer)
@@ -216,12 +258,14 @@ def _image_writer(
 
 def _pipeline_writer(
     pipe: MaskGITPipeline | MaskedDiffusionTextPipeline, found: Source, output: Path, description: Description
-) -> Callable[[Path], None]:
+) -> Write:
     check_parts(pipe)
 
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
         pipe.generate_model_card(output.as_posix(), card_of(found, description)).save(folder / CARD)
+        if description.licence_text is not None:
+            (folder / "LICENSE").write_text(description.licence_text, encoding="utf-8")
 
     return write
 
@@ -236,3 +280,11 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
     card = card_of(found, Description(f"{index['_class_name']} of diffusers", amused.LICENCE, notes))
     card.text = f"# {output.name}\n\n{card.text}"
     card.save(folder / CARD)
+
+
+_BY_FILES = (
+    _Format(amused.is_amused, _amused_writer),
+    _Format(lambda path: model_type(path) == "mdlm", _mdlm_folder_writer),
+    _Format(text_models.is_text_model, _text_writer),
+    _Format(antiberty.is_antiberty, _antiberty_writer),
+)
