@@ -67,7 +67,9 @@ class Watch:
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    def pytest_configure(self) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        sys.modules["conftest"]._prepare()  # it registers the tests' profile, and only once a module is collected
         known = settings.get_profile("hf_maskdiff")
         settings.register_profile("mutants", known, phases=(Phase.explicit, Phase.generate))
         settings.load_profile("mutants")

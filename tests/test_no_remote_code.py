@@ -13,8 +13,8 @@ from small_models import change_json, save_a2d, save_bert, save_tokenizer
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.cli import main
-from hf_maskdiff.evaluation.evaluate import load_judge
 from hf_maskdiff.evaluation.image_features import ClassifierNetwork
+from hf_maskdiff.evaluation.judges import load_judge
 from hf_maskdiff.published import load_published_text
 
 ROOT = Path(__file__).parents[1]

@@ -168,12 +168,12 @@ MUTANTS = [
         ("tests/test_sampling.py::test_a_row_draws_its_key_from_its_own_generator",),
     ),
     Mutant(
-        "run-keys-alike",
-        "with one generator all rows start a randomized order at one place",
-        _SAMPLING,
-        "seeds = [seed + row for row in range(batch_size)]",
-        "seeds = [seed for row in range(batch_size)]",
-        ("tests/test_sampling.py::test_run_keys_stay",),
+        "run-keys-of-the-first-run",
+        "a randomized order begins at one place in all runs of a generator",
+        "hf_maskdiff/schedulers/run_keys.py",
+        "of_generator[which] = (step_index, keys if begins else kept)",
+        "of_generator[which] = (step_index, kept)",
+        ("tests/schedulers/test_run_keys.py::test_every_place_is_equally_likely_over_many_runs",),
     ),
     Mutant(
         "purposes-share-noise",

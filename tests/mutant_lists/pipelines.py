@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant_lists.mutant import Mutant
 
 _IMAGE = "hf_maskdiff/pipelines/pipeline_maskgit.py"
+_IMAGE_PASSES = "hf_maskdiff/pipelines/image_denoising.py"
 _CALLS = "hf_maskdiff/pipelines/calls.py"
 _TEXT = "hf_maskdiff/pipelines/pipeline_masked_diffusion_text.py"
 _PROMPTS = "hf_maskdiff/pipelines/text_prompts.py"
@@ -16,9 +17,9 @@ MUTANTS = [
     Mutant(
         "guidance-sign",
         "guidance leads away from the class",
-        _IMAGE,
-        'return run("uncond", no_class, tokens, rows, positions).lerp_(cond, scale)',
-        'return cond.lerp_(run("uncond", no_class, tokens, rows, positions), scale)',
+        _IMAGE_PASSES,
+        'return self._pass("uncond", self._no_class, tokens, rows, positions).lerp_(cond, scale)',
+        'return cond.lerp_(self._pass("uncond", self._no_class, tokens, rows, positions), scale)',
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_is_extrapolation",),
     ),
     Mutant(
@@ -32,7 +33,7 @@ MUTANTS = [
     Mutant(
         "null-class",
         "guidance compares with the last class instead of none",
-        _IMAGE,
+        _IMAGE_PASSES,
         "torch.full_like(classes, self.transformer.config.num_classes)",
         "torch.full_like(classes, self.transformer.config.num_classes - 1)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_costs_a_second_pass",),
@@ -105,8 +106,8 @@ MUTANTS = [
         "window-starts-one-late",
         "a window holds one place less of what stands before its first mask",
         _WINDOWS,
-        "start = max(min(first_mask - context, len(sequence) - length), 0)",
-        "start = max(min(first_mask - context + 1, len(sequence) - length), 0)",
+        "start = max(min(first_mask - context, num_tokens - length), 0)",
+        "start = max(min(first_mask - context + 1, num_tokens - length), 0)",
         ("tests/pipelines/test_masked_diffusion_text.py::test_a_window_holds_what_stands_before_its_first_mask",),
     ),
     Mutant(

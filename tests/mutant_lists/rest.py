@@ -29,8 +29,8 @@ MUTANTS = [
         "last-weights-for-the-average",
         "the weights of MDLM's last step are taken where the averaged ones are asked for",
         "hf_maskdiff/conversion/mdlm.py",
-        "return state_dict | dict(zip(names, shadows, strict=True))",
-        "return dict(zip(names, shadows, strict=True)) | state_dict",
+        "return state_dict | {name: require_stored(shadow, name) for name, shadow in zip(names, shadows, strict=True)}",
+        "return {name: require_stored(shadow, name) for name, shadow in zip(names, shadows, strict=True)} | state_dict",
         ("tests/conversion/test_mdlm.py::test_the_model_is_whole_and_can_be_saved",),
     ),
     Mutant(

@@ -122,7 +122,7 @@ def test_configurations_of_numpy_numbers_are_saved(
 NO_GENERATORS = [42, np.int64(42), "42", [42], [None], (0,), np.random.default_rng(0), torch.Generator]
 
 
-@pytest.mark.parametrize("value", NO_GENERATORS, ids=repr)
+@pytest.mark.parametrize("value", NO_GENERATORS, ids=lambda value: f"{type(value).__name__} {str(value)[:6]}")
 def test_what_is_no_generator(images: MaskGITPipeline, pipe: MDLMPipeline, value: Any) -> None:  # noqa: F811
     message = r"`generator` must be a torch\.Generator, a list of them, or None, got .*\. For a seed pass `torch"
     scheduler = MomentScheduler(mask_token_id=3)
