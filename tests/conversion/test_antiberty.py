@@ -86,7 +86,7 @@ def test_a_folder_is_a_repository(wheel: Path, folder: Path) -> None:
     assert files == {
         *("README.md", "LICENSE", "config.json", "model_index.json", "pipeline.py"),
         *("scheduler/scheduler_config.json", "transformer/config.json", "transformer/model.safetensors"),
-        *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+        *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer.json", "tokenizer_config.json"),
     }
     names = set(load_file(folder / "transformer" / "model.safetensors"))
     assert not [name for name in names if "pooler" in name or re.match(r"cls\.(species|chain|graft)", name)]
