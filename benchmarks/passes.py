@@ -15,7 +15,7 @@ from hf_maskdiff import PartialCacheConfig
 
 def open_pipeline(kind: Any, name: str) -> Any:
     """Open a pipeline without progress bars."""
-    pipe = kind.from_pretrained(name)
+    pipe = kind.from_pretrained(name, trust_remote_code=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -56,7 +56,18 @@ HEAVY = (
     "transformers.pipeline",
 )
 SECONDS = 240  # for the tests of one mutant: far more than they take
-QUIET = ("-q", "--disable-warnings", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "-m", "not exhaustive")
+QUIET = (
+    "-q",
+    "--disable-warnings",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:randomly",
+    "-m",
+    "not exhaustive",
+)
 
 
 @dataclass

@@ -355,7 +355,7 @@ def test_things_that_cannot_be_loaded_are_named(
     [
         ("choise_temperature=4", "Did you mean 'choice_temperature'?"),
         ("choice_temperature=hot", "`choice_temperature` must be a number of at least 0"),
-        ('choice_temperature=["a", "b"]', "`scheduler_config` must fit MomentScheduler, got {'choice_temperature': "),
+        ('choice_temperature=["a", "b"]', "`choice_temperature` must be a number of at least 0 or a pair (start, end)"),
         ("top_k=1.5", "`top_k` must be an integer of at least 1, got 1.5"),
         ("mask_token_id=3", "must leave `mask_token_id` as it is for the model, 128, got 3"),
         ("codebook_size=5000", "must leave `codebook_size` as it is for the model, 128, got 5000"),

@@ -138,7 +138,7 @@ hf-maskdiff evaluate
 hf-maskdiff evaluate empty
 hf-maskdiff evaluate pictures --num_samples 5
 hf-maskdiff evaluate pictures pictures
-hf-maskdiff convert nowhere/model.pth new
+hf-maskdiff convert ./model.pth new
 hf-maskdiff convert weights.safetensors full
 hf-maskdiff convert notes.txt new
 hf-maskdiff compare digits

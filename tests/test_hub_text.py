@@ -87,6 +87,6 @@ def test_a_pushed_text_pipeline(hub: LoopbackHub) -> None:
     draw_weights(transformer)
     pipe = MDLMPipeline(tokenizer_of(8), transformer, AncestralScheduler(mask_token_id=8, codebook_size=8))
     pipe.set_progress_bar_config(disable=True)
-    pipe.push_to_hub("me/words")
+    pipe.push_to_hub("me/pushed-words")
     expected = pipe("ab", num_inference_steps=6, generator=[torch.Generator().manual_seed(0)]).texts[0]
-    assert another_process("me/words") == [expected, expected]
+    assert another_process("me/pushed-words") == [expected, expected]

@@ -158,9 +158,9 @@ def test_the_judge_of_digits_looks_for_no_pickle(tmp_path: Path) -> None:
     assert ClassifierNetwork(folder).mode == "L"
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(ValueError, match=r"no file named .*\.safetensors"):
         ClassifierNetwork(folder)
     weights.with_suffix(".bin").rename(weights)
     change_json(folder / "config.json", lambda settings: settings | {"in_channels": 2})
-    with pytest.raises((ValueError, RuntimeError), match=r"must read images of 1 or 3 channels|size|shape"):
+    with pytest.raises((ValueError, RuntimeError), match=r"a classifier of images, grey or RGB|size|shape"):
         ClassifierNetwork(folder)

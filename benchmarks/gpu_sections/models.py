@@ -59,12 +59,11 @@ class Subject:
         if num_substeps == 1:
             yield
             return
-        cached = self.pipe if hasattr(self.pipe, "enable_cache") else self.pipe.transformer
-        cached.enable_cache(PartialCacheConfig(num_substeps=num_substeps, **config))
+        self.pipe.enable_cache(PartialCacheConfig(num_substeps=num_substeps, **config))
         try:
             yield
         finally:
-            cached.disable_cache()
+            self.pipe.disable_cache()
 
 
 def subjects(bench: Bench) -> dict[str, Callable[[], Subject]]:
@@ -111,9 +110,10 @@ def mdlm(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
         options = {"generator": generator(bench.device), "output_type": "ids", **options}
         return pipe(num_inference_steps=steps, num_return_sequences=batch_size, **options)
 
+    cache = model.new_cache()
+
     def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
-        with model.cache_context("cond"):
-            return model(tokens, return_dict=False, **positions)[0]
+        return model(tokens, return_dict=False, cache=cache, **positions)[0]
 
     return Subject("MDLM", pipe, mask, length, length, run, apply)
 
@@ -135,10 +135,11 @@ def halton(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
         options = {"generator": generator(bench.device), "output_type": "latent", **options}
         return pipe(class_labels=1, num_images_per_prompt=batch_size, num_inference_steps=steps, **options)
 
+    cache = model.new_cache()
+
     def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
         labels = torch.ones(len(tokens), dtype=torch.int64, device=bench.device)
-        with model.cache_context("cond"):
-            return model(tokens, labels, return_dict=False, **positions)[0]
+        return model(tokens, labels, return_dict=False, cache=cache, **positions)[0]
 
     return Subject("Halton-MaskGIT large", pipe, mask, length, length, run, apply, "images")
 
@@ -181,11 +182,12 @@ def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
         ids = subject.masked(batch_size, bench.device)
         return pipe(input_ids=ids, block_length=new, num_inference_steps=steps, **options)
 
+    cache = pipe.denoiser.new_cache()
+
     def apply(tokens: Tensor, **positions: Tensor) -> Tensor:
         places = torch.arange(prompt, length, device=bench.device).expand(len(tokens), -1)
         options = positions or {"logits_at": places}
-        with pipe.denoiser.cache_context("cond"):
-            return pipe.denoiser(tokens, **options)
+        return pipe.denoiser(tokens, cache=cache, **options)
 
     subject = Subject("LLaDA-8B", pipe, mask, length, new, run, apply)
     return subject

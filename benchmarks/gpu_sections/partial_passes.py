@@ -35,9 +35,8 @@ def passes(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
         at = torch.randperm(subject.new, device=bench.device)[:count] + subject.length - subject.new
         at = at.expand(batch_size, -1).contiguous()
         works[str(count)] = _partial_pass(subject, tokens.gather(1, at), at)
-    with subject.in_groups(2):
-        subject.apply(tokens)  # the full pass that a partial pass needs before it
-        times = take_turns(works, bench.device, repeats=bench.pick(5, 1))
+    subject.apply(tokens)  # the full pass that a partial pass needs before it
+    times = take_turns(works, bench.device, repeats=bench.pick(5, 1))
     for count in counts:
         yield {
             "model": subject.name,

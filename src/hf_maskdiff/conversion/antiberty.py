@@ -6,7 +6,6 @@ licence. The folder that is written holds a `BertForMaskedLM` with the same weig
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_tensors
+from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset, renamed
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
 from hf_maskdiff.schedulers import MomentScheduler
@@ -148,9 +148,7 @@ def _open(folder: Path, name: str) -> tuple[MaskedDiffusionTextPipeline, str]:
             f"`source` must be the wheel of antiberty or its unpacked folder, {name!r} lacks {', '.join(missing)}. "
             f"{_FETCH}"
         )
-    config = json.loads((folder / _CONFIG).read_text())
-    if not isinstance(config, dict):
-        raise ValueError(f"`source` must hold settings in config.json, {name!r} has {type(config).__name__}. {_FETCH}")
+    config = read_settings(folder / _CONFIG)
     tokens = (folder / _VOCABULARY).read_text().split()
     if len(tokens) != config["vocab_size"]:
         raise ValueError(

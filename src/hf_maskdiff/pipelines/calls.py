@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ..schedulers import MaskedDiffusionScheduler
-from ..schedulers.checks import require
+from ..schedulers.checks import is_number, require
 
 GuidanceScale = float | Sequence[float]
 
@@ -64,8 +63,8 @@ class PipelineCall:
         self.scheduler = copy.copy(scheduler)
         if sampling_temperature is not None:
             remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
-            is_number = isinstance(sampling_temperature, Real) and 0 <= sampling_temperature < math.inf
-            require(is_number, "sampling_temperature", "a number of at least 0", sampling_temperature, remedy)
+            valid = is_number(sampling_temperature) and 0 <= sampling_temperature < math.inf
+            require(valid, "sampling_temperature", "a number of at least 0", sampling_temperature, remedy)
             self.scheduler = scheduler.with_sampling_temperature(sampling_temperature)
         self.scheduler.set_timesteps(num_inference_steps, temperature)
         self._shared.adopt_run(self.scheduler)
