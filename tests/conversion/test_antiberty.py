@@ -317,7 +317,7 @@ def test_configurations_that_do_not_fit(tmp_path: Path) -> None:
     no_settings = upstream.contents() | {upstream.CONFIG: b"[]"}
     assert "must hold settings by name" in refused(no_settings, tmp_path)
     broken = upstream.contents() | {upstream.CONFIG: b"{"}
-    assert "must hold readable .json files" in refused(broken, tmp_path)
+    assert "must be readable, it is not" in refused(broken, tmp_path)
 
 
 def test_a_tokenizer_is_not_taken(tmp_path: Path) -> None:
