@@ -79,7 +79,7 @@ def template_of(prompt: str, tokenizer: Any) -> str:
 
 
 def nats(pipe: MaskedDiffusionTextPipeline, chains: Sequence[str], places: Sequence[int], special: bool) -> list[float]:
-    """Pseudo-likelihood of each chain, over the residues at `places`, in nats a residue."""
+    """Pseudo-likelihood of each chain, over the residues at `places`, in nats per residue."""
     encoded = pipe.tokenizer(list(chains), add_special_tokens=special, return_special_tokens_mask=True)
     residues = [row.index(0) for row in encoded.special_tokens_mask]  # where each chain begins
     ids = torch.tensor(encoded.input_ids, device=pipe.device)
@@ -137,7 +137,7 @@ def draw_logos(rows: Sequence[tuple[str, Sequence[str]]], places: Sequence[int],
 def score(pipe: MaskedDiffusionTextPipeline) -> None:
     chain = BEFORE + LOOP + AFTER
     loop = range(len(BEFORE), len(BEFORE) + len(LOOP))
-    print(f"trastuzumab's heavy chain, {len(chain)} residues, each masked alone, in nats a residue:")
+    print(f"trastuzumab's heavy chain, {len(chain)} residues, each masked alone, in nats per residue:")
     for name, special in (("with", True), ("without", False)):
         (whole,), (third,) = (nats(pipe, [chain], places, special) for places in (range(len(chain)), loop))
         print(f"{name:>8} special tokens: chain {whole:.3f}, third loop {third:.3f}", flush=True)
@@ -159,7 +159,7 @@ def design(pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace) -> None:
     if natural is not None:
         letters = iter(natural)
         (own,) = nats(pipe, ["".join(next(letters) if c == "_" else c for c in template)], places, True)
-        print(f"natural: {natural}  {own:.2f} nats a residue")
+        print(f"natural: {natural}  {own:.2f} nats per residue")
         rows.append((f"natural\n{own:.2f} nats", [natural]))
     for sampler in args.schedulers:
         pipe.scheduler = SAMPLERS[sampler](config)
@@ -169,7 +169,7 @@ def design(pipe: MaskedDiffusionTextPipeline, args: argparse.Namespace) -> None:
         distinct = sorted(set(chains))
         scores = dict(zip(distinct, nats(pipe, distinct, places, True), strict=True))
         nats_each, share = with_error([scores[chain] for chain in chains]), len(distinct) / len(chains)
-        print(f"{sampler}: {passes} passes, {nats_each} nats a residue, {share:.0%} distinct")
+        print(f"{sampler}: {passes} passes, {nats_each} nats per residue, {share:.0%} distinct")
         for chain in sorted(distinct, key=scores.__getitem__):
             print(f"    {drawn(chain)}  {scores[chain]:.2f}", flush=True)
         rows.append((f"{sampler}\n{nats_each} nats\n{share:.0%} distinct", [drawn(chain) for chain in chains]))

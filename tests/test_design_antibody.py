@@ -51,7 +51,7 @@ def run(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def lines_of(printed: str) -> dict[str, tuple[float, int, dict[str, float]]]:
     """Sampler -> mean, share of distinct designs in percent, and the designs with their numbers."""
-    header = r"^([\w-]+): \d+ passes, ([\d.]+)(?: \+- [\d.]+)? nats a residue, (\d+)% distinct\n"
+    header = r"^([\w-]+): \d+ passes, ([\d.]+)(?: \+- [\d.]+)? nats per residue, (\d+)% distinct\n"
     blocks = re.split(header, printed, flags=re.M)
     result = {}
     for name, mean, share, designs in zip(*(blocks[i::4] for i in (1, 2, 3, 4)), strict=True):
@@ -64,7 +64,7 @@ def test_designs_have_their_own_pseudo_likelihood(example: ModuleType, run: Run)
     pytest.importorskip("logomaker", reason="logomaker is not installed: pip install -e '.[logo]'")
     printed = run("--schedulers", "uniform", "greedy", "--num_designs", "3", "--steps", "2", "--output", "new/two.png")
     natural, rest = printed.split("\n", 1)
-    assert re.fullmatch(r"natural: SRWGGDGFYAMDY  [\d.]+ nats a residue", natural)
+    assert re.fullmatch(r"natural: SRWGGDGFYAMDY  [\d.]+ nats per residue", natural)
     found = lines_of(rest)
     assert list(found) == ["uniform", "greedy"]
     assert (found["greedy"][1], len(found["greedy"][2])) == (33, 1)
@@ -85,7 +85,7 @@ def test_designs_have_their_own_pseudo_likelihood(example: ModuleType, run: Run)
     for chain, expected in zip(chains, nats.tolist(), strict=True):
         assert designs[chain[96:109]] == pytest.approx(expected, abs=0.006)
     assert mean == pytest.approx(float(nats.mean()), abs=0.006)
-    assert f"{mean:.2f} +- {float(nats.std()) / 3**0.5:.2f} nats a residue" in printed
+    assert f"{mean:.2f} +- {float(nats.std()) / 3**0.5:.2f} nats per residue" in printed
 
 
 def test_the_picture_has_a_row_for_each_sampler(example: ModuleType, folder: Path) -> None:

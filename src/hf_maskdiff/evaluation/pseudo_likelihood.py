@@ -16,7 +16,7 @@ def pseudo_log_likelihood(
     """Log-probability of every token at `positions` when it alone is masked: no order of filling in has a part in it.
 
     `log p(x_i | x without x_i)`, normalised over all tokens but the mask. Its mean, with the sign turned, is the
-    pseudo-likelihood in nats a token, lower for what the model finds more natural. It costs a row of a model pass for
+    pseudo-likelihood in nats per token, lower for what the model finds more natural. It costs a row of a model pass for
     each number.
 
     Example:
