@@ -114,9 +114,9 @@ class TransformerBlocks(nn.ModuleList):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., torch.Tensor]  # diffusers sets it
 
-    def run(self, hidden_states: torch.Tensor, layers: Sequence[LayerCache | None]) -> torch.Tensor:
+    def run(self, hidden_states: torch.Tensor, layers: Sequence[LayerCache | None] | None = None) -> torch.Tensor:
         """The hidden states after all blocks; `layers` holds each block's cache of other passes, or None."""
-        for block, kept in zip(self, layers, strict=True):
+        for block, kept in zip(self, layers or [None] * len(self), strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, kept)
             else:
@@ -144,7 +144,7 @@ class MAGEDecoder(nn.Module):
         hidden_states: torch.Tensor,
         masked: torch.Tensor,
         places: torch.Tensor,
-        layers: Sequence[LayerCache | None],
+        layers: Sequence[LayerCache | None] | None = None,
     ) -> torch.Tensor:
         hidden_states = self.proj_in(hidden_states)
         hidden_states = torch.where(masked[..., None], hidden_states[:, -1:], hidden_states)
