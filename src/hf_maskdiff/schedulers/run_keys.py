@@ -30,6 +30,7 @@ class RunKeys:
 
     def __init__(self) -> None:
         self._of: WeakKeyDictionary[Any, dict[int, tuple[int, Tensor]]] = WeakKeyDictionary()
+        self._held: dict[int, tuple[Any, dict[int, tuple[int, Tensor]]]] = {}
 
     def at(self, step_index: int, generator: Generators, keys: Tensor) -> Tensor:
         """The run's keys, int64 `(batch_size,)`.
@@ -48,11 +49,17 @@ class RunKeys:
         return torch.cat(kept) if kept else keys
 
     def _kept(self, generator: Any, which: int, step_index: int, keys: Tensor) -> Tensor:
-        of_generator = self._of.setdefault(generator, {})
+        of_generator = self._of_generator(generator)
         latest, kept = of_generator.get(which, (step_index, keys))
         begins = step_index == 0 or step_index < latest or kept.shape != keys.shape or kept.device != keys.device
         of_generator[which] = (step_index, keys if begins else kept)
         return of_generator[which][1]
+
+    def _of_generator(self, generator: Any) -> dict[int, tuple[int, Tensor]]:
+        try:
+            return self._of.setdefault(generator, {})
+        except TypeError:  # torch 2.6: a generator takes no weak reference, so it is held until the next run
+            return self._held.setdefault(id(generator), (generator, {}))[1]
 
     def __reduce__(self) -> tuple[type[RunKeys], tuple[()]]:
         """A copy in another process has other generators."""
