@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from safetensors.torch import load_file, save_file
 from tiny_weights import draw_weights
 from tokenizers import Tokenizer
@@ -21,6 +23,7 @@ from hf_maskdiff import MaskedDiffusionTextPipeline, PartialCacheConfig
 from hf_maskdiff.denoisers import TransformersDenoiser, transformers_pass
 
 VOCAB, MASK = 24, 23
+IS_OLD = version.parse(transformers.__version__) < version.parse("5.1")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -66,6 +69,7 @@ def adapted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any, P
     return tuned(), tuned().merge_and_unload(), base, adapter
 
 
+@pytest.mark.skipif(IS_OLD, reason="transformers 5.0 finds no place for the adapters of BERT, and they are refused")
 def test_an_adapter_writes_what_the_merged_model_writes(adapted: tuple[Any, Any, Path, Path]) -> None:
     model, merged, base, adapter = adapted
     plain = texts(MaskedDiffusionTextPipeline.from_pretrained(base))

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from tiny_weights import draw_weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -30,6 +32,7 @@ from hf_maskdiff import (
 )
 
 VOCAB, MASK, THREADS = 24, 23, 4
+IS_OLD = version.parse(transformers.__version__) < version.parse("5.1")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -103,6 +106,8 @@ def quick_switches() -> Iterator[None]:
 @pytest.mark.parametrize("cached", [False, True])
 def test_mixed_calls_in_four_threads(pipe: Any, cached: bool, quick_switches: None) -> None:
     """Eight runs of 25 calls, 200 in all: images, our text model, both ways to cache a model of transformers."""
+    if cached and "ModernBert" in type(pipe.transformer).__name__ and IS_OLD:
+        pytest.skip("transformers 5.0 does not show ModernBERT's keys and values")
     if cached:
         pipe.scheduler = MomentScheduler(mask_token_id=pipe.scheduler.config.mask_token_id)
         (pipe.transformer if isinstance(pipe, MaskGITPipeline) else pipe).enable_cache(
