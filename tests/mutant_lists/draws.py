@@ -33,7 +33,7 @@ MUTANTS = [
         _MASKING,
         "return (initial * ratio + _TIE) // 1",
         "return (initial * ratio) // 1",
-        ("tests/test_masking.py::test_every_count_is_exact[linear]",),
+        ("tests/test_masking.py::test_every_count_is_exact[linear-48]",),
     ),
     Mutant(
         "count-may-be-zero",

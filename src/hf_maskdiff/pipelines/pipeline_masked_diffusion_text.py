@@ -27,7 +27,7 @@ from .call_progress import CallProgress
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .text_denoising import fill_in
-from .text_output import MaskedDiffusionTextPipelineOutput, cut_at_end, decode_with_masks
+from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, cut_at_end, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_windows import WindowBatch, first, next_part
 
@@ -41,7 +41,6 @@ EXAMPLE_DOC_STRING = """
         >>> from hf_maskdiff import MaskedDiffusionTextPipeline
 
         >>> pipe = MaskedDiffusionTextPipeline.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype=torch.bfloat16)
-        >>> pipe.to("cuda")
         >>> chat = [{"role": "user", "content": "Why is the sky blue?"}]
         >>> pipe(chat, max_new_tokens=128, block_length=32, num_inference_steps=16).texts[0]
 
@@ -49,7 +48,6 @@ EXAMPLE_DOC_STRING = """
         ```
 """
 
-OUTPUT_TYPES = ("text", "ids")
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
 
 
@@ -207,7 +205,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 "context."
             )
         check_count("num_return_sequences", num_return_sequences, "Pass how many texts you want of each prompt.")
-        if stop_at_eos and not self._ends():
+        if stop_at_eos and not ends_of_text(self.tokenizer, self.config.eos_token_ids):
             raise ValueError("`stop_at_eos` needs a tokenizer with an `eos_token`, got one without. Leave it out.")
         check_output_type(output_type, OUTPUT_TYPES)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
@@ -250,12 +248,6 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
     def decode_sequences(self, sequences: Iterable[Tensor], mask_text: str = "_") -> list[str]:
         """Texts of sequences that may still hold masks, which read as `mask_text`: what a streaming callback shows."""
         return decode_with_masks(self.tokenizer, sequences, self.mask_token_id, mask_text)
-
-    def _ends(self) -> list[int]:
-        """Tokens that end a text."""
-        if self.config.eos_token_ids is not None:
-            return list(self.config.eos_token_ids)
-        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -337,13 +329,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
         num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
+        given = (prompt, input_ids, mask, max_new_tokens, stride, block_length)
         self.check_inputs(
-            prompt,
-            input_ids,
-            mask,
-            max_new_tokens,
-            stride,
-            block_length,
+            *given,
             stop_at_eos,
             num_return_sequences,
             output_type,
@@ -358,7 +346,11 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 
-        device, mask_token_id, ends = self._execution_device, self.mask_token_id, self._ends()
+        device, mask_token_id, ends = (
+            self._execution_device,
+            self.mask_token_id,
+            ends_of_text(self.tokenizer, self.config.eos_token_ids),
+        )
         each = [one for one in prepared for _ in range(num_return_sequences)]
         sequences = [one.ids.to(device).clone() for one in each]
         # What a pass without the prompt does not see; special tokens around a text are not the user's.

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .text_windows import first
 
+OUTPUT_TYPES = ("text", "ids")
+
 
 @dataclass
 class MaskedDiffusionTextPipelineOutput(BaseOutput):
@@ -45,6 +47,13 @@ def decode_with_masks(
         )
 
     return [text(ids.tolist()) for ids in sequences]
+
+
+def ends_of_text(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int] | None) -> list[int]:
+    """Tokens that end a text: those named, or the tokenizer's own."""
+    if eos_token_ids is not None:
+        return list(eos_token_ids)
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def cut_at_end(sequence: Tensor, ends: Sequence[int], prompt_length: int, mask_token_id: int) -> Tensor:
