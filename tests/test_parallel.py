@@ -484,7 +484,10 @@ def test_two_processes_killed_twenty_times(pipelines: Path, tmp_path: Path) -> N
         process = launch(pipelines / "images", tmp_path / "killed", num_samples, "--batch_size", "8")
         wait_for_a_file(tmp_path / "killed", before, lambda process=process: process.poll() is None)
         time.sleep(chance.uniform(0, 2))
-        assert process.poll() is None, f"launch {k} was done before it could be killed"
+        if process.poll() is not None:  # on a fast machine the set may be whole before the last kills
+            assert k >= 10, f"launch {k} was done before it could be killed"
+            process.communicate(timeout=60)
+            break
         kill(process)
         process.communicate(timeout=60)
         cut += any(path.suffix == ".partial" for path in files(tmp_path / "killed"))
