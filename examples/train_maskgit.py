@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import VQModel
 from diffusers.training_utils import EMAModel
@@ -27,6 +26,7 @@ from training_utils import (
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
+    make_accelerator,
     make_optimizer,
     save_checkpoint,
     training_batches,
@@ -93,7 +93,7 @@ def evaluate(
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains, saves the pipeline, and returns the loss on the test split."""
     args = parse_args(argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed)
     tokenizer = VQModel.from_pretrained(args.tokenizer, use_safetensors=True).to(device).requires_grad_(False).eval()

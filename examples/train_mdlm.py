@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -30,6 +29,7 @@ from training_utils import (
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
+    make_accelerator,
     make_optimizer,
     save_checkpoint,
     training_batches,
@@ -140,7 +140,7 @@ def evaluate(model: MDLMTransformer, scheduler: MomentScheduler, rows: Tensor, b
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains, saves the pipeline at every checkpoint, and returns the bound on the test split."""
     args = parse_args(argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
     device, length = accelerator.device, args.model_length
     set_seed(args.seed)
     with accelerator.main_process_first(), errors_in_one_line():

@@ -23,6 +23,7 @@ from training_utils import (
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
+    make_accelerator,
     make_optimizer,
     save_checkpoint,
     training_batches,
@@ -108,7 +109,7 @@ def evaluate(model: VQModel, images: Tensor, device: torch.device) -> tuple[floa
 def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     """Trains, saves, and returns the error, the perplexity and the number of codes used on the test split."""
     args = parse_args(argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
     set_seed(args.seed)
     source = (args.dataset, args.data_dir, args.image_size)
     with accelerator.main_process_first(), errors_in_one_line():

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from hf_maskdiff.sets.processes import leave_at_exit
+
 CHECKPOINT_PREFIX = "checkpoint-"
 NUM_KEPT_CHECKPOINTS = 2
 
@@ -43,6 +45,13 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The processes of `accelerate launch`, or this one."""
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    leave_at_exit()
+    return accelerator
 
 
 def index_batches(

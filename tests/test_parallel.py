@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fresh
 import hub_server
 import psutil
 import pyarrow.parquet as pq
@@ -432,6 +433,36 @@ def test_a_config_without_gpus_is_heard_where_there_are_some(monkeypatch: pytest
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
         start_processes()
     assert started == [True, False]
+
+
+PROGRAM_IN_A_GROUP = """
+import atexit, sys
+import torch
+atexit.register(lambda: print(torch.distributed.is_initialized()))  # the last to be called
+sys.path.insert(0, EXAMPLES)
+START
+assert torch.distributed.is_initialized()
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from hf_maskdiff.parallel import start_processes; start_processes(); start_processes()",
+        "from argparse import Namespace; from training_utils import make_accelerator; "
+        "make_accelerator(Namespace(mixed_precision='no'))",
+    ],
+)
+def test_a_process_leaves_its_group_before_python_ends(start: str) -> None:
+    """Else gloo's threads abort some processes of a launch after their work is done."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    examples = str(Path(__file__).parents[1] / "examples")
+    program = PROGRAM_IN_A_GROUP.replace("START", start).replace("EXAMPLES", repr(examples))
+    done = fresh.run(program, environment=os.environ | group)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 # --- stops ------------------------------------------------------------------------------------------------------------
