@@ -12,6 +12,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from ..caching import PartialCacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
@@ -25,6 +26,7 @@ from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .streaming import InOrder, check_streamer, ending_streams
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_run import TextRun
@@ -249,6 +251,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
+    @ending_streams
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
@@ -272,6 +275,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         sampling_temperature: float | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
     ) -> MaskedDiffusionTextPipelineOutput | tuple:
         """
         Write text.
@@ -314,6 +319,10 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             token_type_ids (*optional*): what such tokenizers give besides; must be 0.
             sampling_temperature (`float`, *optional*): temperature at which tokens are drawn in this call, 0 for the
                 most probable ones; None keeps the scheduler's.
+            streamer (`transformers.TextStreamer` or alike, *optional*): gets the text while it is written, the prompt
+                first: transformers' streamers in reading order, each token as soon as all before it are known, so use
+                `block_length`; a `CanvasStreamer` all of it in every step. For one text; ends with the call, also
+                where that fails.
 
         Examples:
 
@@ -341,6 +350,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
+        check_streamer(streamer, batch_size)
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 
@@ -366,7 +376,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             return sample
 
         with self._running(call):
-            run.fill(self.denoiser, call, generator, self.progress_bar, on_step_end)
+            stream = None if streamer is None else InOrder(streamer, self.mask_token_id)
+            run.fill(self.denoiser, call, generator, self.progress_bar, on_step_end, stream)
 
         texts = self.decode_sequences(run.written()) if output_type == "text" else None
         self.maybe_free_model_hooks()

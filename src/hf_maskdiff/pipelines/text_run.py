@@ -13,10 +13,11 @@ from ..sampling import Generators
 from .call_progress import CallProgress
 from .calls import PipelineCall
 from .denoising import StepCallback
+from .streaming import InOrder
 from .text_denoising import fill_in
 from .text_output import cut_at_end
 from .text_prompts import EncodedPrompt
-from .text_windows import WindowBatch, first, next_part
+from .text_windows import Part, WindowBatch, first, next_part
 
 
 class TextRun:
@@ -61,6 +62,7 @@ class TextRun:
         generator: Generators,
         progress_bar: Any,
         on_step_end: StepCallback,
+        stream: InOrder | None = None,
     ) -> None:
         """Fill in part after part, until no sequence holds a mask or the call is interrupted.
 
@@ -70,12 +72,15 @@ class TextRun:
             generator: one for the batch, or one for each sequence.
             progress_bar: of the pipeline.
             on_step_end: see `denoise`.
+            stream: is shown the sequence, the only one, before the first step and after each.
         """
+        if stream is not None:
+            stream.show(self.sequences[0])
         left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt)
         with CallProgress.over(progress_bar, *left) as progress:
             while not call.interrupt and (rows := self._unfinished()):
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
-                self._fill_parts(rows, denoiser, call, own, progress, on_step_end)
+                self._fill_parts(rows, denoiser, call, own, progress, on_step_end, stream)
 
     def _unfinished(self) -> list[int]:
         return [row for row, ids in enumerate(self.sequences) if bool((ids == self._mask_token_id).any())]
@@ -88,6 +93,7 @@ class TextRun:
         generator: Generators,
         progress: CallProgress,
         on_step_end: StepCallback,
+        stream: InOrder | None,
     ) -> None:
         """Fill in the next part of each of these sequences."""
         parts = [next_part(self.sequences[row], self._mask_token_id, *self._lengths) for row in rows]
@@ -97,14 +103,26 @@ class TextRun:
             [self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)],
             self._mask_token_id,
         )
+
+        def on_step_end_shown(i: int, t: Tensor, sample: Tensor) -> Tensor:
+            sample = on_step_end(i, t, sample)
+            if stream is not None:
+                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
+            return sample
+
         row_ids = torch.tensor(rows, device=self.passes.device)
         arguments = (denoiser, batch, call, generator, self.passes, row_ids)
-        filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end)
+        filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown)
         for row, part, ids in zip(rows, parts, filled, strict=True):
-            self.sequences[row][part.window] = ids
-            if self._stops[row]:
-                cut = cut_at_end(self.sequences[row], self._ends, self._first_masks[row], self._mask_token_id)
-                self.sequences[row] = cut
+            self.sequences[row] = self._with(row, part, ids)
+
+    def _with(self, row: int, part: Part, ids: Tensor) -> Tensor:
+        """A sequence with these tokens in its part's window, up to its end of text."""
+        sequence = self.sequences[row].clone()
+        sequence[part.window] = ids
+        if not self._stops[row]:
+            return sequence
+        return cut_at_end(sequence, self._ends, self._first_masks[row], self._mask_token_id)
 
     def written(self) -> list[Tensor]:
         """What of each sequence is shown as text: all of it, of a chat the answer alone."""
