@@ -37,7 +37,8 @@ def index_of(folder: Path) -> Path:
 
 def open_folder(folder: Path) -> Any:
     """The pipeline or scheduler in a folder."""
-    return getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"]).from_pretrained(folder)
+    cls = getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"])
+    return cls.from_pretrained(folder)
 
 
 def card_for(thing: Any, folder: Path, repo_id: str) -> ModelCard:
