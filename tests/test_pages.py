@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_server import LoopbackHub
 from snippets import ROOT, Stage, blocks
-from test_readme import released_or_small_wheel
+from test_readme import small_wheel
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -37,7 +37,7 @@ def test_blocks(page: Path, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(str(folder))
     (folder / "my-texts").mkdir()
     (folder / "my-texts" / "one.txt").write_text("The king is dead. Long live the king!\n" * 400)
-    stage = Stage(folder, wheel=released_or_small_wheel(tmp_path), extra=SHORT)
+    stage = Stage(folder, wheel=small_wheel(tmp_path), extra=SHORT)
     for block in blocks(page):
         if block.reason is None and block.language != "text":
             try:

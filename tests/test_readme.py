@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import antiberty_wheel
+import golden_data
 import pytest
 import tiny_llada
 from hub_server import LoopbackHub
@@ -22,9 +23,8 @@ TEXT = README.read_text(encoding="utf-8")
 BLOCKS = blocks(README)
 
 
-def released_or_small_wheel(folder: Path) -> Path:
-    wheel = os.environ.get("HF_MASKDIFF_ANTIBERTY")
-    return Path(wheel) if wheel else antiberty_wheel.write_wheel(folder / "small.whl", antiberty_wheel.contents())
+def small_wheel(folder: Path) -> Path:
+    return antiberty_wheel.write_wheel(folder / "small.whl", antiberty_wheel.contents())
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_every_block_runs(
     folder = tmp_path / "clone"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    stage = Stage(folder, wheel=released_or_small_wheel(tmp_path))
+    stage = Stage(folder, wheel=small_wheel(tmp_path))
     printed = []
     for block in BLOCKS:
         assert block.reason is None
@@ -67,6 +67,20 @@ def test_every_block_runs(
     assert "modeling_llada.py" not in " ".join(hub.requests)
     assert any(f"{chat_model}/resolve" in request for request in hub.requests)
     assert list((folder / "out" / "digits").glob("train-*.parquet"))
+
+
+@pytest.mark.exhaustive
+def test_the_antibody_is_written_by_the_released_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "HF_MASKDIFF_ANTIBERTY" not in os.environ:
+        pytest.skip(golden_data.not_set("HF_MASKDIFF_ANTIBERTY"))
+    monkeypatch.chdir(tmp_path)
+    stage = Stage(tmp_path, wheel=Path(os.environ["HF_MASKDIFF_ANTIBERTY"]))
+    for block in BLOCKS:
+        if "antiberty" in block.code:
+            stage.run(block)
+    assert re.fullmatch(r"EVQLVESGGGLVQPGGSLRLSCAASGFNIKD[A-Z]{90}", capsys.readouterr().out.strip().replace(" ", ""))
 
 
 @pytest.mark.exhaustive
