@@ -44,6 +44,7 @@ from .schedulers import (  # noqa: E402
     MaskGITScheduler,
     MomentScheduler,
     StepContext,
+    ThresholdScheduler,
     UniformScheduler,
 )
 
@@ -86,6 +87,7 @@ __all__ = [
     "PartialCacheConfig",
     "SchedulerMixin",
     "StepContext",
+    "ThresholdScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]
