@@ -4,50 +4,165 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..caching import PassState, Queries, places_of
 from ..denoisers import TextDenoiser
 from ..sampling import Generators
-from .calls import PassCaches, PipelineCall
+from .calls import CallCaches, PipelineCall
 from .denoising import StepCallback, denoise
+from .step_logits import StepLogits, StepRows, as_index
 from .text_windows import WindowBatch
 
 
 class WindowDenoiser:
     """Maps the blocks of a batch of windows to logits, as the denoising loop requires.
 
-    It owns the caches of the run, which are freed with it.
-
     Args:
-        denoiser: the model.
+        denoiser: the model, and its plan.
         batch: the windows.
         call: gives the guidance scale of each step; records the time of the current step.
+        caches: the stores of the call.
+        row_ids: the index of each window's sequence in the call.
+        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)` on the
+            CPU; updated in place.
+        resumed: see `PassState`; None if no row has a block in this call before.
     """
 
-    def __init__(self, denoiser: TextDenoiser, batch: WindowBatch, call: PipelineCall) -> None:
-        self.denoiser, self.batch, self.call = denoiser, batch, call
-        self._caches = PassCaches(denoiser)
+    def __init__(
+        self,
+        denoiser: TextDenoiser,
+        batch: WindowBatch,
+        call: PipelineCall,
+        caches: CallCaches,
+        row_ids: list[int],
+        passes: Tensor,
+        resumed: Tensor | None = None,
+    ) -> None:
+        self.denoiser, self.batch, self.call, self.caches = denoiser, batch, call, caches
+        self.row_ids, self.passes = row_ids, passes
+        self._lengths = batch.lengths.cpu()
+        self._resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
+        # What was masked before the last pass of each row, and how much of it.
+        self._masked = batch.masked(batch.sample)
+        self._num_masked = self._masked.sum(-1).cpu()
+        in_block = (batch.sample == batch.mask_token_id).sum(-1).cpu()
+        self._num_outside = self._num_masked - in_block
+        self._num_masked = self._num_masked.clone()
+
+    # --- the pass that a step begins with -----------------------------------------------------------------------------
+
+    def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
+        """The logits of the masked positions of the blocks; the plan says what is computed for them."""
+        batch, device = self.batch, sample.device
+        rows = now.index(len(sample), device)
+        tokens, of_rows = sample[rows], torch.tensor(now.rows)
+        masked = tokens == batch.mask_token_id
+        # Masked positions first; a row with fewer of them is filled up with known ones, whose logits nobody reads.
+        columns = (~masked).long().argsort(dim=1, stable=True)[:, : int(now.remaining[of_rows].max())]
+        first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]
+        places = torch.where(masked.gather(1, columns), first + columns, -1)
+
+        queries = self._queries(now.step, rows, of_rows)
+        wanted = batch.places_of(columns, rows)
+        values = self._guided(t, lambda context: self._planned(context, tokens, t, rows, now, queries, wanted))
+        self._masked[rows] = batch.masked(tokens, rows)
+        self._num_masked[of_rows] = self._num_outside[of_rows] + now.remaining[of_rows]
+        self._count(0 if queries is None else 1, now.rows)
+        return StepLogits(values, places, now.rows)
+
+    def _queries(self, step: int, rows: Tensor | slice, of_rows: Tensor) -> Queries | None:
+        if self.denoiser.plan is None:
+            return None
+        on_host = (self.batch.starts, self.batch.ends, self._lengths)
+        state = PassState(
+            step,
+            *(values[of_rows] for values in on_host),
+            masked=self._masked[rows],
+            num_masked=self._num_masked[of_rows],
+            resumed=self._resumed[of_rows],
+        )
+        return self.denoiser.plan.queries(state)
+
+    def _planned(
+        self,
+        context: str,
+        tokens: Tensor,
+        t: Tensor,
+        rows: Tensor | slice,
+        now: StepRows,
+        queries: Queries | None,
+        wanted: Tensor,
+    ) -> Tensor:
+        ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
+        arguments: dict[str, Any] = {"attention_mask": self._visible(rows), "logits_at": wanted}
+        positions = None
+        if queries is not None:
+            positions, places = queries.positions, places_of(queries.positions)
+            columns = torch.zeros_like(ids).scatter_(
+                1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
+            )
+            arguments |= {"logits_at": columns.gather(1, wanted), "num_runs": queries.num_runs}
+            ids = ids.gather(1, places)
+        return self._run(context, t, ids, now.rows, now.unfinished, positions, arguments)
+
+    # --- passes of groups ---------------------------------------------------------------------------------------------
 
     def __call__(self, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-        """Logits `(num_rows, n, vocab_size)` of the blocks' tokens, or of those at `positions`."""
-        self.call.current_timestep = t  # diffusers' caches read it
-        logits = self._pass("cond", tokens, t, rows, positions)
-        scale = self.call.guidance_scale_at(t)
-        if scale == 1:
-            return logits
-        return self._pass("uncond", tokens, t, rows, positions).lerp_(logits, scale)
+        """Logits `(num_rows, n, vocab_size)` of the blocks' tokens, or of those at `positions`.
 
-    def _pass(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
-        batch = self.batch
+        A pass with `positions` continues what the last pass of the step has stored; one without stores nothing.
+        """
+        of_rows = list(range(len(self.row_ids))) if isinstance(rows, slice) else rows.tolist()
+        self._count(0 if positions is None else 1, of_rows, positions)
+        if positions is None:
+            return self._guided(t, lambda context: self._apart(context, tokens, t, rows))
+        stand = self.batch.places_of(positions, rows)
+        arguments = {"attention_mask": self._visible(rows)}
+        return self._guided(t, lambda context: self._run(context, t, tokens, of_rows, of_rows, stand, arguments))
+
+    def _apart(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+        ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
+        at = self.batch.block_places(rows)
+        with self.denoiser.cache_context(context):
+            return self.denoiser(ids, t, attention_mask=self._visible(rows), logits_at=at, **self.caches.apart())
+
+    # --- both ---------------------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        context: str,
+        t: Tensor,
+        ids: Tensor,
+        rows: list[int],
+        unfinished: list[int],
+        positions: Tensor | None,
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        in_call = [[self.row_ids[row] for row in some] for some in (rows, unfinished)]
         with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
-            if positions is not None:
-                arguments = self._caches.arguments(context, rows, batch.places_of(positions))
-                return self.denoiser(tokens, t, attention_mask=batch.attention_mask, **arguments)
-            ids, at = batch.seen(tokens, rows, with_prompt=context == "cond")
-            visible = None if batch.attention_mask is None else batch.attention_mask[rows]
-            arguments = self._caches.arguments(context, rows, None)
-            return self.denoiser(ids, t, attention_mask=visible, logits_at=at, **arguments)
+            return self.caches.run(
+                context, *in_call, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
+            )
+
+    def _guided(self, t: Tensor, run: Callable[[str], Tensor]) -> Tensor:
+        self.call.current_timestep = t  # diffusers' caches read it
+        logits = run("cond")
+        scale = self.call.guidance_scale_at(t)
+        return logits if scale == 1 else run("uncond").lerp_(logits, scale)
+
+    def _visible(self, rows: Tensor | slice) -> Tensor | None:
+        return None if self.batch.attention_mask is None else self.batch.attention_mask[rows]
+
+    def _count(self, kind: int, rows: list[int], positions: Tensor | None = None) -> None:
+        ids = torch.tensor([self.row_ids[row] for row in rows])
+        if positions is None:
+            self.passes[kind, ids] += 1
+        else:  # a row without valid positions gets its tokens from full passes
+            self.passes[kind, ids] += (positions >= 0).any(-1).cpu()
 
 
 def fill_in(
