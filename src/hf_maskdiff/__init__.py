@@ -23,6 +23,8 @@ from .models import (  # noqa: E402
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
+    CanvasIteratorStreamer,
+    CanvasStreamer,
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
@@ -58,6 +60,8 @@ for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
 
 __all__ = [
     "AncestralScheduler",
+    "CanvasIteratorStreamer",
+    "CanvasStreamer",
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
