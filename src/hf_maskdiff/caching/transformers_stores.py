@@ -185,7 +185,7 @@ class AttentionStore(KeyValueStore):
         done = set[int]()
         for (key, value, mask), (new_key, new_value, new_mask) in zip(self.layers, other.layers, strict=True):
             key[rows], value[rows] = new_key, new_value
-            if mask is not None and len(mask) > 1 and id(mask) not in done:
+            if mask is not None and new_mask is not None and len(mask) > 1 and id(mask) not in done:
                 mask[rows] = new_mask
                 done.add(id(mask))
 

@@ -22,8 +22,8 @@ def with_predecessors(
 
     Returns:
         The sequence with the new tokens, int64 `(batch_size, L)`; the positions of the queries, int64
-        `(batch_size, min(K + num_runs, 2 K, L))`, with `-p - 1` for queries that only pad their row; and for each of `positions` the
-        index of the query that predicts it, int64 `(batch_size, K)`.
+        `(batch_size, min(K + num_runs, 2 K, L))`, with `-p - 1` for queries that only pad their row; and for each of
+        `positions` the index of the query that predicts it, int64 `(batch_size, K)`.
     """
     places, valid = places_of(positions), positions >= 0
     sequence = sequence.scatter(1, places, torch.where(valid, tokens, sequence.gather(1, places)))

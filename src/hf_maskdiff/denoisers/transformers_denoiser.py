@@ -31,7 +31,9 @@ class SequenceCache:
     def take(self, rows: Tensor) -> SequenceCache:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
         store = None if self.store is None else self.store.take(rows)
-        return SequenceCache(store, *(None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens)))
+        return SequenceCache(
+            store, *(None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens))
+        )
 
     def put(self, rows: Tensor, other: SequenceCache) -> None:
         """Overwrite these rows of the batch with what `other` holds; their attention masks must be the same."""

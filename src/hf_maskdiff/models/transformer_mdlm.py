@@ -214,8 +214,8 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
 
         Returns:
             An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
-            the model's dtype, or `(batch_size, n, vocab_size)` with `logits_at`: raw logits, masked or not. The last column belongs to the mask, which is
-            never a target; samplers ignore it.
+            the model's dtype, or `(batch_size, n, vocab_size)` with `logits_at`: raw logits, masked or not. The last
+            column belongs to the mask, which is never a target; samplers ignore it.
 
         Raises:
             ValueError: If a shape or dtype is not as above, or the time is missing. Ids are not checked for their range

@@ -38,9 +38,9 @@ def denoise(
 ) -> Tensor:
     """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
 
-    Steps in which no row would reveal anything are skipped, and rows that hold no mask any more take part in no pass. The number of masks is read once, before the loop. So no
-    later step makes the host wait for an accelerator, unless `on_step_end` returns a different sample or the scheduler
-    decides its counts as it goes.
+    Steps in which no row would reveal anything are skipped, and rows without masks take part in no pass. The number of
+    masks is read once, before the loop. So no later step makes the host wait for an accelerator, unless `on_step_end`
+    returns a different sample or the scheduler decides its counts as it goes.
 
     Args:
         denoiser: maps tokens, the step's time and the rows of the batch to logits, guidance included.
@@ -90,17 +90,18 @@ def denoise(
             if logits is not None and reuse_logits and not counts.hold:
                 rows = _changed(before, sample, unfinished)
             now = StepRows(i - began, rows, unfinished, counts.remaining(i, sample))
-            if len(rows) == len(unfinished):
+            if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
-            elif rows and logits is not None:
+            elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
             sample = take_step(logits, t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
-            if returned is not sample:  # whatever a callback has changed, the next pass sees it
-                sample, counts.hold, logits, began = returned, False, None, i + 1
+            if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
+                counts.hold, logits, began = False, None, i + 1
+            sample = returned
             bar.update()
     counts.require_all_drawn()
     return sample

@@ -28,9 +28,9 @@ class WholeStep:
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        return self.scheduler.step(
-            *arguments, return_dict=False, max_count=int(count.max()), **_logits_at(logits.places)
-        )[0]
+        return self.scheduler.step(*arguments, return_dict=False, max_count=int(count.max()), logits_at=logits.places)[
+            0
+        ]
 
 
 class StepInGroups:
@@ -65,7 +65,7 @@ class StepInGroups:
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        choice = self.scheduler.choose(*arguments, max_count=int(count.max()), **_logits_at(logits.places))
+        choice = self.scheduler.choose(*arguments, max_count=int(count.max()), logits_at=logits.places)
         # The rows that hold masks; the others take part in no further pass.
         rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
         own = choice if isinstance(rows, slice) else choice.of_rows(rows)
@@ -133,11 +133,6 @@ def step_of(
             f"{type(scheduler).__name__}. Use MomentScheduler, which samples almost like it, or call `disable_cache()`."
         )
     return StepInGroups(denoiser, scheduler, partial_cache, lengths)
-
-
-def _logits_at(places: Tensor | None) -> dict[str, Tensor]:
-    """The argument of a step that says where its logits belong; none if they are those of all positions."""
-    return {} if places is None else {"logits_at": places}
 
 
 def _at(logits: Tensor, positions: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caching import PassState, Queries, places_of
+from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
 from ..sampling import Generators
 from .calls import CallCaches, PipelineCall
 from .denoising import StepCallback, denoise
-from .step_logits import StepLogits, StepRows, as_index
+from .planned_passes import PlannedPasses
+from .step_logits import StepLogits, StepRows
 from .text_windows import WindowBatch
 
 
@@ -27,8 +28,8 @@ class WindowDenoiser:
         call: gives the guidance scale of each step; records the time of the current step.
         caches: the stores of the call.
         row_ids: the index of each window's sequence in the call.
-        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)` on the
-            CPU; updated in place.
+        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`;
+            updated in place.
         resumed: see `PassState`; None if no row has a block in this call before.
     """
 
@@ -44,14 +45,12 @@ class WindowDenoiser:
     ) -> None:
         self.denoiser, self.batch, self.call, self.caches = denoiser, batch, call, caches
         self.row_ids, self.passes = row_ids, passes
-        self._lengths = batch.lengths.cpu()
-        self._resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
-        # What was masked before the last pass of each row, and how much of it.
-        self._masked = batch.masked(batch.sample)
-        self._num_masked = self._masked.sum(-1).cpu()
-        in_block = (batch.sample == batch.mask_token_id).sum(-1).cpu()
-        self._num_outside = self._num_masked - in_block
-        self._num_masked = self._num_masked.clone()
+        self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
+        resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
+        windows = (batch.masked(batch.sample), batch.starts, batch.ends, batch.lengths.cpu(), resumed)
+        self._planned = PlannedPasses(denoiser.plan, *windows)
+        in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
+        self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
 
@@ -66,28 +65,15 @@ class WindowDenoiser:
         first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]
         places = torch.where(masked.gather(1, columns), first + columns, -1)
 
-        queries = self._queries(now.step, rows, of_rows)
+        num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
+        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked)
         wanted = batch.places_of(columns, rows)
-        values = self._guided(t, lambda context: self._planned(context, tokens, t, rows, now, queries, wanted))
-        self._masked[rows] = batch.masked(tokens, rows)
-        self._num_masked[of_rows] = self._num_outside[of_rows] + now.remaining[of_rows]
-        self._count(0 if queries is None else 1, now.rows)
+        values = self._guided(t, lambda context: self._computed(context, tokens, t, rows, now, queries, wanted))
+        self._unfinished = now.unfinished
+        self.passes[0 if queries is None else 1, self._ids[rows]] += 1
         return StepLogits(values, places, now.rows)
 
-    def _queries(self, step: int, rows: Tensor | slice, of_rows: Tensor) -> Queries | None:
-        if self.denoiser.plan is None:
-            return None
-        on_host = (self.batch.starts, self.batch.ends, self._lengths)
-        state = PassState(
-            step,
-            *(values[of_rows] for values in on_host),
-            masked=self._masked[rows],
-            num_masked=self._num_masked[of_rows],
-            resumed=self._resumed[of_rows],
-        )
-        return self.denoiser.plan.queries(state)
-
-    def _planned(
+    def _computed(
         self,
         context: str,
         tokens: Tensor,
@@ -116,13 +102,15 @@ class WindowDenoiser:
 
         A pass with `positions` continues what the last pass of the step has stored; one without stores nothing.
         """
-        of_rows = list(range(len(self.row_ids))) if isinstance(rows, slice) else rows.tolist()
-        self._count(0 if positions is None else 1, of_rows, positions)
         if positions is None:
+            # A row that has drawn all its tokens waits for the others' groups.
+            self.passes[0, self._ids[rows]] += (tokens == self.batch.mask_token_id).any(-1)
             return self._guided(t, lambda context: self._apart(context, tokens, t, rows))
-        stand = self.batch.places_of(positions, rows)
+        # A row without valid positions gets its tokens from full passes.
+        self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
+        stand, held = self.batch.places_of(positions, rows), self._unfinished
         arguments = {"attention_mask": self._visible(rows)}
-        return self._guided(t, lambda context: self._run(context, t, tokens, of_rows, of_rows, stand, arguments))
+        return self._guided(t, lambda context: self._run(context, t, tokens, held, held, stand, arguments))
 
     def _apart(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
@@ -142,10 +130,10 @@ class WindowDenoiser:
         positions: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        in_call = [[self.row_ids[row] for row in some] for some in (rows, unfinished)]
+        passed, held = ([self.row_ids[row] for row in some] for some in (rows, unfinished))
         with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
             return self.caches.run(
-                context, *in_call, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
+                context, passed, held, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
             )
 
     def _guided(self, t: Tensor, run: Callable[[str], Tensor]) -> Tensor:
@@ -157,21 +145,16 @@ class WindowDenoiser:
     def _visible(self, rows: Tensor | slice) -> Tensor | None:
         return None if self.batch.attention_mask is None else self.batch.attention_mask[rows]
 
-    def _count(self, kind: int, rows: list[int], positions: Tensor | None = None) -> None:
-        ids = torch.tensor([self.row_ids[row] for row in rows])
-        if positions is None:
-            self.passes[kind, ids] += 1
-        else:  # a row without valid positions gets its tokens from full passes
-            self.passes[kind, ids] += (positions >= 0).any(-1).cpu()
-
 
 def fill_in(
     denoiser: TextDenoiser,
     batch: WindowBatch,
     call: PipelineCall,
     generator: Generators,
+    caches: CallCaches,
     passes: Tensor,
-    row_ids: Tensor,
+    row_ids: list[int],
+    resumed: Tensor | None = None,
     *,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
@@ -179,32 +162,20 @@ def fill_in(
     """Fill in the blocks of a batch of windows; returns the windows.
 
     Args:
-        denoiser: the model.
-        batch: the windows and their blocks.
-        call: the pipeline's call that this run belongs to.
+        denoiser, batch, call, caches, row_ids, passes, resumed: see `WindowDenoiser`.
         generator: one for the batch, or one for each window.
-        passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`; updated
-            in place.
-        row_ids: the index of each window's sequence, int64 `(batch_size,)`.
         progress_bar, on_step_end: see `denoise`.
     """
-    run = WindowDenoiser(denoiser, batch, call)
-
-    def counted(tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-        if positions is None:  # passes of a finished row are not counted: they change nothing in it
-            passes[0, row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)
-        else:
-            passes[1, row_ids[rows]] += (positions >= 0).any(-1)
-        return run(tokens, t, rows, positions)
-
+    run = WindowDenoiser(denoiser, batch, call, caches, row_ids, passes, resumed)
     try:
         sample = denoise(
-            counted,
+            run,
             call.scheduler,
             batch.sample,
             generator,
             reuse_logits=not denoiser.time_conditioning,
             partial_cache=denoiser.partial_cache,
+            pass_of_step=run.pass_of_step,
             lengths=batch.lengths,
             progress_bar=progress_bar,
             on_step_end=on_step_end,

@@ -112,6 +112,10 @@ class WindowBatch:
         stand = self._places[rows].gather(1, torch.where(positions < 0, ~positions, positions))
         return torch.where(positions < 0, ~stand, stand)
 
+    def block_places(self, rows: Tensor | slice) -> Tensor | None:
+        """Where the blocks of `rows` stand in their windows, int64 `(num_rows, size)`; None if they are the windows."""
+        return None if self._is_whole else self._places[rows]
+
     def masked(self, tokens: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Which positions of the windows are masked if the blocks of `rows` hold `tokens`, bool `(num_rows, L)`."""
         return self._with(tokens, rows) == self.mask_token_id

@@ -15,7 +15,6 @@ from .checks import require_drawn
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .step_context import StepContext
 
-
 _PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys")
 
 
