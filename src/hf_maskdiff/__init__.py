@@ -49,6 +49,7 @@ from .schedulers import (  # noqa: E402
     MaskGITScheduler,
     MomentScheduler,
     StepContext,
+    ThresholdScheduler,
     UniformScheduler,
 )
 
@@ -96,6 +97,7 @@ __all__ = [
     "PrefixCacheConfig",
     "SchedulerMixin",
     "StepContext",
+    "ThresholdScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]
