@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,12 +17,11 @@ from test_llada_dream_traces import open_pipeline
 from torch import Tensor
 
 from hf_maskdiff import (
-    ConfidenceScheduler,
     DelayedCacheConfig,
     DualCacheConfig,
     MaskedDiffusionTextPipeline,
     PrefixCacheConfig,
-    StepContext,
+    ThresholdScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
@@ -44,19 +42,6 @@ def is_deterministic(path: Path) -> bool:
 
 def is_decode(path: Path) -> bool:
     return settings_of(path)["variant"] == "decode" and is_deterministic(path)
-
-
-class Threshold(ConfidenceScheduler):
-    """Reveals whatever is surer than a threshold, and the surest position in any case."""
-
-    threshold = 0.9
-
-    def planned_counts(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-    def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
-        sure = (scores.double().exp() >= self.threshold).sum(-1)
-        return torch.minimum(sure.clamp(min=1), context.remaining)
 
 
 class Original:
@@ -106,8 +91,7 @@ def replay(path: Path, cache: CachePlanConfig | None, monkeypatch: pytest.Monkey
     length, block, steps = (int(settings[name]) for name in ("gen_length", "block_length", "steps"))
     per_block, threshold = steps * block // length, json.loads(settings.get("threshold", "null"))
     if threshold is not None:
-        pipe.scheduler, per_block = Threshold.from_config(pipe.scheduler.config), block
-        monkeypatch.setattr(Threshold, "threshold", threshold)
+        pipe.scheduler, per_block = ThresholdScheduler.from_config(pipe.scheduler.config, threshold=threshold), block
     if cache is not None:
         pipe.enable_cache(cache)
     ours, original = Ours(pipe, monkeypatch), Original(trace, pipe.mask_token_id)
