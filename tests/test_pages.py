@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from hub_server import LoopbackHub
 from snippets import ROOT, Stage, blocks
 from test_readme import small_wheel
+
+import hf_maskdiff
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -57,3 +60,19 @@ def test_every_block_has_a_language_that_is_run() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {str(page.relative_to(DOCS)) for page in PAGES} | {"index.md"}  # that one is the README
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    pages = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    told = set(re.findall(r"^::: hf_maskdiff\.(\w+)$", pages, re.MULTILINE))
+    of_diffusers = {"DiffusionPipeline", "ModelMixin", "SchedulerMixin"}
+    assert set(hf_maskdiff.__all__) - told == of_diffusers
+    assert all(f"`{name}`" in pages for name in of_diffusers)
+    for place in re.findall(r"^::: (\S+)$", pages, re.MULTILINE):
+        assert pydoc.locate(place) is not None, place
