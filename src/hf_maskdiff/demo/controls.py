@@ -44,9 +44,12 @@ class SamplerControls:
                     choice_temperature,
                     step=0.5,
                     label="Choice temperature",
+                    min_width=200,
                     elem_id=f"{prefix}-temperature",
                 )
-                self.num_substeps = gr.Slider(1, MOST_SUBSTEPS, 1, step=1, label="R", elem_id=f"{prefix}-substeps")
+                self.num_substeps = gr.Slider(
+                    1, MOST_SUBSTEPS, 1, step=1, label="R", min_width=200, elem_id=f"{prefix}-substeps"
+                )
         settings = [self.choice_temperature, self.num_substeps]
         for slider, update in zip(settings, which_are_used(first), strict=True):
             slider.interactive, slider.info = update["interactive"], update["info"]

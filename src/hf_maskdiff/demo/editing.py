@@ -37,7 +37,7 @@ def painted_part(value: Mapping[str, Any] | None) -> tuple[Image.Image, Image.Im
         ValueError: there is no image, or nothing is painted.
     """
     image = None if value is None else value.get("background")
-    if value is None or image is None or not any(high for _, high in image.getextrema()):
+    if value is None or image is None or (image.mode == "RGBA" and not image.getchannel("A").getbbox()):
         raise ValueError(
             "an image must be there to paint on, got none. Upload one, or press “Paint on A's image” after a run."
         )

@@ -35,9 +35,10 @@ def colour_of(step: int, num_steps: int) -> Colour:
 
 
 def text_colour_on(colour: Colour) -> str:
-    """Black or white, whichever is read more easily on a colour."""
-    red, green, blue = colour
-    return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+    """Black or white, whichever is read more easily on a colour: by the contrast of their luminances."""
+    linear = [(part / 255) ** 2.2 for part in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#111111" if luminance > 0.19 else "#ffffff"
 
 
 def as_css(colour: Colour) -> str:

@@ -30,19 +30,21 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     """
     transformer = opened.pipe.transformer
     side = transformer.config.sample_size
+    first_steps, first_guidance = _published(opened.pipe, side * side)
     last = gr.State([])  # the images of A
     with gr.Row():
         label = gr.Dropdown(_classes(transformer), value=_first(transformer), label="Class", elem_id=f"{prefix}-class")
         images = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images", elem_id=f"{prefix}-images")
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
     with gr.Row():
-        steps = gr.Slider(1, side * side, min(8, side * side), step=1, label="Steps", elem_id=f"{prefix}-steps")
+        steps = gr.Slider(1, side * side, first_steps, step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
         guidance = gr.Slider(
             1,
             MOST_GUIDANCE,
-            1,
+            first_guidance,
             step=0.25,
             label="Guidance",
+            min_width=200,
             interactive=transformer.has_null_class,
             info="1 is without; more runs the model twice a step."
             if transformer.has_null_class
@@ -66,6 +68,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         with gr.Row():
             take = gr.Button("Paint on A's image", elem_id=f"{prefix}-take")
             redraw = gr.Button("Draw the painted part anew", variant="primary", elem_id=f"{prefix}-redraw")
+        edit_message = gr.HTML(elem_id=f"{prefix}-edit-message", elem_classes="md-message", padding=False)
         editor = gr.ImageEditor(
             type="pil",
             show_label=False,
@@ -81,7 +84,9 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         label_id = None if values[0] == _NO_CLASS else values[0]
         chosen = [choice_of(*values[5:8]), choice_of(*values[8:11])]
         edit = edit_of(opened.pipe, *painted_part(value)) if editing else None
-        runs = image_runs(opened, chosen, ImageRequest.of(label_id, *values[1:5], edit=edit))
+        num_images, first_seed, num_steps, scale = values[1:5]
+        request = ImageRequest.of(label_id, num_images, first_seed, num_steps, scale, edit)
+        runs = image_runs(opened, chosen, request)
         for state in panels_of(runs):
             yield [*state, runs[0].pictures()]
 
@@ -104,10 +109,10 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     options: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": concurrency_id}
     started = [
         draw.click(draw_images, values, outputs, **options),
-        redraw.click(draw_painted_part, [editor, *values], outputs, **options),
+        redraw.click(draw_painted_part, [editor, *values], [edit_message, *panels, last], **options),
     ]
     stop.click(None, cancels=started)
-    take.click(take_image, last, [message, editor], show_progress="hidden")
+    take.click(take_image, last, [edit_message, editor], show_progress="hidden")
 
 
 def _classes(transformer: Any) -> list[Any]:
@@ -121,3 +126,11 @@ def _classes(transformer: Any) -> list[Any]:
 def _first(transformer: Any) -> Any:
     classes = _classes(transformer)
     return classes[min(3, len(classes) - 1)][1]
+
+
+def _published(pipe: Any, most_steps: int) -> tuple[int, float]:
+    """Steps and guidance that a pipeline was published with; a ramp of guidance begins the slider at its mean."""
+    known = pipe.config.get("call_defaults") or {}
+    scale = known.get("guidance_scale", 1.0)
+    mean = sum(scale) / len(scale) if isinstance(scale, list | tuple) else scale
+    return min(known.get("num_inference_steps", 8), most_steps), min(max(float(mean), 1.0), MOST_GUIDANCE)

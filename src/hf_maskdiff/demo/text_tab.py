@@ -37,13 +37,14 @@ def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     )
     gr.Examples([[text] for text in _PROMPTS], [prompt], label="Try")
     with gr.Row():
-        steps = gr.Slider(1, most, min(16, most), step=1, label="Steps", elem_id=f"{prefix}-steps")
+        steps = gr.Slider(1, most, min(16, most), step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
         guidance = gr.Slider(
             1,
             MOST_GUIDANCE,
             1,
             step=0.25,
             label="Guidance",
+            min_width=200,
             info="1 is without; more runs the model twice a step.",
             elem_id=f"{prefix}-guidance",
         )
