@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E40
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
 from .models import (  # noqa: E402
+    DelayedCacheConfig,
+    DualCacheConfig,
     HaltonMaskGITTransformer2DModel,
     MaskGITTransformer2DModel,
     MaskGITVQModel,
@@ -20,9 +22,12 @@ from .models import (  # noqa: E402
     MDLMForMaskedLM,
     MDLMTransformer,
     PartialCacheConfig,
+    PrefixCacheConfig,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
+    CanvasIteratorStreamer,
+    CanvasStreamer,
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
@@ -44,6 +49,7 @@ from .schedulers import (  # noqa: E402
     MaskGITScheduler,
     MomentScheduler,
     StepContext,
+    ThresholdScheduler,
     UniformScheduler,
 )
 
@@ -58,10 +64,14 @@ for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
 
 __all__ = [
     "AncestralScheduler",
+    "CanvasIteratorStreamer",
+    "CanvasStreamer",
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "DelayedCacheConfig",
     "DiffusionPipeline",
+    "DualCacheConfig",
     "EntropyBoundedScheduler",
     "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
@@ -84,8 +94,10 @@ __all__ = [
     "ModelMixin",
     "MomentScheduler",
     "PartialCacheConfig",
+    "PrefixCacheConfig",
     "SchedulerMixin",
     "StepContext",
+    "ThresholdScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]

@@ -7,7 +7,7 @@ from mutant_lists.mutant import Mutant
 _IMAGE = "hf_maskdiff/pipelines/pipeline_maskgit.py"
 _IMAGE_PASSES = "hf_maskdiff/pipelines/image_denoising.py"
 _CALLS = "hf_maskdiff/pipelines/calls.py"
-_TEXT = "hf_maskdiff/pipelines/pipeline_masked_diffusion_text.py"
+_RUN = "hf_maskdiff/pipelines/text_run.py"
 _PROMPTS = "hf_maskdiff/pipelines/text_prompts.py"
 _WINDOWS = "hf_maskdiff/pipelines/text_windows.py"
 _PASSES = "hf_maskdiff/pipelines/text_denoising.py"
@@ -137,9 +137,9 @@ MUTANTS = [
     Mutant(
         "guidance-hides-the-answer",
         "guidance hides what earlier blocks have written, not the prompt alone",
-        _TEXT,
-        "[prompts[row][part.window] for row, part in zip(rows, parts, strict=True)]",
-        "[sequences[row][part.window] != mask_token_id for row, part in zip(rows, parts, strict=True)]",
+        _RUN,
+        "[self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)]",
+        "[self.sequences[row][part.window] != self._mask_token_id for row, part in zip(rows, parts, strict=True)]",
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_hides_the_prompt_and_not_what_was_written",),
     ),
     # what belongs to a call
@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant(
         "special-tokens-hidden",
         "the pass without the prompt does not see the special tokens around it either",
-        _TEXT,
+        _RUN,
         "(one.ids != mask_token_id).logical_and(one.is_text()).to(device)",
         "(one.ids != mask_token_id).to(device)",
         ("tests/pipelines/test_text_door.py::test_guidance_leaves_special_tokens_in_place",),

@@ -12,6 +12,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import is_torch_xla_available, replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from ..caching import PartialCacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
@@ -23,13 +24,13 @@ from ..published.malformed import refusing, settings_of
 from ..sampling import Generators, check_generators
 from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
-from .call_progress import CallProgress
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
-from .text_denoising import fill_in
-from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, cut_at_end, decode_with_masks, ends_of_text
+from .split_models import generator_of_all, split_component
+from .streaming import InOrder, check_streamer, ending_streams
+from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
-from .text_windows import WindowBatch, first, next_part
+from .text_run import TextRun
 
 if is_torch_xla_available():
     import torch_xla.core.xla_model as xm
@@ -99,10 +100,13 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types do not tell
         its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where the
         repository is not called one.
+
+        `tp_plan="auto"` or `distributed_config`, with `torchrun`, split a model over processes as transformers does;
+        each process then makes the same calls.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         try:
-            settings_of(
+            index = settings_of(
                 f"model_index.json in {str(pretrained_model_name_or_path)!r}",
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
@@ -111,6 +115,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
         with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
+            kwargs |= split_component(pretrained_model_name_or_path, index, location, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -251,6 +256,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
+    @ending_streams
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
@@ -274,6 +280,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         sampling_temperature: float | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
     ) -> MaskedDiffusionTextPipelineOutput | tuple:
         """
         Write text.
@@ -316,6 +324,10 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             token_type_ids (*optional*): what such tokenizers give besides; must be 0.
             sampling_temperature (`float`, *optional*): temperature at which tokens are drawn in this call, 0 for the
                 most probable ones; None keeps the scheduler's.
+            streamer (`transformers.TextStreamer` or alike, *optional*): gets the text while it is written, the prompt
+                first: transformers' streamers in reading order, each token as soon as all before it are known, so use
+                `block_length`; a `CanvasStreamer` all of it in every step. For one text; ends with the call, also
+                where that fails.
 
         Examples:
 
@@ -343,23 +355,24 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
+        check_streamer(streamer, batch_size)
+        ids = [one.ids.tolist() for one in prepared]
+        asked = (ids, counts, stop_at_eos, guidance_scale, temperature, sampling_temperature)
+        generator = generator_of_all(self.transformer, generator, self.scheduler, *asked)
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 
-        device, mask_token_id, ends = (
-            self._execution_device,
-            self.mask_token_id,
-            ends_of_text(self.tokenizer, self.config.eos_token_ids),
-        )
-        each = [one for one in prepared for _ in range(num_return_sequences)]
-        sequences = [one.ids.to(device).clone() for one in each]
-        # What a pass without the prompt does not see; special tokens around a text are not the user's.
-        prompts = [(one.ids != mask_token_id).logical_and(one.is_text()).to(device) for one in each]
-        prompt_lengths = [first(ids == mask_token_id) for ids in sequences]
         is_chat = [False] * len(prepared) if prompt is None else [not isinstance(one, str) for one in as_list(prompt)]
         answers = [chat for chat in is_chat for _ in range(num_return_sequences)]
-        stops = [chat if stop_at_eos is None else stop_at_eos for chat in answers]
-        passes = torch.zeros(2, batch_size, dtype=torch.int64, device=device)
+        run = TextRun(
+            [one for one in prepared for _ in range(num_return_sequences)],
+            answers,
+            stops=[chat if stop_at_eos is None else stop_at_eos for chat in answers],
+            ends=ends_of_text(self.tokenizer, self.config.eos_token_ids),
+            lengths=(self.denoiser.model_length, stride, block_length),
+            mask_token_id=self.mask_token_id,
+            device=self._execution_device,
+        )
 
         def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
             call.end_step()
@@ -370,32 +383,11 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 xm.mark_step()
             return sample
 
-        lengths = (self.denoiser.model_length, stride, block_length)
-        left = (sequences, mask_token_id, lengths, lambda: call.interrupt)
-        with self._running(call), CallProgress.over(self.progress_bar, *left) as progress:
-            while not call.interrupt and (
-                rows := [row for row, ids in enumerate(sequences) if bool((ids == mask_token_id).any())]
-            ):
-                parts = [next_part(sequences[row], mask_token_id, *lengths) for row in rows]
-                batch = WindowBatch(
-                    [sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
-                    [part.block for part in parts],
-                    [prompts[row][part.window] for row, part in zip(rows, parts, strict=True)],
-                    mask_token_id,
-                )
-                own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
-                row_ids = torch.tensor(rows, device=device)
-                arguments = (self.denoiser, batch, call, own, passes, row_ids)
-                filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end)
-                for row, part, ids in zip(rows, parts, filled, strict=True):
-                    sequences[row][part.window] = ids
-                    if stops[row]:
-                        sequences[row] = cut_at_end(sequences[row], ends, prompt_lengths[row], mask_token_id)
+        with self._running(call):
+            stream = None if streamer is None else InOrder(streamer, self.mask_token_id)
+            run.fill(self.denoiser, call, generator, self.progress_bar, on_step_end, stream)
 
-        texts = None
-        if output_type == "text":
-            starts = [length if chat else 0 for chat, length in zip(answers, prompt_lengths, strict=True)]
-            texts = self.decode_sequences(ids[start:] for ids, start in zip(sequences, starts, strict=True))
+        texts = self.decode_sequences(run.written()) if output_type == "text" else None
         self.maybe_free_model_hooks()
-        output = MaskedDiffusionTextPipelineOutput(sequences, texts, *passes.tolist())
+        output = MaskedDiffusionTextPipelineOutput(run.sequences, texts, *run.passes.tolist())
         return output if return_dict else tuple(vars(output).values())

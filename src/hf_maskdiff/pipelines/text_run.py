@@ -1,0 +1,139 @@
+"""The sequences of one call of a text pipeline, filled in part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers import TextDenoiser
+from ..sampling import Generators
+from .call_progress import CallProgress
+from .calls import CallCaches, PipelineCall
+from .denoising import StepCallback
+from .streaming import InOrder
+from .text_denoising import fill_in
+from .text_output import cut_at_end
+from .text_prompts import EncodedPrompt
+from .text_windows import Part, WindowBatch, first, next_part
+
+
+class TextRun:
+    """Fills in all sequences of a call; those that still hold masks share a batch, each at its own part.
+
+    Args:
+        prepared: the encoded prompt of each sequence, masks included.
+        is_chat: whether each is the answer to a chat, which comes back without the prompt.
+        stops: whether each ends with the first end of text after its prompt.
+        ends: tokens that end a text.
+        lengths: `model_length`, `stride` and `block_length` of `next_part`.
+        mask_token_id: the token at places to fill in.
+        device: where the model runs.
+
+    Attributes:
+        sequences: the tokens so far, int64 `(length,)` each.
+        passes: full and partial passes of each sequence, int64 `(2, num_sequences)`.
+    """
+
+    def __init__(
+        self,
+        prepared: Sequence[EncodedPrompt],
+        is_chat: Sequence[bool],
+        stops: Sequence[bool],
+        ends: Sequence[int],
+        lengths: tuple[int | None, int | None, int | None],
+        mask_token_id: int,
+        device: torch.device,
+    ) -> None:
+        self.sequences = [one.ids.to(device).clone() for one in prepared]
+        # What a pass without the prompt does not see; special tokens around a text are not the user's.
+        self._prompts = [(one.ids != mask_token_id).logical_and(one.is_text()).to(device) for one in prepared]
+        self._first_masks = [first(ids == mask_token_id) for ids in self.sequences]
+        self._is_chat, self._stops, self._ends = is_chat, stops, ends
+        self._lengths, self._mask_token_id = lengths, mask_token_id
+        self.passes = torch.zeros(2, len(prepared), dtype=torch.int64, device=device)
+        self._latest_parts: list[Part | None] = [None] * len(prepared)
+
+    def fill(
+        self,
+        denoiser: TextDenoiser,
+        call: PipelineCall,
+        generator: Generators,
+        progress_bar: Any,
+        on_step_end: StepCallback,
+        stream: InOrder | None = None,
+    ) -> None:
+        """Fill in part after part, until no sequence holds a mask or the call is interrupted.
+
+        Args:
+            denoiser: the model.
+            call: the pipeline's call.
+            generator: one for the batch, or one for each sequence.
+            progress_bar: of the pipeline.
+            on_step_end: see `denoise`.
+            stream: is shown the sequence, the only one, before the first step and after each.
+        """
+        if stream is not None:
+            stream.show(self.sequences[0])
+        caches = CallCaches(denoiser)
+        left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt)
+        with CallProgress.over(progress_bar, *left) as progress:
+            while not call.interrupt and (rows := self._unfinished()):
+                own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
+                self._fill_parts(rows, denoiser, call, own, caches, progress, on_step_end, stream)
+
+    def _unfinished(self) -> list[int]:
+        return [row for row, ids in enumerate(self.sequences) if bool((ids == self._mask_token_id).any())]
+
+    def _fill_parts(
+        self,
+        rows: list[int],
+        denoiser: TextDenoiser,
+        call: PipelineCall,
+        generator: Generators,
+        caches: CallCaches,
+        progress: CallProgress,
+        on_step_end: StepCallback,
+        stream: InOrder | None,
+    ) -> None:
+        """Fill in the next part of each of these sequences."""
+        parts = [next_part(self.sequences[row], self._mask_token_id, *self._lengths) for row in rows]
+        batch = WindowBatch(
+            [self.sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
+            [part.block for part in parts],
+            [self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)],
+            self._mask_token_id,
+        )
+
+        def on_step_end_shown(i: int, t: Tensor, sample: Tensor) -> Tensor:
+            sample = on_step_end(i, t, sample)
+            if stream is not None:
+                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
+            return sample
+
+        resumed = torch.tensor([_resumed(self._latest_parts[row], part) for row, part in zip(rows, parts, strict=True)])
+        arguments = (denoiser, batch, call, generator, caches, self.passes, rows, resumed)
+        filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown)
+        for row, part, ids in zip(rows, parts, filled, strict=True):
+            self.sequences[row], self._latest_parts[row] = self._with(row, part, ids), part
+
+    def _with(self, row: int, part: Part, ids: Tensor) -> Tensor:
+        """A sequence with these tokens in its part's window, up to its end of text."""
+        sequence = self.sequences[row].clone()
+        sequence[part.window] = ids
+        if not self._stops[row]:
+            return sequence
+        return cut_at_end(sequence, self._ends, self._first_masks[row], self._mask_token_id)
+
+    def written(self) -> list[Tensor]:
+        """What of each sequence is shown as text: all of it, of a chat the answer alone."""
+        starts = [length if chat else 0 for chat, length in zip(self._is_chat, self._first_masks, strict=True)]
+        return [ids[start:] for ids, start in zip(self.sequences, starts, strict=True)]
+
+
+def _resumed(latest: Part | None, part: Part) -> int:
+    """Where the block before began in the window; -1 if there was none, or if the window has moved since."""
+    same = latest is not None and latest.window.start == part.window.start
+    return latest.block.start if latest is not None and same else -1
