@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from hf_maskdiff.demo.captions import caption, empty_panel, remarks, told
-from hf_maskdiff.demo.editing import painted_part, to_paint_on
+from hf_maskdiff.demo.editing import painted_part, reduced, to_paint_on
 from hf_maskdiff.demo.frames import as_html, history_sheet, keep_pixels, sheet
 from hf_maskdiff.demo.passes import Passes, counting, watch
 from hf_maskdiff.demo.requests import number, whole
@@ -98,6 +98,13 @@ def test_small_images_are_enlarged_to_be_painted_on() -> None:
     assert (large.size, large.mode) == ((448, 448), "RGB")
     assert (large.getpixel((447, 0)), large.getpixel((431, 0))) == ((200,) * 3, (0,) * 3)
     assert to_paint_on(Image.new("RGB", (512, 512)))["background"].size == (512, 512)
+    assert reduced(large, 28).convert("L").tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("size", [(27, 27), (30, 30), (56, 28), (28, 28)])
+def test_other_images_are_left_to_the_pipeline(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 50)
+    assert reduced(image, 28).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("value", [None, "8", True, 0, 65, 8.5, float("nan"), float("inf")])
