@@ -43,8 +43,10 @@ def test_a_picture_is_in_the_page_itself() -> None:
 
 
 def test_a_large_picture_is_sent_with_loss() -> None:
-    html = as_html(Image.new("RGB", (512, 512), "red"), "red", pixelated=False)
+    html = as_html(Image.new("RGB", (512, 512), "red"), "red", with_loss=True)
     assert (opened(html).format, opened(html).size) == ("WEBP", (512, 512))
+    assert opened(as_html(Image.new("RGB", (512, 512), "red"), "red")).format == "PNG"
+    assert opened(as_html(Image.new("RGB", (28, 28), "red"), "red", with_loss=True)).format == "PNG"
     assert "md-pixels" not in html
 
 
