@@ -24,8 +24,9 @@ class MaskedDiffusionTextPipelineOutput(BaseOutput):
         sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
         texts: the sequences as text, of a chat the answer alone; None for `output_type="ids"`.
         num_model_passes: full passes of the model for each sequence.
-        num_partial_passes: passes over some of its positions alone (`PartialCacheConfig`); guidance counts neither
-            twice.
+        num_partial_passes: passes over some of its positions alone, those of a cache across steps and those of the
+            groups of a step (`PartialCacheConfig`). Guidance counts neither kind twice, and a pass counts for those
+            sequences alone that take part in it.
     """
 
     sequences: list[Tensor]
