@@ -26,6 +26,7 @@ from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .split_models import generator_of_all, split_component
 from .streaming import InOrder, check_streamer, ending_streams
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
@@ -99,10 +100,13 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types do not tell
         its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where the
         repository is not called one.
+
+        `tp_plan="auto"` or `distributed_config`, with `torchrun`, split a model over processes as transformers does;
+        each process then makes the same calls.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         try:
-            settings_of(
+            index = settings_of(
                 f"model_index.json in {str(pretrained_model_name_or_path)!r}",
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
@@ -111,6 +115,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
         with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
+            kwargs |= split_component(pretrained_model_name_or_path, index, location, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -351,6 +356,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
         check_streamer(streamer, batch_size)
+        ids = [one.ids.tolist() for one in prepared]
+        asked = (ids, counts, stop_at_eos, guidance_scale, temperature, sampling_temperature)
+        generator = generator_of_all(self.transformer, generator, self.scheduler, *asked)
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 
