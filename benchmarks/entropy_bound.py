@@ -22,7 +22,7 @@ from typing import Any
 from cells import Row, Summary, summarise
 from images import QUALITY, make_parser, run
 from looks import look
-from plots import End, draw_curve, draw_references, figure, label_ends, set_ticks
+from plots import PAPER, End, draw_curve, draw_references, figure, label_ends, set_ticks
 from samplers import Samplers, plain
 from tables import print_cells
 
@@ -54,11 +54,7 @@ def plot(summary: Summary, path: Path, title: str = "Passes and quality, by entr
     for (sampler, steps), row in summary.items():
         if steps:
             bound, _, mode = sampler.removeprefix("bound ").partition(", ")
-            words = (
-                f"{bound} nats, {mode} of {steps} steps"
-                if mode == "on schedule"
-                else f"{bound} nats, {mode} at {steps}"
-            )
+            words = f"{bound} nats, {mode}" if mode == "on schedule" else f"{bound} nats, {mode} at {steps}"
             line, label = (
                 (sampler, "") if sampler in BASELINES else (f"bounded {mode}", words if mode else f"{bound} nats")
             )
@@ -73,8 +69,8 @@ def plot(summary: Summary, path: Path, title: str = "Passes and quality, by entr
             if line in BASELINES:
                 ends.append(End(line, *max(points)[:2], style["color"]))
             for x, y, _, label in points:
-                place = {"xytext": (9, -8), "textcoords": "offset points", "va": "center", "color": style["color"]}
-                axes.annotate(label, (x, y), **place)
+                place = {"xytext": (10, -15), "textcoords": "offset points", "va": "center", "color": style["color"]}
+                axes.annotate(label, (x, y), bbox=PAPER, **place)
         axes.set(xscale="log", yscale="log", xlabel="model passes an image needs, mean")
         axes.set_ylabel("Frechet distance, lower is better")
         set_ticks(axes.xaxis, (2, 4, 8, 16, 32, 64))

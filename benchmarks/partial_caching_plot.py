@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import Cells, Summary, summarise
 from looks import look, title_of
-from plots import End, draw_curve, figure, label_ends, set_ticks
+from plots import PAPER, End, draw_curve, figure, label_ends, set_ticks
 from samplers import in_groups
 
 # measure -> heading, factor, digits
@@ -19,7 +19,6 @@ Kind = tuple[Cells, Measures, str, str, Sequence[str], int]
 LIGHTER = {1: 0.0, 2: 0.3, 3: 0.4, 4: 0.5, 8: 0.6}
 COLUMNS = 3
 MARKERS = {1: "o", 2: "s", 3: "D", 4: "^", 8: "v"}
-PAPER = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}  # under a number that lies on a line
 PASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 LABELS = {"frechet": "Frechet distance", "nats": "nats per character"}
 FRECHET = (5, 10, 20, 40, 80, 160)

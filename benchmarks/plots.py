@@ -25,6 +25,8 @@ STYLE = {
     "savefig.facecolor": "white",
 }
 
+PAPER = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}  # under a number that lies on a line
+
 
 @dataclass(frozen=True)
 class End:
