@@ -54,7 +54,7 @@ def plot(summary: Summary, path: Path, title: str = "Passes and quality, by entr
     for (sampler, steps), row in summary.items():
         if steps:
             bound, _, mode = sampler.removeprefix("bound ").partition(", ")
-            words = f"{bound} nats, {mode}" if mode == "on schedule" else f"{bound} nats, {mode} at {steps}"
+            words = f"{bound} nats,\n{mode}" if mode == "on schedule" else f"{bound} nats,\n{mode} at {steps}"
             line, label = (
                 (sampler, "") if sampler in BASELINES else (f"bounded {mode}", words if mode else f"{bound} nats")
             )
@@ -69,7 +69,7 @@ def plot(summary: Summary, path: Path, title: str = "Passes and quality, by entr
             if line in BASELINES:
                 ends.append(End(line, *max(points)[:2], style["color"]))
             for x, y, _, label in points:
-                place = {"xytext": (10, -15), "textcoords": "offset points", "va": "center", "color": style["color"]}
+                place = {"xytext": (10, 3), "textcoords": "offset points", "va": "top", "color": style["color"]}
                 axes.annotate(label, (x, y), bbox=PAPER, **place)
         axes.set(xscale="log", yscale="log", xlabel="model passes an image needs, mean")
         axes.set_ylabel("Frechet distance, lower is better")
