@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig
+from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig, PassPlan
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models import MDLMTransformer
 
@@ -33,6 +33,9 @@ class TextDenoiser(Protocol):
     @property
     def partial_cache(self) -> PartialCacheConfig | None: ...
 
+    @property
+    def plan(self) -> PassPlan | None: ...
+
     def __call__(
         self,
         input_ids: Tensor,
@@ -41,6 +44,7 @@ class TextDenoiser(Protocol):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: Any = None,
+        num_runs: int | None = None,
     ) -> Tensor: ...
 
     def enable_cache(self, config: Any) -> None: ...
@@ -85,11 +89,10 @@ class MDLMDenoiser(CacheSwitch):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        num_runs: int | None = None,
     ) -> Tensor:
-        logits = self.model(
-            input_ids, timestep, attention_mask=attention_mask, return_dict=False, positions=positions, cache=cache
-        )[0]
-        return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
+        arguments = {"positions": positions, "cache": cache, "logits_at": logits_at}
+        return self.model(input_ids, timestep, attention_mask=attention_mask, return_dict=False, **arguments)[0]
 
 
 def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:

@@ -1,4 +1,4 @@
-"""Turns any transformers model that predicts tokens into a denoiser: bidirectional, probed, with partial caching."""
+"""Turns any transformers model that predicts tokens into a denoiser: bidirectional, probed, with caching."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.caching import CacheContexts, KeyValueStore, PartialCacheConfig, places_of
+from hf_maskdiff.caching import CacheConfig, CacheContexts, KeyValueStore, PartialCacheConfig, PassPlan, places_of
 from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
@@ -28,14 +28,29 @@ class SequenceCache:
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
 
+    def take(self, rows: Tensor) -> SequenceCache:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+        store = None if self.store is None else self.store.take(rows)
+        return SequenceCache(
+            store, *(None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens))
+        )
+
+    def put(self, rows: Tensor, other: SequenceCache) -> None:
+        """Overwrite these rows of the batch with what `other` holds; their attention masks must be the same."""
+        if self.store is None or self.tokens is None or other.store is None or other.tokens is None:
+            raise ValueError("rows can only be put into a cache that a full pass has filled. Run one first.")
+        self.store.put(rows, other.store)
+        self.tokens = self.tokens.clone()  # it may be the caller's
+        self.tokens[rows] = other.tokens
+
 
 class TransformersDenoiser:
     """Makes any transformers model with `.logits`, encoder or decoder, a denoiser, without code for that model.
 
-    A probe of a few short passes finds out how to use the model. It runs before the first use, and with partial caching
-    again before the first sequence that is longer than the model's attention window. It determines how to let every
-    position attend to every other one; how positions are numbered; and, with partial caching, which of two methods
-    gives the keys and values of all layers. If nothing gives correct results, a `ValueError` names the model.
+    A probe of a few short passes finds out how to use the model. It runs before the first use, and with caching again
+    before the first sequence that is longer than the model's attention window. It determines how to let every position
+    attend to every other one; how positions are numbered; and, with caching, which of two methods gives the keys and
+    values of all layers. If nothing gives correct results, a `ValueError` names the model.
 
     ```python
     denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
@@ -56,7 +71,7 @@ class TransformersDenoiser:
 
     def __init__(self, model: PreTrainedModel, shift_logits: bool = False) -> None:
         self.model, self.shift_logits = model, shift_logits
-        self.partial_cache: PartialCacheConfig | None = None
+        self.cache_config: CacheConfig | None = None
         self._contexts: CacheContexts[SequenceCache] = CacheContexts(SequenceCache)
         self._abilities: Abilities | None = None
         self._reserved_positions = reserved_positions(model)
@@ -83,20 +98,34 @@ class TransformersDenoiser:
         """The mask id given in the model's configuration; None if there is none."""
         return named_mask(self._config)
 
-    # --- partial caching: as `PartialCacheMixin` ----------------------------------------------------------------------
+    # --- caching: as `CacheSwitch` ------------------------------------------------------------------------------------
 
-    def enable_cache(self, config: PartialCacheConfig) -> None:
-        """Switch partial caching on."""
-        if not isinstance(config, PartialCacheConfig):
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None:
+        """How steps are drawn in groups; None if they are drawn at once."""
+        return None if self.cache_config is None else self.cache_config.within_steps()
+
+    @property
+    def plan(self) -> PassPlan | None:
+        """Which positions the pass of each step computes; None if it computes all of them."""
+        return None if self.cache_config is None else self.cache_config.across_steps()
+
+    def enable_cache(self, config: CacheConfig) -> None:
+        """Switch a cache on.
+
+        Raises:
+            ValueError: a cache of diffusers.
+        """
+        if not isinstance(config, CacheConfig):
             raise ValueError(
-                f"a model of transformers takes a PartialCacheConfig, got {type(config).__name__}. diffusers' caches "
-                "are for its own models."
+                "a model of transformers takes a PartialCacheConfig, PrefixCacheConfig, DualCacheConfig or "
+                f"DelayedCacheConfig, got {type(config).__name__}. diffusers' caches are for its own models."
             )
-        self.partial_cache = config
+        self.cache_config = config
 
     def disable_cache(self) -> None:
-        """Switch partial caching off."""
-        self.partial_cache = None
+        """Switch the cache off."""
+        self.cache_config = None
         self._reset_stateful_cache()
 
     def new_cache(self) -> SequenceCache:
@@ -122,6 +151,7 @@ class TransformersDenoiser:
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: SequenceCache | None = None,
+        num_runs: int | None = None,
     ) -> Tensor:
         """Predict tokens.
 
@@ -132,22 +162,24 @@ class TransformersDenoiser:
             positions: None for a full pass. For a partial pass, which must follow a full pass with the same cache, the
                 positions of `input_ids` in the sequence, int64 of the same shape, distinct within a row. A position p
                 given as `-p - 1` is computed, but its cached keys and values are kept.
-            logits_at: the positions whose logits are wanted from a full pass, int64 `(batch_size, n)`; None for all L.
+            logits_at: the columns of `input_ids` whose logits are wanted, int64 `(batch_size, n)`; None for all.
             cache: stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
-                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+                current `cache_context` is used if caching is on, and nothing is stored if it is off.
+            num_runs: an upper bound on the runs of neighbouring positions in any row of `positions`, if the caller
+                knows one. With `shift_logits` each run needs one more query.
 
         Returns:
-            Logits `(batch_size, n, vocab_size)`; in a partial pass, of the positions in `positions`.
+            Logits `(batch_size, n, vocab_size)`.
 
         Raises:
             ValueError: the probe refuses the model; a partial pass does not follow a full one.
         """
-        if cache is None and self.partial_cache is not None and self.partial_cache.num_substeps > 1:
+        if cache is None and self.cache_config is not None and self.cache_config.needs_store:
             cache = self._contexts.current
         with alone(unwrap_module(self.model)):
             if positions is None:
                 return self._full_pass(input_ids, attention_mask, logits_at, cache)
-            return self._partial_pass(input_ids, positions, cache)
+            return self._partial_pass(input_ids, positions, logits_at, cache, num_runs)
 
     def _full_pass(
         self, input_ids: Tensor, attention_mask: Tensor | None, logits_at: Tensor | None, cache: SequenceCache | None
@@ -163,16 +195,24 @@ class TransformersDenoiser:
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
         return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at)
 
-    def _partial_pass(self, tokens: Tensor, positions: Tensor, cache: SequenceCache | None) -> Tensor:
+    def _partial_pass(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        logits_at: Tensor | None,
+        cache: SequenceCache | None,
+        num_runs: int | None,
+    ) -> Tensor:
         if cache is None or cache.tokens is None or len(cache.tokens) != len(tokens):
             raise ValueError(
                 f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
                 "context. Enable the cache, and call the model without `positions` first."
             )
-        abilities, logits_at = self._probed(tokens.device, 0, needs_store=True), None
+        abilities = self._probed(tokens.device, 0, needs_store=True)
         if self.shift_logits:
-            cache.tokens, positions, logits_at = with_predecessors(cache.tokens, tokens, positions)
+            cache.tokens, positions, predicting = with_predecessors(cache.tokens, tokens, positions, num_runs)
             tokens = cache.tokens.gather(1, places_of(positions))
+            logits_at = predicting if logits_at is None else predicting.gather(1, logits_at)
         places = places_of(positions)
         return run_pass(self.model, abilities, cache.store, tokens, places, positions, cache.attention_mask, logits_at)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoisers import TextDenoiser
 from ..sampling import Generators
 from .call_progress import CallProgress
-from .calls import PipelineCall
+from .calls import CallCaches, PipelineCall
 from .denoising import StepCallback
 from .streaming import InOrder
 from .text_denoising import fill_in
@@ -54,6 +54,7 @@ class TextRun:
         self._is_chat, self._stops, self._ends = is_chat, stops, ends
         self._lengths, self._mask_token_id = lengths, mask_token_id
         self.passes = torch.zeros(2, len(prepared), dtype=torch.int64, device=device)
+        self._latest_parts: list[Part | None] = [None] * len(prepared)
 
     def fill(
         self,
@@ -76,11 +77,12 @@ class TextRun:
         """
         if stream is not None:
             stream.show(self.sequences[0])
+        caches = CallCaches(denoiser)
         left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt)
         with CallProgress.over(progress_bar, *left) as progress:
             while not call.interrupt and (rows := self._unfinished()):
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
-                self._fill_parts(rows, denoiser, call, own, progress, on_step_end, stream)
+                self._fill_parts(rows, denoiser, call, own, caches, progress, on_step_end, stream)
 
     def _unfinished(self) -> list[int]:
         return [row for row, ids in enumerate(self.sequences) if bool((ids == self._mask_token_id).any())]
@@ -91,6 +93,7 @@ class TextRun:
         denoiser: TextDenoiser,
         call: PipelineCall,
         generator: Generators,
+        caches: CallCaches,
         progress: CallProgress,
         on_step_end: StepCallback,
         stream: InOrder | None,
@@ -110,11 +113,11 @@ class TextRun:
                 stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
             return sample
 
-        row_ids = torch.tensor(rows, device=self.passes.device)
-        arguments = (denoiser, batch, call, generator, self.passes, row_ids)
+        resumed = torch.tensor([_resumed(self._latest_parts[row], part) for row, part in zip(rows, parts, strict=True)])
+        arguments = (denoiser, batch, call, generator, caches, self.passes, rows, resumed)
         filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown)
         for row, part, ids in zip(rows, parts, filled, strict=True):
-            self.sequences[row] = self._with(row, part, ids)
+            self.sequences[row], self._latest_parts[row] = self._with(row, part, ids), part
 
     def _with(self, row: int, part: Part, ids: Tensor) -> Tensor:
         """A sequence with these tokens in its part's window, up to its end of text."""
@@ -128,3 +131,9 @@ class TextRun:
         """What of each sequence is shown as text: all of it, of a chat the answer alone."""
         starts = [length if chat else 0 for chat, length in zip(self._is_chat, self._first_masks, strict=True)]
         return [ids[start:] for ids, start in zip(self.sequences, starts, strict=True)]
+
+
+def _resumed(latest: Part | None, part: Part) -> int:
+    """Where the block before began in the window; -1 if there was none, or if the window has moved since."""
+    same = latest is not None and latest.window.start == part.window.start
+    return latest.block.start if latest is not None and same else -1
