@@ -16,7 +16,7 @@ from typing import Any
 
 import griffe
 
-REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
+REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()|(?<![`\[\w])`([A-Z]\w+)(?:\.(\w+))?`(?!`)")
 ARGUMENT = re.compile(
     r"^(?P<indent> +)(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*) ?(?:\((?P<type>[^()]*(?:\([^()]*\)[^()]*)*)\))?: "
 )
@@ -46,8 +46,14 @@ def rewritten(text: str, names: dict[str, str] | None = None) -> str:
         names: the short names of the package and their full ones.
     """
     text = text.replace("{{", "{").replace("}}", "}")
-    text = REFERENCE.sub(lambda found: _link(found[2], names or {}), text)
+    text = REFERENCE.sub(lambda found: _reference(found, names or {}), text)
     return "\n".join(_arguments(_examples(text.split("\n"))))
+
+
+def _reference(found: re.Match[str], names: dict[str, str]) -> str:
+    if found[1]:
+        return _link(found[1], names)
+    return found[0] if found[2] not in names or found[3] else _link(found[2], names)
 
 
 def _link(name: str, names: dict[str, str]) -> str:
@@ -119,8 +125,9 @@ def _type(text: str) -> str:
 
 
 def _public_names(pkg: griffe.Module) -> dict[str, str]:
-    """The names that the package exports, to the places where the reference shows them."""
-    return {name: f"{pkg.path}.{name}" for name in pkg.exports or ()}
+    """The package's own names among those that it exports, to the places where the reference shows them."""
+    ours = (str(name) for name in pkg.exports or ())
+    return {name: f"{pkg.path}.{name}" for name in ours if pkg[name].target_path.startswith(f"{pkg.path}.")}
 
 
 def _visit(found: Any, rewrite: Any, seen: set[int]) -> None:
