@@ -244,8 +244,8 @@ MUTANTS = [
         "pipelines-forget",
         "a pipeline makes a new memory for every step",
         "hf_maskdiff/pipelines/substeps.py",
-        "logits_at=places, memory=self.memory\n        )",
-        "logits_at=places, memory=self.scheduler.new_memory()\n        )",
+        "taken = self.scheduler.step(*given, int(count.max()), logits.places, self.memory)",
+        "taken = self.scheduler.step(*given, int(count.max()), logits.places, self.scheduler.new_memory())",
         ("tests/schedulers/test_klass.py::test_a_pipeline_hands_a_memory_on",),
     ),
 ]

@@ -27,11 +27,9 @@ class WholeStep:
         count: Tensor,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        most, places = int(count.max()), logits.places
-        return self.scheduler.step(*arguments, return_dict=False, max_count=most, logits_at=places, memory=self.memory)[
-            0
-        ]
+        given = (logits.values, t, sample, starting_mask_ratio, generator, False)
+        taken = self.scheduler.step(*given, int(count.max()), logits.places, self.memory)
+        return taken[0]
 
 
 class StepInGroups:
