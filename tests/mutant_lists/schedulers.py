@@ -248,4 +248,28 @@ MUTANTS = [
         "taken = self.scheduler.step(*given, int(count.max()), logits.places, self.scheduler.new_memory())",
         ("tests/schedulers/test_klass.py::test_a_pipeline_hands_a_memory_on",),
     ),
+    Mutant(
+        "llada2-step-is-a-time",
+        "the number of a step in a block is read as a time",
+        "hf_maskdiff/schedulers/block_refinement.py",
+        "time = 1 - min(int(timestep), num_steps - 1) / num_steps",
+        "time = min(float(timestep), 1.0)",
+        ("tests/test_llada2_client.py::test_what_a_step_returns_there",),
+    ),
+    Mutant(
+        "llada2-end-behind-a-mask",
+        "a row is finished though a mask stands before its end of text",
+        "hf_maskdiff/schedulers/block_refinement.py",
+        "(written & ends.any(-1) & ~waiting)",
+        "(written & ends.any(-1))",
+        ("tests/test_llada2_client.py::test_ends_of_texts_are_theirs",),
+    ),
+    Mutant(
+        "llada2-settings-ignored",
+        "thresholds and temperatures of a call have no effect, and nobody says so",
+        "hf_maskdiff/schedulers/block_refinement.py",
+        "require(value in (default, own), key",
+        "require(True, key",
+        ("tests/test_llada2_client.py::test_settings_are_those_of_the_scheduler",),
+    ),
 ]

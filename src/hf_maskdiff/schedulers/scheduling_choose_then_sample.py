@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -209,7 +210,10 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
         details: bool = False,
+        **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        if of_block:
+            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
             given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)
