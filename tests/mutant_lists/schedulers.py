@@ -170,7 +170,7 @@ MUTANTS = [
         "threshold-share-since-the-start",
         "a row that is ahead of the schedule waits for it",
         f"{_SCHEDULERS}threshold.py",
-        "count = count.maximum(self._share(context))",
+        "count = count.maximum(self.share_of_step(context))",
         "count = count.maximum(context.count)",
         ("tests/schedulers/test_threshold.py::test_on_schedule_a_step_reveals_its_share_however_far_a_row_is_ahead",),
     ),
