@@ -8,7 +8,8 @@ The models have the layers of LLaDA (a Llama) and of Qwen3, 512 wide, and random
 their tokens sure. The published loops (`reference_loops.py`) run on a model of a few lines with the same layers; tests
 run them against recorded runs of the originals. Both make the same passes and, up to rounding, write the same tokens,
 whose share is shown. The two take turns in one process on one thread. "time" is ours divided by theirs, the median over
-repeats, with the smallest and the largest. "passes" and "positions" are model calls and the positions computed in them,
+repeats, with the smallest and the largest; on a CPU it is the time that the process computes, so that other work on the
+machine does not count. "passes" and "positions" are model calls and the positions computed in them,
 a row. "memory" is the peak that a run allocates besides the model, ours divided by theirs.
 
 Prints a table, and writes `text_decoding.json` after every line of it.
@@ -18,10 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from statistics import median
+from time import process_time
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from memory import extra_memory
 from reference_model import ReferenceModel
 from tables import print_table, write_json
 from text_contests import CONTESTS, SHAPES, Setting, make_model, pipeline_of
-from timing import take_turns
+from timing import now, take_turns
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -79,32 +81,39 @@ def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int) -
     prompt, pipe = setting.prompt().to(device), pipeline_of(model, setting.mask_id, contest)
     call = {"max_new_tokens": setting.new_tokens, "block_length": setting.block_length, "output_type": "ids"}
 
+    reference = ReferenceModel(model)
+
     def theirs() -> Tensor:
-        return contest.loop(ReferenceModel(model), prompt, **arguments)
+        return contest.loop(reference, prompt, **arguments)
 
     def ours() -> Tensor:
         return torch.stack(pipe(input_ids=prompt, num_inference_steps=steps, **call).sequences)
 
-    ours()  # finds out how to use the model, which costs passes once
-    counted, reference = CountedPasses(model), ReferenceModel(model)
-    written = ours()
+    pipe(input_ids=prompt[:, :1], num_inference_steps=1, **call | {"max_new_tokens": setting.block_length})  # the probe
+    written: dict[str, Tensor] = {}
+    counted = CountedPasses(model)
+    memory = {
+        OURS: extra_memory(lambda: written.update({OURS: ours()}), device),
+        THEIRS: extra_memory(lambda: written.update({THEIRS: theirs()}), device),
+    }
     counted.handle.remove()
-    wanted = contest.loop(reference, prompt, **arguments)
-    new = slice(setting.prompt_length, setting.prompt_length + setting.new_tokens)
-    times = take_turns({OURS: ours, THEIRS: theirs}, repeats)
+    passes = {OURS: counted.calls, THEIRS: reference.calls}
+    positions = {OURS: counted.positions, THEIRS: reference.positions}
+    clock = process_time if device.type == "cpu" else now
+    times = take_turns({OURS: ours, THEIRS: theirs}, repeats, clock=clock, warm_up=False)
     ratios = [own / other for own, other in zip(times[OURS], times[THEIRS], strict=True)]
-    works: dict[str, Callable[[], Tensor]] = {OURS: ours, THEIRS: theirs}
+    new = slice(setting.prompt_length, setting.prompt_length + setting.new_tokens)
     return {
         "contest": name,
         **asdict(setting),
         "ratio": median(ratios),
         "least": min(ratios),
         "most": max(ratios),
-        "seconds": {who: median(times[who]) for who in works},
-        "passes": {OURS: counted.calls, THEIRS: reference.calls},
-        "positions": {OURS: counted.positions, THEIRS: reference.positions},
-        "memory": {who: extra_memory(work, device) for who, work in works.items()},
-        "same tokens": (written[:, new] == wanted[:, new]).double().mean().item(),
+        "seconds": {who: median(seconds) for who, seconds in times.items()},
+        "passes": passes,
+        "positions": positions,
+        "memory": memory,
+        "same tokens": (written[OURS][:, new] == written[THEIRS][:, new]).double().mean().item(),
     }
 
 
