@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ..caching import PartialCacheConfig
+from ..caching import CacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer, is_integer
@@ -57,7 +57,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     The model may be any of transformers that has `.logits` and attends in both directions, or can be told to: a masked
     language model (ModernBERT, BERT), or a decoder that was trained to fill in masks (LLaDA, Dream). `enable_cache`
-    switches partial caching on, whatever the model.
+    switches a cache on, whatever the model.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its ids are rows of the model.
@@ -164,12 +164,20 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             self._denoiser = text_denoiser(self.transformer, self.config.shift_logits)
         return self._denoiser
 
-    def enable_cache(self, config: PartialCacheConfig) -> None:
-        """Switch partial caching on: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`."""
+    def enable_cache(self, config: CacheConfig) -> None:
+        """Switch a cache on, for this pipeline: `pipe.enable_cache(DualCacheConfig())`.
+
+        Args:
+            config: `PrefixCacheConfig`, `DualCacheConfig` or `DelayedCacheConfig`, each of which may hold a
+                `PartialCacheConfig`, or that alone. A later one replaces an earlier one.
+
+        Raises:
+            ValueError: another kind of configuration.
+        """
         self.denoiser.enable_cache(config)
 
     def disable_cache(self) -> None:
-        """Switch partial caching off."""
+        """Switch the cache off."""
         self.denoiser.disable_cache()
 
     @property

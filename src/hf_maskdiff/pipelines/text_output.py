@@ -24,8 +24,8 @@ class MaskedDiffusionTextPipelineOutput(BaseOutput):
         sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
         texts: the sequences as text, of a chat only the answer; None for `output_type="ids"`.
         num_model_passes: full passes of the model for each sequence.
-        num_partial_passes: passes over some of its positions only (`PartialCacheConfig`). A guided pass counts
-            once.
+        num_partial_passes: passes over only some of its positions: those of a cache across steps, and those of the
+            groups of a step (`PartialCacheConfig`). A guided pass counts once, and only for sequences that take part.
     """
 
     sequences: list[Tensor]
