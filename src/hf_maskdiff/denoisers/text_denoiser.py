@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_maskdiff.attention_rule import BlockCausal
 from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models import MDLMTransformer
@@ -31,6 +32,9 @@ class TextDenoiser(Protocol):
     def time_conditioning(self) -> bool: ...
 
     @property
+    def rule(self) -> BlockCausal | None: ...
+
+    @property
     def partial_cache(self) -> PartialCacheConfig | None: ...
 
     def __call__(
@@ -41,6 +45,8 @@ class TextDenoiser(Protocol):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: Any = None,
+        offsets: Tensor | None = None,
+        length: int | None = None,
     ) -> Tensor: ...
 
     def enable_cache(self, config: Any) -> None: ...
@@ -74,6 +80,11 @@ class MDLMDenoiser(CacheSwitch):
         return self.vocab_size - 1
 
     @property
+    def rule(self) -> BlockCausal | None:
+        size = self.model.config.block_size
+        return None if size is None else BlockCausal(size)
+
+    @property
     def time_conditioning(self) -> bool:
         return self.model.config.time_conditioning
 
@@ -85,20 +96,25 @@ class MDLMDenoiser(CacheSwitch):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        offsets: Tensor | None = None,
+        length: int | None = None,
     ) -> Tensor:
-        logits = self.model(
-            input_ids, timestep, attention_mask=attention_mask, return_dict=False, positions=positions, cache=cache
-        )[0]
+        sequence = {"attention_mask": attention_mask, "offsets": offsets, "length": length}
+        logits = self.model(input_ids, timestep, return_dict=False, positions=positions, cache=cache, **sequence)[0]
         return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
 
 
-def text_denoiser(model: Any, shift_logits: bool = False) -> TextDenoiser:
-    """The denoiser for a pipeline's model, which may be compiled."""
-    return _text_denoiser.dispatch(type(unwrap_module(model)))(model, shift_logits)
+def text_denoiser(model: Any, shift_logits: bool = False, rule: BlockCausal | None = None) -> TextDenoiser:
+    """The denoiser for a pipeline's model, which may be compiled.
+
+    Raises:
+        ValueError: a model of another kind, or a rule that is not that of an `MDLMTransformer`.
+    """
+    return _text_denoiser.dispatch(type(unwrap_module(model)))(model, shift_logits, rule)
 
 
 @singledispatch
-def _text_denoiser(model: Any, shift_logits: bool) -> TextDenoiser:
+def _text_denoiser(model: Any, shift_logits: bool, rule: BlockCausal | None) -> TextDenoiser:
     raise ValueError(
         "`transformer` must be an MDLMTransformer or a model of transformers with `.logits`, got "
         f"{type(model).__name__}. Load it with `AutoModelForMaskedLM` or `AutoModelForCausalLM`."
@@ -106,10 +122,16 @@ def _text_denoiser(model: Any, shift_logits: bool) -> TextDenoiser:
 
 
 @_text_denoiser.register(MDLMTransformer)
-def _(model: Any, shift_logits: bool) -> TextDenoiser:
-    return MDLMDenoiser(model)
+def _(model: Any, shift_logits: bool, rule: BlockCausal | None) -> TextDenoiser:
+    denoiser = MDLMDenoiser(model)
+    if rule not in (None, denoiser.rule):
+        raise ValueError(
+            f"`block_size` must be the model's own, {model.config.block_size}, got {rule.block_size}. Leave "
+            "`attention` and `block_size` out."
+        )
+    return denoiser
 
 
 @_text_denoiser.register(PreTrainedModel)
-def _(model: Any, shift_logits: bool) -> TextDenoiser:
-    return TransformersDenoiser(model, shift_logits)
+def _(model: Any, shift_logits: bool, rule: BlockCausal | None) -> TextDenoiser:
+    return TransformersDenoiser(model, shift_logits, rule)

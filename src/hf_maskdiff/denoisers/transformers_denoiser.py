@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_maskdiff.attention_rule import BlockCausal
 from hf_maskdiff.caching import CacheContexts, KeyValueStore, PartialCacheConfig, places_of
 from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
@@ -22,11 +24,13 @@ from hf_maskdiff.exclusive import alone
 
 @dataclass
 class SequenceCache:
-    """What the passes of one call store: keys and values, and the attention mask and tokens of the full pass."""
+    """What the passes of one call store: keys and values, and of the sequences the mask, tokens and blocks."""
 
     store: KeyValueStore | None = None
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
+    offsets: Tensor | None = None
+    length: int = 0
 
 
 class TransformersDenoiser:
@@ -34,8 +38,9 @@ class TransformersDenoiser:
 
     A probe of a few short passes finds out how to use the model. It runs before the first use, and with partial caching
     again before the first sequence that is longer than the model's attention window. It determines how to let every
-    position attend to every other one; how positions are numbered; and, with partial caching, which of two methods
-    gives the keys and values of all layers. If nothing gives correct results, a `ValueError` names the model.
+    position attend to every other one, or to its block and those before it; how positions are numbered; and, with
+    partial caching, which of two methods gives the keys and values of all layers. If nothing gives correct results, a
+    `ValueError` names the model.
 
     ```python
     denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
@@ -50,12 +55,13 @@ class TransformersDenoiser:
         model: the model, in evaluation mode.
         shift_logits: True if row i - 1 of the model's output predicts position i, as in models derived from a causal
             one (Dream); position 0 is then predicted by its own row.
+        rule: which positions the model was trained to see; None for all of them.
     """
 
     time_conditioning = False
 
-    def __init__(self, model: PreTrainedModel, shift_logits: bool = False) -> None:
-        self.model, self.shift_logits = model, shift_logits
+    def __init__(self, model: PreTrainedModel, shift_logits: bool = False, rule: BlockCausal | None = None) -> None:
+        self.model, self.shift_logits, self.rule = model, shift_logits, rule
         self.partial_cache: PartialCacheConfig | None = None
         self._contexts: CacheContexts[SequenceCache] = CacheContexts(SequenceCache)
         self._abilities: Abilities | None = None
@@ -122,19 +128,26 @@ class TransformersDenoiser:
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: SequenceCache | None = None,
+        offsets: Tensor | None = None,
+        length: int | None = None,
     ) -> Tensor:
         """Predict tokens.
 
         Args:
             input_ids: int64 `(batch_size, L)`; in a partial pass only the tokens at `positions`.
             timestep: ignored.
-            attention_mask: bool `(batch_size, L)`, False for padding; partial passes use that of their full pass.
+            attention_mask: bool `(batch_size, L)`, False for padding; partial passes use that of the pass before them
+                unless they have a `length`.
             positions: None for a full pass. For a partial pass, which must follow a full pass with the same cache, the
                 positions of `input_ids` in the sequence, int64 of the same shape, distinct within a row. A position p
                 given as `-p - 1` is computed, but its cached keys and values are kept.
             logits_at: the positions whose logits are wanted from a full pass, int64 `(batch_size, n)`; None for all L.
             cache: stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
                 current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+            offsets: positions that each row's first block lacks, int64 `(batch_size,)`; None for 0. Only of a model
+                that sees blocks; partial passes use that of their full pass.
+            length: the L of a partial pass over sequences that have become longer, with their `attention_mask`; None
+                for that of the pass before it.
 
         Returns:
             Logits `(batch_size, n, vocab_size)`; in a partial pass, of the positions in `positions`.
@@ -146,11 +159,18 @@ class TransformersDenoiser:
             cache = self._contexts.current
         with alone(unwrap_module(self.model)):
             if positions is None:
-                return self._full_pass(input_ids, attention_mask, logits_at, cache)
+                return self._full_pass(input_ids, attention_mask, logits_at, cache, offsets)
+            if cache is not None and length is not None:
+                cache.attention_mask, cache.length = attention_mask, length
             return self._partial_pass(input_ids, positions, cache)
 
     def _full_pass(
-        self, input_ids: Tensor, attention_mask: Tensor | None, logits_at: Tensor | None, cache: SequenceCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        logits_at: Tensor | None,
+        cache: SequenceCache | None,
+        offsets: Tensor | None,
     ) -> Tensor:
         abilities = self._probed(input_ids.device, input_ids.shape[1], needs_store=cache is not None)
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -159,9 +179,9 @@ class TransformersDenoiser:
         store = None
         if cache is not None:
             store = cache.store = abilities.make_store()
-            cache.attention_mask = attention_mask
+            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, input_ids.shape[1]
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
-        return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at)
+        return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at, offsets)
 
     def _partial_pass(self, tokens: Tensor, positions: Tensor, cache: SequenceCache | None) -> Tensor:
         if cache is None or cache.tokens is None or len(cache.tokens) != len(tokens):
@@ -171,19 +191,20 @@ class TransformersDenoiser:
             )
         abilities, logits_at = self._probed(tokens.device, 0, needs_store=True), None
         if self.shift_logits:
-            cache.tokens, positions, logits_at = with_predecessors(cache.tokens, tokens, positions)
+            sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
+            cache.tokens, positions, logits_at = with_predecessors(sequence, tokens, positions)
             tokens = cache.tokens.gather(1, places_of(positions))
-        places = places_of(positions)
-        return run_pass(self.model, abilities, cache.store, tokens, places, positions, cache.attention_mask, logits_at)
+        run = (self.model, abilities, cache.store, tokens, places_of(positions), positions)
+        return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length)
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""
         window = smallest_window(self._config)
         size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:
-            self._abilities = Probe(self.model, device).abilities()
+            self._abilities = Probe(self.model, device, self.rule).abilities()
         found = self._abilities
         if needs_store and size not in found.probed_lengths:
-            found.make_store = Probe(self.model, device).working_store(found, size)
+            found.make_store = Probe(self.model, device, self.rule).working_store(found, size)
             found.probed_lengths.add(size)
         return found

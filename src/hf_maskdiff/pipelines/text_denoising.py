@@ -41,13 +41,14 @@ class WindowDenoiser:
     def _pass(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None) -> Tensor:
         batch = self.batch
         with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
+            offsets = None if batch.offsets is None else batch.offsets[rows]
             if positions is not None:
                 arguments = self._caches.arguments(context, rows, batch.places_of(positions))
                 return self.denoiser(tokens, t, attention_mask=batch.attention_mask, **arguments)
             ids, at = batch.seen(tokens, rows, with_prompt=context == "cond")
             visible = None if batch.attention_mask is None else batch.attention_mask[rows]
             arguments = self._caches.arguments(context, rows, None)
-            return self.denoiser(ids, t, attention_mask=visible, logits_at=at, **arguments)
+            return self.denoiser(ids, t, attention_mask=visible, logits_at=at, offsets=offsets, **arguments)
 
 
 def fill_in(

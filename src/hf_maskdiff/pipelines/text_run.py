@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .streaming import InOrder
 from .text_denoising import fill_in
 from .text_output import cut_at_end
 from .text_prompts import EncodedPrompt
-from .text_windows import Part, WindowBatch, first, next_part
+from .text_windows import BlockGrid, Part, WindowBatch, first, next_part
 
 
 class TextRun:
@@ -31,6 +31,7 @@ class TextRun:
         lengths: `model_length`, `stride` and `block_length` of `next_part`.
         mask_token_id: the token at places to fill in.
         device: where the model runs.
+        grid: makes the blocks that the model sees of the length of a prompt; None for a model that sees everything.
 
     Attributes:
         sequences: the tokens so far, int64 `(length,)` each.
@@ -46,6 +47,7 @@ class TextRun:
         lengths: tuple[int | None, int | None, int | None],
         mask_token_id: int,
         device: torch.device,
+        grid: Callable[[int], BlockGrid] | None = None,
     ) -> None:
         self.sequences = [one.ids.to(device).clone() for one in prepared]
         # What a pass without the prompt does not see; special tokens around a text are not the user's.
@@ -53,6 +55,7 @@ class TextRun:
         self._first_masks = [first(ids == mask_token_id) for ids in self.sequences]
         self._is_chat, self._stops, self._ends = is_chat, stops, ends
         self._lengths, self._mask_token_id = lengths, mask_token_id
+        self._grids = None if grid is None else [grid(length) for length in self._first_masks]
         self.passes = torch.zeros(2, len(prepared), dtype=torch.int64, device=device)
 
     def fill(
@@ -76,7 +79,7 @@ class TextRun:
         """
         if stream is not None:
             stream.show(self.sequences[0])
-        left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt)
+        left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt, self._grids)
         with CallProgress.over(progress_bar, *left) as progress:
             while not call.interrupt and (rows := self._unfinished()):
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
@@ -96,16 +99,33 @@ class TextRun:
         stream: InOrder | None,
     ) -> None:
         """Fill in the next part of each of these sequences."""
-        parts = [next_part(self.sequences[row], self._mask_token_id, *self._lengths) for row in rows]
+        grids = [None if self._grids is None else self._grids[row] for row in rows]
+        parts = [
+            next_part(self.sequences[row], self._mask_token_id, *self._lengths, grid)
+            for row, grid in zip(rows, grids, strict=True)
+        ]
         batch = WindowBatch(
             [self.sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
             [part.block for part in parts],
             [self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)],
             self._mask_token_id,
+            [grid.within(part.window.start) for grid, part in zip(grids, parts, strict=True) if grid is not None]
+            or None,
+        )
+        stopping = torch.tensor([self._stops[row] for row in rows])
+        never = torch.iinfo(torch.int64).max
+        may_end = torch.tensor(
+            [
+                max(self._first_masks[row] - part.window.start, 0) if self._stops[row] else never
+                for row, part in zip(rows, parts, strict=True)
+            ],
+            device=self.passes.device,
         )
 
         def on_step_end_shown(i: int, t: Tensor, sample: Tensor) -> Tensor:
             sample = on_step_end(i, t, sample)
+            if self._ends and bool(stopping.any()):
+                sample = batch.with_ends(sample, self._ends, may_end)
             if stream is not None:
                 stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
             return sample
