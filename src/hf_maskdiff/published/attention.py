@@ -46,7 +46,7 @@ def attention_unknown(
     return (
         f"{str(name_or_path)!r} is of type {model_type!r}, which dLLM's MDLM models (every position sees every other "
         "one) share with its BD3LM models (blocks from left to right); nothing in config.json tells them apart. Pass "
-        f"{FULL!r} for an MDLM, {BLOCK_CAUSAL!r} with a `block_size` for a BD3LM"
+        f"{BLOCK_CAUSAL!r} and a `block_size` for a BD3LM, {FULL!r} for an MDLM"
     )
 
 
@@ -68,10 +68,7 @@ def attention_of(
     """
     unknown = attention_unknown(model_type, name_or_path, attention, published)
     if unknown is not None:
-        raise ValueError(
-            f"`attention` must be given: {unknown}, as `attention={FULL!r}` or as `attention={BLOCK_CAUSAL!r}, "
-            "block_size=...`, or convert it once with it."
-        )
+        raise ValueError(f"`attention` must be given: {unknown}, as `attention={FULL!r}`, or convert it once with it.")
     known, size = _stated(model_type, published)
     if attention is not None and known is not None and attention != known:
         raise ValueError(
