@@ -4,8 +4,8 @@
     python examples/push_to_hub.py --namespace me --private pipelines/maskgit-mnist
 
 Needs `hf auth login` or `HF_TOKEN`. Files are uploaded unchanged, except for the card, which says how to load the new
-repository. `--refresh_cards` uploads nothing; it updates the generated parts of the folders' own cards and keeps what
-was written by hand.
+repository. `--refresh_cards` uploads nothing; it updates what is generated in the folders, parts of their cards and
+`pipeline.py`, and keeps what was written by hand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, create_repo, upload_folder
 
 import hf_maskdiff
@@ -33,18 +35,31 @@ def index_of(folder: Path) -> Path:
     return found[0]
 
 
-def card_for(folder: Path, repo_id: str) -> ModelCard:
+def open_folder(folder: Path) -> Any:
+    """The pipeline or scheduler in a folder."""
+    cls = getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"])
+    return cls.from_pretrained(folder)
+
+
+def card_for(thing: Any, folder: Path, repo_id: str) -> ModelCard:
     """The folder's card, with its generated parts written for `repo_id`."""
     card = folder / "README.md"
-    cls = getattr(hf_maskdiff, json.loads(index_of(folder).read_text())["_class_name"])
-    return cls.from_pretrained(folder).generate_model_card(repo_id, ModelCard.load(card) if card.exists() else None)
+    return thing.generate_model_card(repo_id, ModelCard.load(card) if card.exists() else None)
+
+
+def refresh(folder: Path) -> None:
+    """Writes anew what is generated in a folder: parts of its card, and a pipeline's `pipeline.py`."""
+    thing = open_folder(folder)
+    card_for(thing, folder, f"{folder.parent.name}/{folder.name}").save(folder / "README.md")
+    if isinstance(thing, DiffusionPipeline):
+        thing.save_pipeline_file(folder)
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
     """Uploads a folder in one commit and returns its address."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = shutil.copytree(folder, Path(temporary, folder.name))
-        card_for(folder, repo_id).save(copy / "README.md")
+        card_for(open_folder(folder), folder, repo_id).save(copy / "README.md")
         create_repo(repo_id, private=private, exist_ok=True)
         return upload_folder(repo_id=repo_id, folder_path=copy, commit_message=f"Upload {folder.name}").commit_url
 
@@ -70,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in folders:
         repo_id = f"{args.namespace}/{folder.name}"
         if args.refresh_cards:
-            card_for(folder, f"{folder.parent.name}/{folder.name}").save(folder / "README.md")
+            refresh(folder)
         elif args.dry_run:
             sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
             print(f"{repo_id}: {len(sizes)} files, {sum(sizes):,} bytes")

@@ -60,7 +60,9 @@ def save_fast_dllm(folder: Path, **changes: Any) -> Path:
     """Qwen2 with blocks and shifted logits."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCAB, num_hidden_layers=2, eos_token_id=3, **sizes)).save_pretrained(folder)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCAB, num_hidden_layers=2, eos_token_id=3, **sizes)).save_pretrained(
+        folder
+    )
     save_tokenizer(folder)
     names = {"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": BLOCK}
     change_json(folder / "config.json", lambda settings: settings | names | {"rope_theta": 1e6} | changes)
@@ -84,7 +86,9 @@ def llada2_weights(config: dict[str, Any]) -> dict[str, Tensor]:
     heads, kept = config["num_attention_heads"], config["num_key_value_heads"]
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        weights |= {f"{layer}.{name}.weight": 1 + new(hidden) for name in ("input_layernorm", "post_attention_layernorm")}
+        weights |= {
+            f"{layer}.{name}.weight": 1 + new(hidden) for name in ("input_layernorm", "post_attention_layernorm")
+        }
         weights[f"{layer}.attention.query_key_value.weight"] = new((heads + 2 * kept) * dim, hidden)
         weights[f"{layer}.attention.dense.weight"] = new(hidden, heads * dim)
         weights |= {f"{layer}.attention.{name}_layernorm.weight": 1 + new(dim) for name in ("query", "key")}
@@ -144,7 +148,9 @@ def llada2_logits(config: dict[str, Any], weights: dict[str, Tensor], ids: Tenso
     x = weights["model.word_embeddings.weight"][ids]
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        projected = norm(x, weights[f"{layer}.input_layernorm.weight"]) @ weights[f"{layer}.attention.query_key_value.weight"].T
+        projected = (
+            norm(x, weights[f"{layer}.input_layernorm.weight"]) @ weights[f"{layer}.attention.query_key_value.weight"].T
+        )
         query, key, value = projected.unflatten(-1, (-1, dim)).split([heads, kept, kept], dim=2)
         query = rotated(norm(query, weights[f"{layer}.attention.query_layernorm.weight"]))
         key = rotated(norm(key, weights[f"{layer}.attention.key_layernorm.weight"]))
@@ -193,7 +199,9 @@ FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
 
 def spread(pipe: MaskedDiffusionTextPipeline) -> MaskedDiffusionTextPipeline:
     """Makes the logits differ so much that rounding decides nothing."""
-    head = next(module for name, module in pipe.transformer.named_modules() if name in ("lm_head", "output_layer.linear"))
+    head = next(
+        module for name, module in pipe.transformer.named_modules() if name in ("lm_head", "output_layer.linear")
+    )
     with torch.no_grad():
         head.weight.mul_(8 / head.weight.std() / head.weight.shape[1] ** 0.5)
     pipe.set_progress_bar_config(disable=True)

@@ -32,17 +32,29 @@ def not_set(variable: str) -> str:
     return f"{variable} is not set: it names the folder of {MEANINGS[variable]}"
 
 
-GOLDEN = Path(os.environ["HF_MASKDIFF_GOLDEN"]) if "HF_MASKDIFF_GOLDEN" in os.environ else None
+GOLDEN, GOLDEN2 = (
+    Path(os.environ[name]) if name in os.environ else None for name in ("HF_MASKDIFF_GOLDEN", "HF_MASKDIFF_GOLDEN2")
+)
 
 
-def cases(pattern: str, wanted: Callable[[Path], bool] = lambda path: True, folder: Path | None = GOLDEN) -> list[Any]:
+def cases(
+    pattern: str,
+    wanted: Callable[[Path], bool] = lambda path: True,
+    folder: Path | None = GOLDEN,
+    variable: str = "HF_MASKDIFF_GOLDEN",
+) -> list[Any]:
     """Arguments of `parametrize`: each path in the golden folder that fits, else one case that is skipped."""
     if folder is None:
-        return [pytest.param(None, id="none", marks=pytest.mark.skip(not_set("HF_MASKDIFF_GOLDEN")))]
+        return [pytest.param(None, id="none", marks=pytest.mark.skip(not_set(variable)))]
     found = [path for path in sorted(folder.glob(pattern)) if wanted(path)]
     if not found:
         return [pytest.param(None, id="none", marks=pytest.mark.skip(f"the golden folder has no such {pattern}"))]
     return [pytest.param(path, id=path.relative_to(folder).as_posix().removesuffix(path.suffix)) for path in found]
+
+
+def later_cases(pattern: str, wanted: Callable[[Path], bool] = lambda path: True) -> list[Any]:
+    """`cases` of the later golden folder."""
+    return cases(pattern, wanted, GOLDEN2, "HF_MASKDIFF_GOLDEN2")
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,10 +24,11 @@ def save_tokenizer(folder: Path, size: int = VOCAB) -> Path:
     return folder
 
 
-def save_a2d(folder: Path, **changes: Any) -> Path:
+def save_a2d(folder: Path, num_key_value_heads: int = 1, **changes: Any) -> Path:
     """As dLLM publishes a Qwen3, whether it is an MDLM or a BD3LM."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    sizes["num_key_value_heads"] = num_key_value_heads
     config = Qwen3Config(vocab_size=VOCAB, num_hidden_layers=2, head_dim=8, mask_token_id=MASK, eos_token_id=3, **sizes)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     save_tokenizer(folder)

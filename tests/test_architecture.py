@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "masking": {"torch", "integers"},
     "orders": {"torch"},
     "sampling": {"torch"},
-    "hub": {"huggingface_hub"},
+    "hub": {"huggingface_hub", "hf_maskdiff_cli"},
     "schedulers": {"torch", "diffusers", "hub", "integers", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
     "attention_rule": {"torch"},

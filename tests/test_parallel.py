@@ -119,7 +119,8 @@ def launch(
     pipeline: Path, folder: Path, num_samples: int, *more: str, how: Sequence[str] = TWO, **options: Any
 ) -> subprocess.Popen:
     """Two real processes on this CPU; see the header of the example."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", free_port()]
+    port = () if "--main_process_port" in how else ("--main_process_port", free_port())
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, *port]
     command += [str(EXAMPLE), *arguments(pipeline, folder, num_samples, *more)]
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **options)
@@ -393,6 +394,22 @@ def test_both_processes_work_and_one_bar_counts_what_they_made(pipelines: Path, 
     assert made == sorted(made)
     assert made[-1] == 160
     assert len(writers) == 2
+
+
+@pytest.mark.exhaustive
+def test_two_machines_make_what_one_makes(pipelines: Path, tmp_path: Path) -> None:
+    """Two launches, each with one process, that find each other over the loopback."""
+    shared = ("--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--main_process_ip", "127.0.0.1")
+    shared += ("--main_process_port", free_port(), "--mixed_precision", "no", "--dynamo_backend", "no")
+    more = ("--block_size", "2", "--batch_size", "2")
+    machines = [
+        launch(pipelines / "texts", tmp_path / "two", 9, *more, how=(*shared, "--machine_rank", str(rank)))
+        for rank in (0, 1)
+    ]
+    printed = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert ["sample/s" in text for text in printed] == [True, False], printed  # one bar, of both
+    assert shards(tmp_path / "two") == shards(make(pipelines / "texts", tmp_path / "one", 9, *more))
 
 
 CONFIG = """\

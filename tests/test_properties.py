@@ -19,6 +19,7 @@ from hf_maskdiff import (
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
+    ThresholdScheduler,
     UniformScheduler,
 )
 from hf_maskdiff.orders import halton_order
@@ -43,6 +44,8 @@ CONFIGURATIONS: dict[str, tuple[type[MaskedDiffusionScheduler], dict[str, object
     "entropy": (ConfidenceScheduler, {"measure": "entropy", "masking_schedule": "square"}),
     "entropy-bounded": (EntropyBoundedScheduler, {"entropy_bound": 2.0, "top_p": 0.9}),
     "entropy-bounded, on schedule": (EntropyBoundedScheduler, {"entropy_bound": 0.5, "follow_schedule": True}),
+    "threshold": (ThresholdScheduler, {"threshold": 0.7, "token_temperature": 0.5}),
+    "threshold, drawn, on schedule": (ThresholdScheduler, {"measure": "drawn", "follow_schedule": True}),
     "hybrid": (HybridScheduler, {}),
     "hybrid, two certainties": (HybridScheduler, {"exploration": "entropy", "exploitation": "confidence"}),
     "hybrid, annealed": (

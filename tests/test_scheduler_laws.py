@@ -39,6 +39,7 @@ from hf_maskdiff import (
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
+    ThresholdScheduler,
     UniformScheduler,
 )
 from hf_maskdiff.evaluation import laws
@@ -286,6 +287,40 @@ def entropy_on_schedule() -> Case:
     )
 
 
+class Unsure(ThresholdScheduler):
+    """The first position that is not sure is revealed too."""
+
+    def count_positions(self, scores, context):
+        return (super().count_positions(scores, context) + 1).minimum(context.remaining)
+
+
+def threshold(others: dict[str, dict[str, Any]], **config: Any) -> Case:
+    """`others` are settings with other laws. Confidences .9, .6, .4, .7; margins .82, .3, .05, .45."""
+
+    def law(marginals: np.ndarray = PEAKED, **settings: Any) -> Law:
+        settings = {"threshold": 0.9} | config | settings
+        fewest = max(settings.pop("min_count", 1), K if settings.pop("follow_schedule", False) else 1)
+        return laws.threshold_round_law(marginals, **settings, fewest=fewest)
+
+    def scheduler(**settings: Any) -> ThresholdScheduler:
+        return ThresholdScheduler(**shared_config(**config | settings))
+
+    chosen = {tuple(np.flatnonzero(np.array(outcome) >= 0)) for outcome in law()}
+    case = Case(
+        scheduler(),
+        law(),
+        {"model temperature 5 % off": law(temper(PEAKED, 1.05))}
+        | {name: law(**other) for name, other in others.items()},
+        {"model temperature 5 % off": scheduler(temperature=1.05)}
+        | {name: scheduler(**other) for name, other in others.items()},
+    )
+    if len(chosen) == 1:
+        order = [0, 3, 1, 2]
+        case.mutant_laws["one more"] = laws.ordered_round_law(PEAKED, len(*chosen) + 1, order)
+        case.mutants["one more"] = Unsure(**shared_config(**config))
+    return case
+
+
 def hybrid(exploration: str, alpha: float, plain: bool, grid: tuple[int, ...] = (N,)) -> Case:
     # A ratio of 0.5 explores one position of two.
     explored = {"uniform": laws.uniform_subsets(N, 1), "halton": {(0 if grid == (N,) else 2,): 1.0}}[exploration]
@@ -345,6 +380,25 @@ CASES: dict[str, Callable[[], Case]] = {
     "entropy-bounded, 1 nat": lambda: entropy_bounded(1.0),
     "entropy-bounded, 1.3 nats": lambda: entropy_bounded(1.3),
     "entropy-bounded, on schedule": entropy_on_schedule,
+    "threshold": lambda: threshold(
+        {"threshold 30 % off": {"threshold": 0.65}, "of the margin": {"measure": "margin"}}, threshold=0.5
+    ),
+    "threshold, two at least": lambda: threshold({"one at least": {"min_count": 1}}, threshold=0.95, min_count=2),
+    "threshold, on schedule": lambda: threshold(
+        {"the threshold alone": {"follow_schedule": False}}, threshold=0.95, follow_schedule=True
+    ),
+    "threshold, margin": lambda: threshold(
+        {"of the confidence": {"measure": "confidence"}}, threshold=0.42, measure="margin"
+    ),
+    "threshold, entropy": lambda: threshold(
+        {"threshold 20 % off": {"threshold": 0.96}}, threshold=0.8, measure="entropy"
+    ),
+    "threshold, factor": lambda: threshold({"factor 30 % off": {"factor": 0.89}}, threshold=None, factor=1.3),
+    "threshold, drawn": lambda: threshold(
+        {"of the confidence": {"measure": "confidence"}, "threshold too low": {"threshold": 0.09}},
+        threshold=0.2,
+        measure="drawn",
+    ),
     "hybrid, uniform": lambda: hybrid("uniform", 0.5, plain=False),
     "hybrid, uniform, plain exploration": lambda: hybrid("uniform", 0.5, plain=True),
     "hybrid, halton on a grid": lambda: hybrid("halton", 0.5, plain=False, grid=(2, 2)),
@@ -515,6 +569,10 @@ WARMING = np.stack(
 )
 
 
+# Warmed a little differently at each position, so that no two probabilities are the same.
+CLEAR = np.stack([temper(WARMING[i], 1.0 + 0.013 * i) for i in range(N)])
+
+
 @pytest.mark.parametrize("rounds", rounds_and_more(80_000))
 def test_three_entropy_bounded_steps_have_the_law_of_enumeration(rounds: int) -> None:
     """How many a step reveals depends on the tokens revealed before; the third reveals what is left."""
@@ -546,6 +604,35 @@ def test_three_entropy_bounded_steps_have_the_law_of_enumeration(rounds: int) ->
         assert goodness_of_fit(draw(mutant_law, rounds, rng), law).p_value < FALSE_ALARM, mutant
     for bound in (0.8, 1.2):
         assert goodness_of_fit(run(bound), law).p_value < FALSE_ALARM
+
+
+THRESHOLDS = {
+    "threshold": ({"threshold": 0.6}, {"threshold": 0.75}),
+    "factor": ({"threshold": None, "factor": 1.0}, {"threshold": None, "factor": 1.7}),
+    "drawn": ({"threshold": 0.33, "measure": "drawn"}, {"threshold": 0.33}),
+}
+
+
+@pytest.mark.parametrize("rounds", rounds_and_more(80_000))
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_three_steps_with_a_threshold_have_the_law_of_enumeration(name: str, rounds: int) -> None:
+    """How many a step reveals depends on the tokens revealed before; the third reveals what is left."""
+
+    def law_of_run(settings: dict[str, Any]) -> Law:
+        steps = [lambda p, k, masked: laws.threshold_round_law(p, **settings)] * 2
+        steps.append(lambda p, k, masked: laws.plain_round_law(p))
+        return laws.generation_law(lambda s: denoiser(s, CLEAR), steps, COUNTS, (laws.MASK,) * N)
+
+    def run(settings: dict[str, Any]) -> Mapping:
+        return generate(ThresholdScheduler(**shared_config(**settings, masking_schedule="linear")), rounds, 3, CLEAR)
+
+    settings, wrong = THRESHOLDS[name]
+    law, mutant_law = law_of_run(settings), law_of_run(wrong)
+    fit = goodness_of_fit(run(settings), law)
+    assert fit.p_value > FALSE_ALARM, fit
+    assert power(law, mutant_law, rounds) >= POWER
+    assert goodness_of_fit(run(wrong), mutant_law).p_value > FALSE_ALARM
+    assert goodness_of_fit(run(wrong), law).p_value < FALSE_ALARM
 
 
 @pytest.mark.parametrize("name", GENERATORS)

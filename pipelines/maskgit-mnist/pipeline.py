@@ -1,4 +1,4 @@
-"""Opens this repository with the installed package: `pip install hf-maskdiff`."""
+"""Opens this repository with the installed package hf_maskdiff."""
 
 # diffusers runs every local `pipeline.py` in one module, and allows that module one pipeline.
 for name in [name for name in globals() if name.endswith("Pipeline")]:
@@ -7,4 +7,7 @@ for name in [name for name in globals() if name.endswith("Pipeline")]:
 try:
     from hf_maskdiff import MaskGITPipeline
 except ImportError as error:
-    raise ImportError("This pipeline needs the package hf_maskdiff. Run `pip install hf-maskdiff`.") from error
+    raise ImportError(
+        "This pipeline needs the package hf_maskdiff. "
+        "Run `pip install .` in hf_maskdiff's repository, or `pip install hf_maskdiff-*.whl` if you have its wheel."
+    ) from error

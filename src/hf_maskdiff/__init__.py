@@ -46,6 +46,7 @@ from .schedulers import (  # noqa: E402
     MaskGITScheduler,
     MomentScheduler,
     StepContext,
+    ThresholdScheduler,
     UniformScheduler,
 )
 
@@ -90,6 +91,7 @@ __all__ = [
     "PartialCacheConfig",
     "SchedulerMixin",
     "StepContext",
+    "ThresholdScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]

@@ -13,7 +13,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, file_exists, upload_folder
 
-LIBRARY = "hf-maskdiff"
+from hf_maskdiff_cli.installation import DISTRIBUTION, how_to_install
+
+LIBRARY = DISTRIBUTION
 CARD = "README.md"
 
 # Sections that `generate_model_card` writes; all others are somebody's own words.
@@ -21,7 +23,7 @@ GENERATED = ("Usage", "Components", "Configuration", "Evaluation")
 
 # Written beside `model_index.json`, for `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo)`.
 PIPELINE_FILE = '''\
-"""Opens this repository with the installed package: `pip install {distribution}`."""
+"""Opens this repository with the installed package {package}."""
 
 # diffusers runs every local `pipeline.py` in one module, and allows that module one pipeline.
 for name in [name for name in globals() if name.endswith("Pipeline")]:
@@ -30,7 +32,10 @@ for name in [name for name in globals() if name.endswith("Pipeline")]:
 try:
     {import_line}
 except ImportError as error:
-    raise ImportError("This pipeline needs the package {package}. Run `pip install {distribution}`.") from error
+    raise ImportError(
+        "This pipeline needs the package {package}. "
+        "{install}."
+    ) from error
 '''
 
 # For pipelines that diffusers knows by name once their package is imported, and for others.
@@ -39,7 +44,7 @@ Or, after `import {package}`, as any pipeline of diffusers, `DiffusionPipeline.f
 """
 TASK = ', or of\ntransformers, `pipeline("{task}", model=repo)`: there the task has to be named'
 STOCK_DOOR = """\
-With stock diffusers, where {distribution} is installed: `import {package}`, then
+With stock diffusers, where {package} is installed: `import {package}`, then
 `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`. Without that import diffusers
 says that `{package}.py` does not exist in the repository.
 """
@@ -109,7 +114,7 @@ class ModelCardMixin(_Base):
     def _usage(self, repo_id: str) -> str:
         name, variable = type(self).__name__, self.card_variable
         code = f'{_import_line(type(self))}\n\n{variable} = {name}.from_pretrained("{repo_id}")\n{self.card_example}'
-        return f"`pip install {_distribution(type(self))}`, then\n\n```python\n{code.strip()}\n```"
+        return f"{_install(type(self))}, then\n\n```python\n{code.strip()}\n```"
 
     def _facts(self) -> str:
         public = [(f"`{key}`", value) for key, value in sorted(self.config.items()) if not key.startswith("_")]
@@ -173,10 +178,9 @@ class PipelineRepositoryMixin(ModelCardMixin):
 
         The card keeps the words, licence, data sets and results of the one that the pipeline was loaded with.
         """
-        cls, folder = type(self), Path(save_directory)
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        names = {"import_line": _import_line(cls), "package": _package(cls), "distribution": _distribution(cls)}
-        (folder / "pipeline.py").write_text(PIPELINE_FILE.format(**names), encoding="utf-8")
+        self.save_pipeline_file(folder)
         config = json.dumps(self.transformers_config(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
         if (tokenizer := self.components.get("tokenizer")) is not None:
@@ -184,6 +188,12 @@ class PipelineRepositoryMixin(ModelCardMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         if not (folder / CARD).exists():
             self._new_card(folder.as_posix()).save(folder / CARD)
+
+    def save_pipeline_file(self, folder: Path) -> None:
+        """Write the `pipeline.py` that opens the repository with `custom_pipeline=`."""
+        cls = type(self)
+        names = {"import_line": _import_line(cls), "package": _package(cls), "install": _install(cls)}
+        (folder / "pipeline.py").write_text(PIPELINE_FILE.format(**names), encoding="utf-8")
 
     def _card_of_origin(self) -> ModelCard | None:
         return _card_in(self.config.get("_name_or_path"))
@@ -194,7 +204,7 @@ class PipelineRepositoryMixin(ModelCardMixin):
 
     def _usage(self, repo_id: str) -> str:
         cls = type(self)
-        names = {"package": _package(cls), "distribution": _distribution(cls)}
+        names = {"package": _package(cls)}
         if getattr(sys.modules.get("diffusers"), cls.__name__, None) is cls:
             door = PLAIN_DOOR.format(**names, task=TASK.format(task=self.card_task) if self.card_task else "")
         else:
@@ -227,8 +237,10 @@ def _package(cls: type) -> str:
     return cls.__module__.split(".")[0]
 
 
-def _distribution(cls: type) -> str:
-    return _package(cls).replace("_", "-")
+def _install(cls: type) -> str:
+    """How to get a class's package; of one that is not this, nobody here knows where it is to be had."""
+    package = _package(cls)
+    return how_to_install() if package == __package__ else f"Install the package `{package}`"
 
 
 def _import_line(cls: type) -> str:

@@ -130,6 +130,19 @@ def _ratio_after(masking_schedule: str | tuple[int, ...], done: int, num_inferen
     return float(mask_ratio(masking_schedule, t))
 
 
+def share_of_step(
+    initial: Count, step_index: int, num_inference_steps: int, masking_schedule: MaskingSchedule, rounding: str
+) -> Count:
+    """How many positions the schedule alone reveals in a step, whatever was revealed before; arguments as `masks_left`.
+
+    Returns:
+        Whole numbers as floats, which may be 0: a tensor if `initial` is a tensor, else one number.
+    """
+    schedule = (num_inference_steps, masking_schedule, rounding)
+    before = initial if step_index == 0 else masks_left(initial, step_index - 1, *schedule)
+    return before - masks_left(initial, step_index, *schedule)
+
+
 def reveal_counts(remaining: Tensor, target: Count) -> Tensor:
     """How many positions each row must reveal to get down to `target` masks.
 

@@ -174,3 +174,22 @@ def largest_prefix(costs: Tensor, bound: float) -> Tensor:
     """
     before = costs[:, :-1].cumsum(-1, dtype=torch.float64)
     return 1 + (before <= bound).sum(-1)
+
+
+def passing_ranks(log_confidences: Tensor, factor: float) -> Tensor:
+    """The largest r of each row with `(r + 1) (1 - c_(r)) < factor`, c_(r) being its r-th largest confidence.
+
+    Args:
+        log_confidences: `log c_(1), log c_(2), ...`, descending in each row, `(batch_size, L)`.
+        factor: above 0.
+
+    Returns:
+        int64 `(batch_size,)`, 0 if no r will do.
+
+    Example:
+        >>> passing_ranks(torch.tensor([[0.99, 0.9, 0.8, 0.5]]).log(), factor=1.0)
+        tensor([3])
+    """
+    # The left side grows with r, so those that pass are the first ones.
+    after = torch.arange(2, log_confidences.shape[1] + 2, device=log_confidences.device)
+    return (log_confidences.expm1().neg() * after < factor).sum(-1)

@@ -19,6 +19,7 @@ SCHEDULERS = (
     "HybridScheduler",
     "MaskGITScheduler",
     "MomentScheduler",
+    "ThresholdScheduler",
     "UniformScheduler",
 )
 # What each pipeline makes.

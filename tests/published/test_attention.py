@@ -56,7 +56,9 @@ def test_loading(tmp_path: Path) -> None:
     folder = save_a2d(tmp_path / "model")
     with pytest.raises(ValueError, match=rf"`attention` must be given: .*'a2d-qwen3'.*{UNKNOWN}, as `attention='full"):
         MaskedDiffusionTextPipeline.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"`block_size` must be given: .* config.json does not say how large they were"):
+    with pytest.raises(
+        ValueError, match=r"`block_size` must be given: .* config.json does not say how large they were"
+    ):
         MaskedDiffusionTextPipeline.from_pretrained(folder, attention="block_causal")
     with pytest.raises(ValueError, match=r"`attention` must be 'full' or 'block_causal', got 'causal'"):
         MaskedDiffusionTextPipeline.from_pretrained(folder, attention="causal")

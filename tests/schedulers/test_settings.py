@@ -22,6 +22,7 @@ from hf_maskdiff import (
     MaskGITPipeline,
     MaskGITScheduler,
     MomentScheduler,
+    ThresholdScheduler,
 )
 
 PRESETS = Path(__file__).parents[2] / "schedulers"
@@ -67,7 +68,9 @@ def test_a_setting_of_the_other_scheduler_is_kept_for_the_way_back() -> None:
     assert MomentScheduler.from_config(default.config).config.choice_temperature == 5.0
 
 
-@pytest.mark.parametrize("cls", [AncestralScheduler, FirstHittingScheduler, EntropyBoundedScheduler])
+@pytest.mark.parametrize(
+    "cls", [AncestralScheduler, FirstHittingScheduler, EntropyBoundedScheduler, ThresholdScheduler]
+)
 @pytest.mark.parametrize("schedule", [{}, {"choice_temperature_schedule": "constant"}])
 def test_what_is_kept_for_another_scheduler_does_nothing(
     cls: type[ChooseThenSampleScheduler], schedule: dict[str, Any], make_pipeline: Callable[..., MaskGITPipeline]

@@ -86,6 +86,8 @@ def run_pass(
         elif not store.masks_are_kept and length is not None:
             num_keys = length
             store.grow(length)
+        elif not store.masks_are_kept and mask is not None:
+            num_keys = mask.shape[1]
     if abilities.rule is not None:
         mask = abilities.rule.seen(places, num_keys, mask, offsets)
     accepted = accepted_arguments(model)

@@ -159,6 +159,60 @@ def entropy_bounded_round_law(marginals: ArrayLike, entropy_bound: float) -> Law
     return ordered_round_law(marginals, k, order.tolist())
 
 
+def threshold_round_law(
+    marginals: ArrayLike,
+    threshold: float | None,
+    measure: str = "confidence",
+    factor: float | None = None,
+    fewest: int = 1,
+) -> Law:
+    """Reveal every position surer than a threshold, and at least the `fewest` surest ones; tokens from `p_i`.
+
+    Args:
+        marginals: (N, V).
+        threshold: of the measure: a probability, or an entropy in nats that those revealed are below. None with a
+            `factor`.
+        measure: as in `confidence_round_law`, or "drawn", the probability of the token that is drawn: then positions
+            are chosen after their tokens.
+        factor: f: instead of a threshold, the r surest for the largest r with `(r + 1) (1 - c_(r)) < f`.
+        fewest: at least 1.
+    """
+    marginals = _check_marginals(marginals)
+    check_count(fewest, len(marginals))
+    if measure == "drawn":
+        law: Law = {}
+        for tokens in product(range(marginals.shape[1]), repeat=len(marginals)):
+            drawn = marginals[np.arange(len(marginals)), list(tokens)]
+            kept = set(_surest(_log(drawn), threshold, measure, factor, fewest)) if drawn.all() else set()
+            outcome = tuple(token if i in kept else MASK for i, token in enumerate(tokens))
+            _accumulate(law, {outcome: 1.0}, float(drawn.prod()))
+        return law
+    chosen = _surest(log_confidence(marginals, measure), threshold, measure, factor, fewest)
+    return choose_then_sample_law({chosen: 1.0}, marginals)
+
+
+def _surest(
+    log_measures: np.ndarray, threshold: float | None, measure: str, factor: float | None, fewest: int
+) -> tuple[int, ...]:
+    """The positions that a threshold or a factor admits, at least the first `fewest`, the surest first."""
+    order = np.argsort(-log_measures, kind="stable")
+    ordered = log_measures[order]
+    if factor is not None:
+        slack = [factor - (r + 1) * (1 - np.exp(log_c)) for r, log_c in enumerate(ordered, start=1)]
+    elif threshold is not None:
+        slack = list(ordered - (-threshold if measure == "entropy" else np.log(max(threshold, 1e-300))))
+    else:
+        raise ValueError("`threshold` must be a number where there is no `factor`, got None. Pass one of them.")
+    k = max([fewest, *(r for r, room in enumerate(slack, start=1) if room > 0)])
+    tie = k < len(order) and np.isclose(ordered[k - 1], ordered[k], rtol=0, atol=1e-6) and k == fewest
+    if tie or np.isclose(slack, 0, rtol=0, atol=1e-6).any():
+        raise ValueError(
+            f"The {measure} of the positions must be clear of the threshold, and of each other at the cut, got "
+            f"{np.exp(ordered)}. Rounding breaks ties: choose other marginals."
+        )
+    return tuple(order[:k].tolist())
+
+
 def hybrid_round_law(
     marginals: ArrayLike,
     k: int,

@@ -28,6 +28,7 @@ from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
 from .published_pipelines import open_published, scheduler_of
+from .split_models import generator_of_all, split_component
 from .streaming import InOrder, check_streamer, ending_streams
 from .text_blocks import block_settings, check_block_length, grid_of
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
@@ -68,11 +69,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         shift_logits (`bool`): row i - 1 of the model's output predicts position i (Dream).
         eos_token_ids (list of `int`, *optional*): tokens that end a text; None for the tokenizer's own.
         attention (`str`, *optional*): `"block_causal"` if the model was trained to see blocks of `block_size` from left
-            to right (SDAR, BD3-LM, LLaDA2, Fast-dLLM v2, dLLM's BD3LM); None for what the model's configuration says,
-            else every position sees every other one.
+            to right (SDAR, LLaDA2); None for what the model's configuration says, else it sees everything.
         block_size (`int`, *optional*): size of these blocks.
-        blocks_from (`str`): where they are counted from: `"start"`, the first token, as in training, or `"prompt"`, so
-            that a block begins right behind the prompt, as dLLM samples.
+        blocks_from (`str`): `"start"` counts them from the first token, `"prompt"` from the first behind the prompt.
     """
 
     model_cpu_offload_seq = "transformer"
@@ -110,12 +109,14 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         Those are LLaDA, LLaDA2, Dream, SDAR, Fast-dLLM v2, BD3-LM, dLLM's models, and every masked language model of
         transformers: see `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token
         first, unless `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types
-        do not tell its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where
-        the repository is not called one, `attention="block_causal", block_size=32` that it is one of the latter.
+        do not tell MDLM from BD3LM: `attention="full"` or `attention="block_causal", block_size=32` does.
+
+        `tp_plan="auto"` or `distributed_config`, with `torchrun`, split a model over processes as transformers does;
+        each process then makes the same calls.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         try:
-            settings_of(
+            index = settings_of(
                 f"model_index.json in {str(pretrained_model_name_or_path)!r}",
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
@@ -124,6 +125,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             return cls._of(open_published(pretrained_model_name_or_path, **kwargs), scheduler, blocks_from)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
         with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
+            kwargs |= split_component(pretrained_model_name_or_path, index, location, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -371,6 +373,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
         check_streamer(streamer, batch_size)
+        ids = [one.ids.tolist() for one in prepared]
+        asked = (ids, counts, stop_at_eos, guidance_scale, temperature, sampling_temperature)
+        generator = generator_of_all(self.transformer, generator, self.scheduler, *asked)
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         self.maybe_free_model_hooks()  # a call that raised has not
 

@@ -10,6 +10,7 @@ from .scheduling_hybrid import HybridScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_threshold import ThresholdScheduler
 from .scheduling_uniform import UniformScheduler
 from .step_context import StepContext
 
@@ -27,5 +28,6 @@ __all__ = [
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
     "StepContext",
+    "ThresholdScheduler",
     "UniformScheduler",
 ]

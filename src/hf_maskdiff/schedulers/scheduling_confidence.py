@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -12,9 +11,7 @@ from .checks import ChoiceTemperature, require
 from .position_orders import CERTAINTIES
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
-
-# The temperature used for greedy draws: so small that any difference of two float32 logits decides.
-_GREEDY = 1e-30
+from .token_temperature import beta_of, check_token_temperature
 
 
 class ConfidenceScheduler(ChooseThenSampleScheduler):
@@ -62,8 +59,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         choice_temperature_schedule: str = "linear",
         token_temperature: float = 1.0,
     ) -> None:
-        remedy = "Pass 0 for the most probable tokens, 1 for the model's own distribution."
-        require(token_temperature >= 0, "token_temperature", "at least 0", token_temperature, remedy)
+        check_token_temperature(token_temperature)
         require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")
         self.check_config()
 
@@ -78,7 +74,4 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         return certainty + context.choice_temperature * context.gumbel(Purpose.CHOICE)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        # Noise affects the order alone. The logits are shifted so that the largest is 0 before they are multiplied by
-        # beta, so that even a huge beta cannot overflow.
-        beta = 1 / max(self.config.token_temperature, _GREEDY)
-        return torch.full((len(context.keys), num_ranks), beta, device=context.keys.device)
+        return beta_of(self.config.token_temperature, context, num_ranks)  # noise affects the order alone

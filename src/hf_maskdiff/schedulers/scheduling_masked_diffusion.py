@@ -341,6 +341,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             grid=tuple(sample.shape[1:]),
             generator=generator,
             of_run=self._run_keys,
+            initial=initial,
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..masking import Count
 from ..sampling import Generators, Purpose, gumbel, position_noise
 from .run_keys import RunKeys
 
@@ -32,6 +33,8 @@ class StepContext:
         grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
         generator: the `generator` argument of the step.
         of_run: the keys that stay the same over a run.
+        initial: N_0, how many positions of each row were masked when its run began: one number for all rows, or float64
+            `(batch_size,)`.
     """
 
     step_index: int
@@ -45,6 +48,7 @@ class StepContext:
     grid: tuple[int, ...]
     generator: Generators
     of_run: RunKeys = field(default_factory=RunKeys)
+    initial: Count = 0.0
 
     @property
     def sharpness(self) -> float:
