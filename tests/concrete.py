@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import hf_maskdiff
 from hf_maskdiff import MaskedDiffusionScheduler
@@ -16,15 +17,28 @@ def _concrete(names: Iterable[object]) -> list[type[MaskedDiffusionScheduler]]:
     return [c for c in classes if not c.__abstractmethods__]
 
 
+def _module(path: Path) -> ModuleType:
+    """A file as the module of its name, by which diffusers finds its classes again."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def scheduler_in(place: str) -> type[MaskedDiffusionScheduler]:
+    """The class that `FILE:CLASS` names."""
+    file, _, name = place.rpartition(":")
+    return getattr(_module(Path(file).absolute()), name)
+
+
 def _schedulers() -> list[type[MaskedDiffusionScheduler]]:
     exported = _concrete(getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__)
     example = Path(__file__).parents[1] / "examples" / "custom_scheduler.py"
     if not example.exists():
         return exported
-    spec = importlib.util.spec_from_file_location("custom_scheduler", example)
-    module = sys.modules["custom_scheduler"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return exported + [c for c in _concrete(vars(module).values()) if c.__module__ == "custom_scheduler"]
+    return exported + [c for c in _concrete(vars(_module(example)).values()) if c.__module__ == "custom_scheduler"]
 
 
 SCHEDULERS = _schedulers()

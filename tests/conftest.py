@@ -39,14 +39,20 @@ def pytest_pycollect_makemodule() -> None:
     _prepare()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--scheduler", metavar="FILE:CLASS", help="test this scheduler in place of every exported one")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`scheduler_class` is each concrete scheduler in turn, where a test says nothing else."""
     marks = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     names = [name for given in marks for name in (given.split(",") if isinstance(given, str) else given)]
     if "scheduler_class" in metafunc.fixturenames and "scheduler_class" not in names:
-        from concrete import SCHEDULERS
+        from concrete import SCHEDULERS, scheduler_in
 
-        metafunc.parametrize("scheduler_class", SCHEDULERS, ids=[c.__name__ for c in SCHEDULERS], scope="session")
+        own = metafunc.config.getoption("--scheduler")
+        classes = SCHEDULERS if own is None else [scheduler_in(own)]
+        metafunc.parametrize("scheduler_class", classes, ids=[c.__name__ for c in classes], scope="session")
 
 
 @pytest.hookimpl(optionalhook=True)

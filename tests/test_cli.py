@@ -176,6 +176,23 @@ def refused_by_convert(folder: Path) -> list[Case]:
     ]
 
 
+def demo(*arguments: object) -> list[object]:
+    return ["hf-maskdiff", "demo", *arguments]
+
+
+def refused_by_demo(folder: Path) -> list[Case]:
+    mist = DIGITS.parent / "maskgit-mist"
+    return [
+        (demo("--port", "x"), 2, "argument --port: invalid int value: 'x'"),
+        (demo("--dtype", "int8"), 2, "argument --dtype: invalid choice: 'int8'"),
+        (demo("--port", 0), 1, "`port` must be in 1 .. 65535, got 0. Leave it out for a free one."),
+        (demo("--port", 70000), 1, "`port` must be in 1 .. 65535, got 70000."),
+        (demo("--pipeline", DIGITS, mist), 1, f"Did you mean '{DIGITS}'?"),
+        (demo("--pipeline", folder / "empty"), 1, "must be a folder with a model_index.json or, for a text model"),
+        (demo("--pipeline", folder / "amused"), 1, "of the class AmusedPipeline. Open that one in Python"),
+    ]
+
+
 def refused_by_all(folder: Path) -> list[Case]:
     by_examples: list[Case] = [
         (
@@ -187,6 +204,7 @@ def refused_by_all(folder: Path) -> list[Case]:
     ]
     by_none: Case = (["hf-maskdiff"], 2, "the following arguments are required: command")
     by_commands = [*refused_by_generate(folder), *refused_by_evaluate(folder), *refused_by_convert(folder)]
+    by_commands += refused_by_demo(folder)
     return [by_none, *by_commands, *by_examples]
 
 
@@ -204,12 +222,13 @@ def test_wrong_arguments_are_answered_before_anything_heavy_is_imported(folder: 
 
 def test_help_is_there_at_once() -> None:
     programs = [["hf-maskdiff"], ["hf-maskdiff", "convert"], ["hf-maskdiff", "generate"], ["hf-maskdiff", "evaluate"]]
+    programs.append(["hf-maskdiff", "demo"])
     found = answers([[*program, "--help"] for program in [*programs, [GENERATE], [EVALUATE]]])
     assert all((answer["status"], answer["heavy"], answer["err"]) == (0, [], "") for answer in found["told"])
     first, *others = [answer["out"] for answer in found["told"]]
-    assert all(command in first for command in ("convert", "generate", "evaluate"))
+    assert all(command in first for command in ("convert", "generate", "evaluate", "demo"))
     for option, text in zip(
-        ("--revision", "--num_substeps", "--judge", "--num_substeps", "--judge"), others, strict=True
+        ("--revision", "--num_substeps", "--judge", "--port", "--num_substeps", "--judge"), others, strict=True
     ):
         assert option in text
     assert found["seconds"] < 3
@@ -441,3 +460,58 @@ def test_suggestions_are_made_where_they_are_likely() -> None:
     assert did_you_mean("gpt2", SCHEDULERS) == did_you_mean("x", []) == ""
     assert did_you_mean_folder("/no/where") == did_you_mean_folder(str(DIGITS)) == ""
     assert did_you_mean_folder(str(ROOT / "maskgit-mist")) == f"Did you mean '{DIGITS}'?"
+
+
+# --- the demo page ----------------------------------------------------------------------------------------------------
+
+
+def options_of_demo(*words: object) -> Any:
+    from hf_maskdiff_cli.program import parser
+
+    return parser().parse_args(["demo", *map(str, words)])
+
+
+def test_without_gradio_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hf_maskdiff_cli import demo, main
+
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert main(["demo", "--pipeline", str(DIGITS)]) == 1
+    said = 'the demo page needs gradio, which is not installed. Run `pip install "hf-maskdiff[demo]"`.'
+    assert capsys.readouterr().err == f"hf-maskdiff demo: {said}\n"
+
+
+def test_the_demo_shows_the_pipelines_of_the_folder_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_maskdiff_cli.demo import pipelines_here
+
+    monkeypatch.chdir(tmp_path)
+    assert pipelines_here() == [str(DIGITS), str(PLAYS)]  # those of the source
+    for name in ("b", "a", "empty"):
+        (tmp_path / "pipelines" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "pipelines" / name / "model_index.json").write_text("{}")
+    assert pipelines_here() == ["pipelines/a", "pipelines/b"]
+
+
+def test_without_any_pipeline_the_demo_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_maskdiff_cli import demo
+
+    monkeypatch.setattr(demo, "pipelines_here", list)
+    with pytest.raises(ValueError, match=r"`pipeline` must be given where there is no folder pipelines/ with some"):
+        demo.check_arguments(options_of_demo())
+
+
+def test_the_checked_arguments_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from hf_maskdiff_cli import demo
+
+    served: list[Any] = []
+    monkeypatch.setattr(demo, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "hf_maskdiff.demo.serve", SimpleNamespace(serve=served.append))  # type: ignore
+    demo.run(options_of_demo("--pipeline", DIGITS, "--port", 7999, "--host", "0.0.0.0"))
+    (args,) = served
+    assert (args.pipeline, args.port, args.host, args.device) == ([str(DIGITS)], 7999, "0.0.0.0", None)

@@ -24,7 +24,16 @@ from hf_maskdiff import (
 
 MASK, CODES = 12, 10  # columns 10 and 11 are padding, the mask lies outside
 SHARED = ["mask_token_id", "codebook_size", "masking_schedule", "rounding", "temperature", "top_k", "top_p"]
-STEP = ["model_output", "timestep", "sample", "starting_mask_ratio", "generator", "return_dict", "max_count"]
+STEP = [
+    "model_output",
+    "timestep",
+    "sample",
+    "starting_mask_ratio",
+    "generator",
+    "return_dict",
+    "max_count",
+    "logits_at",
+]
 
 
 def make_logits(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E40
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
 from .models import (  # noqa: E402
+    DelayedCacheConfig,
+    DualCacheConfig,
     HaltonMaskGITTransformer2DModel,
     MaskGITTransformer2DModel,
     MaskGITVQModel,
@@ -20,6 +22,7 @@ from .models import (  # noqa: E402
     MDLMForMaskedLM,
     MDLMTransformer,
     PartialCacheConfig,
+    PrefixCacheConfig,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
@@ -66,7 +69,9 @@ __all__ = [
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "DelayedCacheConfig",
     "DiffusionPipeline",
+    "DualCacheConfig",
     "EntropyBoundedScheduler",
     "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
@@ -89,6 +94,7 @@ __all__ = [
     "ModelMixin",
     "MomentScheduler",
     "PartialCacheConfig",
+    "PrefixCacheConfig",
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",

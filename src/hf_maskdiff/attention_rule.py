@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FULL, BLOCK_CAUSAL = "full", "block_causal"
@@ -50,13 +51,13 @@ class BlockCausal:
         Args:
             queries: positions of the queries, int64 `(batch_size or 1, num_queries)`.
             num_keys: the keys are those of the positions 0 .. num_keys - 1.
-            real: False for keys that are padding, bool `(batch_size, num_keys)`; None if all are real.
+            real: False for keys that are padding, bool `(batch_size, n)`, n at most num_keys; None if all are real.
             offsets: see `blocks_of`.
         """
         keys = torch.arange(num_keys, device=queries.device)[None]
         mask = self.blocks_of(keys, offsets)[:, None] <= self.blocks_of(queries, offsets)[:, :, None]
         if real is not None:
-            mask = mask & real[:, None]
+            mask = mask & F.pad(real, (0, num_keys - real.shape[1]))[:, None]
         return (mask | (keys[:, None] == queries[:, :, None]))[:, None]
 
     def block_end(self, position: int, offset: int = 0) -> int:

@@ -149,6 +149,10 @@ class Marginals:
         top_k: only the k most probable tokens, and those that tie with the k-th, may be drawn.
         top_p: only the most probable tokens may be drawn, up to and including the one with which their total
             probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
+        places: where the logits belong, if they are not those of all positions: the index of each in the flattened
+            `(batch_size, L)`, int64 like `logits` without its last dimension; -1 for those that belong nowhere. All
+            methods below still speak of positions in `(batch_size, L)`.
+        num_places: `batch_size * L`, with `places`.
     """
 
     logits: Tensor
@@ -157,6 +161,8 @@ class Marginals:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    places: Tensor | None = None
+    num_places: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -188,7 +194,29 @@ class Marginals:
             return None
         return logits.flatten(0, 1)[:, : self.num_tokens]
 
+    @cached_property
+    def _targets(self) -> Tensor:
+        """The flat `places`, where those that belong nowhere are put one past the end."""
+        assert self.places is not None
+        flat = self.places.flatten()
+        return torch.where(flat < 0, self.num_places, flat)
+
+    @cached_property
+    def _sources(self) -> Tensor:
+        """The row of the flattened logits that belongs to each flat position; 0 if there is none."""
+        targets = self._targets
+        sources = targets.new_zeros(self.num_places + 1)
+        return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))
+
+    def rows_at(self, rows: Tensor) -> Tensor:
+        """The logits of these flat positions, `(..., V)`, as they are given."""
+        if self.places is not None:
+            rows = self._sources[rows]
+        return self.logits.flatten(0, 1)[rows]
+
     def _block(self, rows: Tensor) -> Tensor:
+        if self.places is not None:
+            rows = self._sources[rows]
         if self._flat is not None:
             return self._filtered(self._flat.index_select(0, rows).float())
         length = self.logits.shape[1]
@@ -220,8 +248,8 @@ class Marginals:
         Returns:
             float32 `(batch_size, L)`.
         """
-        (scores,) = self.reduce(lambda block: (function(block),), _rows_of(wanted))
-        return _place(scores, wanted)
+        (scores,) = self.reduce(lambda block: (function(block),), self._rows_of(wanted))
+        return self._placed(scores, wanted)
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
@@ -263,32 +291,32 @@ class Marginals:
             tokens = chunked_inverse_cdf(probs, uniform)
             return tokens, probs.gather(1, tokens.clamp(max=self.num_tokens - 1)[:, None])[:, 0].double().log_()
 
-        tokens, log_probs = self.reduce(draw_block, _rows_of(wanted), _take(uniform, wanted))
-        return _place(tokens, wanted), _place(log_probs, wanted)
+        rows = self._rows_of(wanted)
+        tokens, log_probs = self.reduce(draw_block, rows, uniform.flatten()[rows])
+        return self._placed(tokens, wanted), self._placed(log_probs, wanted)
+
+    def _rows_of(self, wanted: Tensor) -> Tensor:
+        """Flat indices of the wanted positions. On an accelerator, where selecting them would make the host wait, of
+        all positions that have logits."""
+        if wanted.device.type == "cpu":
+            return wanted.flatten().nonzero().squeeze(1)
+        if self.places is None:
+            return torch.arange(wanted.numel(), device=wanted.device)
+        return self.places.flatten().clamp(min=0)
+
+    def _placed(self, values: Tensor, wanted: Tensor) -> Tensor:
+        """The values of `_rows_of`, put back into a tensor `(batch_size, L)` that is 0 elsewhere."""
+        if wanted.device.type == "cpu":
+            return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
+        if self.places is None:
+            return values.view(wanted.shape)
+        return values.new_zeros(self.num_places + 1).scatter_(0, self._targets, values)[:-1].view(wanted.shape)
 
 
 @lru_cache(maxsize=64)
 def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
     """Where each row of a batch begins in the flattened `(batch_size, L)`, int64 `(batch_size, 1)`."""
     return (torch.arange(batch_size, device=device) * length)[:, None]
-
-
-def _place(values: Tensor, wanted: Tensor) -> Tensor:
-    """Undo `_rows_of`: its positions' values, put back into a `(batch_size, L)` tensor that is 0 elsewhere."""
-    if values.shape[0] == wanted.numel():
-        return values.view(wanted.shape)
-    return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
-
-
-def _take(values: Tensor, wanted: Tensor) -> Tensor:
-    """The entries of `values` `(batch_size, L)` at the positions that `_rows_of` gives."""
-    return values.masked_select(wanted) if wanted.device.type == "cpu" else values.flatten()
-
-
-def _rows_of(wanted: Tensor) -> Tensor:
-    """Flat indices of the wanted positions; on an accelerator, where selecting would synchronise, of all positions."""
-    flat = wanted.flatten()
-    return flat.nonzero().squeeze(1) if flat.device.type == "cpu" else torch.arange(len(flat), device=flat.device)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

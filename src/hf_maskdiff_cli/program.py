@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import convert, evaluate, generate
+from . import convert, demo, evaluate, generate
 from .errors import USER_ERRORS, one_line
 
 # Set to anything in the environment, it shows where an error came from.
@@ -52,6 +52,12 @@ COMMANDS = {
         "that differ in their seed alone become one row with error bars.",
         evaluate.add_arguments,
         evaluate.run,
+    ),
+    "demo": Command(
+        "a page on which two samplers are watched side by side",
+        "Serve a page on which two samplers fill in the same masks, step by step, and images are edited by painting.",
+        demo.add_arguments,
+        demo.run,
     ),
 }
 

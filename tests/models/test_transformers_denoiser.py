@@ -295,7 +295,7 @@ def test_models_without_a_way_are_refused_by_name() -> None:
         TransformersDenoiser(make_mamba())(ids)
     with pytest.raises(ValueError, match=r"in evaluation mode, got BertForMaskedLM in training"):
         TransformersDenoiser(make("bert").train())(ids)
-    with pytest.raises(ValueError, match=r"takes a PartialCacheConfig, got str"):
+    with pytest.raises(ValueError, match=r"takes a PartialCacheConfig, .* got str"):
         TransformersDenoiser(make("bert")).enable_cache("fast")  # type: ignore[arg-type]
     TransformersDenoiser(make("deberta-v2", "eager"))(ids)  # without partial passes
 

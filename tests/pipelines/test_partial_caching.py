@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from hf_maskdiff import (
     PartialCacheConfig,
     UniformScheduler,
 )
-from hf_maskdiff.pipelines.calls import PassCaches
+from hf_maskdiff.pipelines.calls import CallCaches
 from hf_maskdiff.pipelines.substeps import group_of_ranks, groups_of
 
 LETTERS, LENGTH = "abcdefghijk", 18
@@ -184,15 +185,18 @@ def test_a_full_pass_of_some_rows_leaves_what_is_kept_of_all(text: MDLMPipeline)
     """And the pass without a prompt leaves what is kept of the one with it."""
     text.transformer.enable_cache(PartialCacheConfig(num_substeps=3))
     tokens, positions = torch.arange(2 * LENGTH).view(2, LENGTH) % MASK, torch.tensor([[4, 7], [0, 9]])
-    results = []
-    for others in ([], [("cond", torch.tensor([1]))], [("uncond", slice(None))]):
-        caches = PassCaches(text.transformer)
-        text.transformer(tokens, **caches.arguments("cond", slice(None), None))
-        for context, rows in others:
-            text.transformer(tokens.flip(1)[rows], **caches.arguments(context, rows, None))
-        kept = caches.arguments("cond", slice(None), positions)
-        assert len(kept["cache"].layers[0].key) == 2, others
-        results.append(text.transformer(tokens.gather(1, positions).flip(1), **kept).logits)
+    results, both = [], [0, 1]
+    for others in ("", "apart", "uncond"):
+        caches = CallCaches(text.denoiser)
+        run = partial(caches.run, rows=both, unfinished=both)
+        run("cond", positions=None, forward=lambda kept: text.transformer(tokens, **kept).logits)
+        if others == "apart":
+            text.transformer(tokens.flip(1)[1:], **caches.apart())
+        if others == "uncond":
+            run("uncond", positions=None, forward=lambda kept: text.transformer(tokens.flip(1), **kept).logits)
+        new = tokens.gather(1, positions).flip(1)
+        logits = run("cond", positions=positions, forward=lambda kept, new=new: text.transformer(new, **kept).logits)
+        results.append(logits)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

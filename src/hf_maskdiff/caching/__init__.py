@@ -1,22 +1,43 @@
 """Keys and values that later passes take from earlier ones: where they are kept, and how users switch caching on."""
 
+from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
+from hf_maskdiff.caching.cache_config import CacheConfig
 from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, completed, places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
+from hf_maskdiff.caching.plans import (
+    CachePlanConfig,
+    DelayedCacheConfig,
+    DualCacheConfig,
+    PassPlan,
+    PassState,
+    PrefixCacheConfig,
+    Queries,
+)
 from hf_maskdiff.caching.transformers_stores import AttentionStore, KeyValueStore, PositionalCache
 
 __all__ = [
     "AttentionStore",
+    "BlockCacheConfig",
+    "CacheConfig",
     "CacheContexts",
+    "CachePlanConfig",
     "CacheSwitch",
+    "DelayedCacheConfig",
+    "DualCacheConfig",
     "KeyValueCache",
     "KeyValueSlot",
     "KeyValueStore",
     "LayerCache",
     "PartialCacheConfig",
     "PartialCacheMixin",
+    "PassPlan",
+    "PassState",
     "PositionalCache",
+    "PrefixCacheConfig",
+    "Queries",
     "completed",
+    "fitting",
     "places_of",
 ]

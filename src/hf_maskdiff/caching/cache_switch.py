@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_maskdiff.caching.cache_config import CacheConfig
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig
+from hf_maskdiff.caching.plans import PassPlan
 
 
 class CacheSwitch:
-    """Partial caching for one pipeline: another one with the same model does not cache because this one does.
+    """The caches of one pipeline: another one with the same model does not cache because this one does.
 
     What is switched on at the model, `model.enable_cache(config)`, holds for all its users, and so do diffusers' own
     caches, which hook into it.
@@ -19,30 +21,40 @@ class CacheSwitch:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._own: PartialCacheConfig | None = None
+        self._own: CacheConfig | None = None
+
+    @property
+    def cache_config(self) -> CacheConfig | None:
+        """This user's configuration, else the model's; None if none of this package's caches is on."""
+        return self.model.cache_config if self._own is None else self._own
 
     @property
     def partial_cache(self) -> PartialCacheConfig | None:
-        """This user's configuration, else the model's; None where partial caching is off."""
-        return self.model.partial_cache if self._own is None else self._own
+        """How steps are drawn in groups; None if they are drawn at once."""
+        return None if self.cache_config is None else self.cache_config.within_steps()
+
+    @property
+    def plan(self) -> PassPlan | None:
+        """Which positions the pass of each step computes; None if it computes all of them."""
+        return None if self.cache_config is None else self.cache_config.across_steps()
 
     def new_cache(self) -> Any:
         """An empty cache, for the passes of one call."""
         return self.model.new_cache()
 
     def enable_cache(self, config: Any) -> None:
-        """Switch a cache on: `PartialCacheConfig`, or for all users of the model any configuration of diffusers.
+        """Switch a cache on: one of this package, or for all users of the model any configuration of diffusers.
 
         Raises:
             ValueError: one kind while the other is on.
         """
-        others = self.model.is_cache_enabled and self.model.partial_cache is None
-        if isinstance(config, PartialCacheConfig) and not others:
+        others = self.model.is_cache_enabled and self.model.cache_config is None
+        if isinstance(config, CacheConfig) and not others:
             self._own = config
         elif self._own is not None:
             raise ValueError(
-                f"caches of two kinds must not be on at once, got {type(config).__name__} with partial caching on. "
-                "Call `disable_cache()` first."
+                f"caches of two kinds must not be on at once, got {type(config).__name__} with "
+                f"{type(self._own).__name__} on. Call `disable_cache()` first."
             )
         else:
             self.model.enable_cache(config)

@@ -33,6 +33,19 @@ class LayerCache:
         self.key, self.value = key, value
         return key, value
 
+    def take(self, rows: Tensor) -> LayerCache:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+        taken = LayerCache()
+        if self.key is not None and self.value is not None:
+            taken.key, taken.value = self.key[rows], self.value[rows]
+        return taken
+
+    def put(self, rows: Tensor, other: LayerCache) -> None:
+        """Overwrite these rows of the batch with what `other` holds."""
+        if self.key is None or self.value is None or other.key is None or other.value is None:
+            raise ValueError("rows can only be put into a cache that a full pass has filled. Run one first.")
+        self.key[rows], self.value[rows] = other.key, other.value
+
 
 class KeyValueCache:
     """The keys and values that the passes of one call have stored in every layer; it belongs to the caller.
@@ -77,6 +90,17 @@ class KeyValueCache:
             if length is not None and positions is not None:
                 layer.grow(length)
         return self.layers
+
+    def take(self, rows: Tensor) -> KeyValueCache:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+        taken = KeyValueCache()
+        taken.layers = [layer.take(rows) for layer in self.layers]
+        return taken
+
+    def put(self, rows: Tensor, other: KeyValueCache) -> None:
+        """Overwrite these rows of the batch with what `other` holds."""
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.put(rows, new)
 
 
 class KeyValueSlot(nn.Module):

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
+from hf_maskdiff.caching.cache_config import CacheConfig
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, LayerCache
 from hf_maskdiff.integers import as_integer, is_integer
 
+if TYPE_CHECKING:
+    from hf_maskdiff.caching.plans import PassPlan
+
 
 @dataclass
-class PartialCacheConfig:
+class PartialCacheConfig(CacheConfig):
     """Samples each step in groups, as if it were several steps, for little more than the cost of one model pass.
 
     Switch it on with `model.enable_cache(config)`. The positions that a step reveals are then split into `num_substeps`
@@ -61,9 +65,15 @@ class PartialCacheConfig:
                 "partial."
             )
 
+    def within_steps(self) -> PartialCacheConfig | None:
+        return self
+
+    def across_steps(self) -> PassPlan | None:
+        return None
+
 
 class PartialCacheMixin(CacheMixin):
-    """Adds partial caching to a denoiser that has `KeyValueSlot`s; all of diffusers' own caches still work.
+    """Adds the caches of this package to a denoiser that has `KeyValueSlot`s; all of diffusers' own still work.
 
     ```python
     pipe.enable_cache(PartialCacheConfig(num_substeps=2))
@@ -77,23 +87,28 @@ class PartialCacheMixin(CacheMixin):
     _contexts: CacheContexts[KeyValueCache] | None = None  # for callers that pass no cache
 
     def enable_cache(self, config: Any) -> None:
-        """Switch a cache on, given a `PartialCacheConfig` or any cache configuration of diffusers."""
-        if not isinstance(config, PartialCacheConfig) or self.is_cache_enabled:
+        """Switch a cache on: a `CacheConfig` of this package, or any cache configuration of diffusers."""
+        if not isinstance(config, CacheConfig) or self.is_cache_enabled:
             super().enable_cache(config)
             return
         self._cache_config, self._contexts = config, CacheContexts(self.new_cache)
 
     def disable_cache(self) -> None:
         """Switch the cache off; from then on results are exactly those without a cache."""
-        if not isinstance(self._cache_config, PartialCacheConfig):
+        if self.cache_config is None:
             super().disable_cache()
             return
         self._cache_config = self._contexts = None
 
     @property
+    def cache_config(self) -> CacheConfig | None:
+        """The configuration of this package's cache, which pipelines read; None if none of them is on."""
+        return self._cache_config if isinstance(self._cache_config, CacheConfig) else None
+
+    @property
     def partial_cache(self) -> PartialCacheConfig | None:
-        """The configuration of partial caching, which pipelines read; None if partial caching is off."""
-        return self._cache_config if isinstance(self._cache_config, PartialCacheConfig) else None
+        """How steps are drawn in groups; None if they are drawn at once."""
+        return None if self.cache_config is None else self.cache_config.within_steps()
 
     def new_cache(self) -> KeyValueCache:
         """A new, empty cache for the passes of one call."""

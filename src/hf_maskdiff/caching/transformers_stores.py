@@ -31,8 +31,8 @@ class KeyValueStore(ABC):
         """Number of layers whose keys and values have been stored."""
 
     @abstractmethod
-    def grow(self, length: int) -> None:
-        """Make room for new positions at the end of the sequences."""
+    def grow(self, length: int) -> int:
+        """Make room for new positions at the end of the sequences; returns how many there are."""
 
     @abstractmethod
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
@@ -43,6 +43,14 @@ class KeyValueStore(ABC):
                 as `-p - 1` is computed but not stored. None in a full pass.
             inputs: the other arguments of the model.
         """
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> KeyValueStore:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+
+    @abstractmethod
+    def put(self, rows: Tensor, other: Any) -> None:
+        """Overwrite these rows of the batch with what `other`, a store of the same class, holds."""
 
 
 # --- models that take `past_key_values` -------------------------------------------------------------------------------
@@ -85,6 +93,12 @@ class PositionalCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
 
+    def take(self, rows: Tensor) -> PositionalCacheLayer:
+        taken = PositionalCacheLayer()
+        taken.lazy_initialization(self.keys)
+        taken.keys, taken.values = self.keys[rows], self.values[rows]
+        return taken
+
 
 class PositionalCache(Cache, KeyValueStore):
     """A `past_key_values` that can be written at any positions of each row instead of only at the end.
@@ -114,12 +128,22 @@ class PositionalCache(Cache, KeyValueStore):
     def num_layers(self) -> int:
         return sum(layer.is_initialized for layer in self.layers)
 
-    def grow(self, length: int) -> None:
+    def grow(self, length: int) -> int:
         for layer in self.layers:
             layer.grow(length)
+        return self.layers[0].keys.shape[2]
 
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
         return model(**inputs, past_key_values=self.at(positions), use_cache=True).logits
+
+    def take(self, rows: Tensor) -> PositionalCache:
+        taken = PositionalCache()
+        taken.layers = [layer.take(rows) for layer in self.layers]
+        return taken
+
+    def put(self, rows: Tensor, other: PositionalCache) -> None:
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.keys[rows], layer.values[rows] = new.keys, new.values
 
 
 # --- models without `past_key_values`: through their attention function -----------------------------------------------
@@ -147,12 +171,14 @@ class AttentionStore(KeyValueStore):
     def num_layers(self) -> int:
         return len(self.layers)
 
-    def grow(self, length: int) -> None:
-        if self.layers and length > self.layers[0][0].shape[2]:
+    def grow(self, length: int) -> int:
+        stored = self.layers[0][0].shape[2]
+        if length > stored:
             raise ValueError(
                 "sequences must keep their length between the passes of this model, whose masks are those of its full "
-                f"pass, got {length} after {self.layers[0][0].shape[2]}. Call `disable_cache()`."
+                f"pass, got {length} after {stored}. Call `disable_cache()`."
             )
+        return stored
 
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
         own = model.config._attn_implementation
@@ -167,6 +193,22 @@ class AttentionStore(KeyValueStore):
             model.set_attn_implementation(own)
             _running.reset(token)
             self._rows.clear()
+
+    def take(self, rows: Tensor) -> AttentionStore:
+        taken, masks = AttentionStore(), dict[int, Tensor]()  # layers share their masks
+        for key, value, mask in self.layers:
+            if mask is not None and len(mask) > 1:
+                mask = masks.setdefault(id(mask), mask[rows])
+            taken.layers.append((key[rows], value[rows], mask))
+        return taken
+
+    def put(self, rows: Tensor, other: AttentionStore) -> None:
+        done = set[int]()
+        for (key, value, mask), (new_key, new_value, new_mask) in zip(self.layers, other.layers, strict=True):
+            key[rows], value[rows] = new_key, new_value
+            if mask is not None and new_mask is not None and len(mask) > 1 and id(mask) not in done:
+                mask[rows] = new_mask
+                done.add(id(mask))
 
     def attend(
         self, attention: Callable, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any

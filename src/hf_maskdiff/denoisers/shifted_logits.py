@@ -8,18 +8,22 @@ from torch import Tensor
 from hf_maskdiff.caching import places_of
 
 
-def with_predecessors(sequence: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def with_predecessors(
+    sequence: Tensor, tokens: Tensor, positions: Tensor, num_runs: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The queries of a partial pass when row i - 1 of the output predicts position i: both i - 1 and i, each once.
 
     Args:
         sequence: the tokens of the last pass, int64 `(batch_size, L)`.
         tokens: the new tokens at `positions`, int64 `(batch_size, K)`.
         positions: their positions in the sequence, int64 `(batch_size, K)`; `-p - 1` leaves the token at p unchanged.
+        num_runs: an upper bound on the runs of neighbouring positions in any row, each of which has one predecessor
+            outside; None if it is not known.
 
     Returns:
         The sequence with the new tokens, int64 `(batch_size, L)`; the positions of the queries, int64
-        `(batch_size, min(2 K, L))`, with `-p - 1` for queries that only pad their row; and for each of `positions` the
-        index of the query that predicts it, int64 `(batch_size, K)`.
+        `(batch_size, min(K + num_runs, 2 K, L))`, with `-p - 1` for queries that only pad their row; and for each of
+        `positions` the index of the query that predicts it, int64 `(batch_size, K)`.
     """
     places, valid = places_of(positions), positions >= 0
     sequence = sequence.scatter(1, places, torch.where(valid, tokens, sequence.gather(1, places)))
@@ -28,7 +32,8 @@ def with_predecessors(sequence: Tensor, tokens: Tensor, positions: Tensor) -> tu
     wanted = torch.zeros_like(sequence, dtype=torch.int64)
     wanted.scatter_add_(1, places, valid.long())
     wanted.scatter_add_(1, before, valid.long())
-    num_queries = min(2 * places.shape[1], sequence.shape[1])
+    num_outside = places.shape[1] if num_runs is None else min(num_runs, places.shape[1])
+    num_queries = min(places.shape[1] + num_outside, sequence.shape[1])
     order = (wanted == 0).long().argsort(dim=1, stable=True)
     queries = order[:, :num_queries]
     rank = torch.empty_like(order).scatter_(

@@ -11,7 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_maskdiff.attention_rule import BlockCausal
-from hf_maskdiff.caching import CacheSwitch, KeyValueCache, PartialCacheConfig
+from hf_maskdiff.caching import (
+    BlockCacheConfig,
+    CacheConfig,
+    CacheSwitch,
+    KeyValueCache,
+    PartialCacheConfig,
+    PassPlan,
+    fitting,
+)
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
 from hf_maskdiff.models import MDLMTransformer
 
@@ -37,6 +45,9 @@ class TextDenoiser(Protocol):
     @property
     def partial_cache(self) -> PartialCacheConfig | None: ...
 
+    @property
+    def plan(self) -> PassPlan | None: ...
+
     def __call__(
         self,
         input_ids: Tensor,
@@ -45,6 +56,7 @@ class TextDenoiser(Protocol):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: Any = None,
+        num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
     ) -> Tensor: ...
@@ -66,6 +78,12 @@ class MDLMDenoiser(CacheSwitch):
     def __init__(self, model: MDLMTransformer) -> None:
         super().__init__(model)
         self.cache_context, self._reset_stateful_cache = model.cache_context, model._reset_stateful_cache
+        self._own = None if self.rule is None else BlockCacheConfig()
+
+    def enable_cache(self, config: Any) -> None:
+        """As `CacheSwitch`; a model that sees blocks from left to right is cached exactly or not at all."""
+        sees_blocks = self.rule is not None
+        super().enable_cache(fitting(config, sees_blocks) if isinstance(config, CacheConfig) else config)
 
     @property
     def vocab_size(self) -> int:
@@ -96,12 +114,13 @@ class MDLMDenoiser(CacheSwitch):
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
     ) -> Tensor:
-        sequence = {"attention_mask": attention_mask, "offsets": offsets, "length": length}
-        logits = self.model(input_ids, timestep, return_dict=False, positions=positions, cache=cache, **sequence)[0]
-        return logits if logits_at is None else logits.gather(1, logits_at[..., None].expand(-1, -1, logits.shape[-1]))
+        arguments: dict[str, Any] = {"positions": positions, "cache": cache, "logits_at": logits_at}
+        arguments |= {"attention_mask": attention_mask, "offsets": offsets, "length": length}
+        return self.model(input_ids, timestep, return_dict=False, **arguments)[0]
 
 
 def text_denoiser(model: Any, shift_logits: bool = False, rule: BlockCausal | None = None) -> TextDenoiser:

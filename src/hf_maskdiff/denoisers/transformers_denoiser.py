@@ -1,4 +1,4 @@
-"""Turns any transformers model that predicts tokens into a denoiser: bidirectional, probed, with partial caching."""
+"""Turns any transformers model that predicts tokens into a denoiser: bidirectional, probed, with caching."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_maskdiff.attention_rule import BlockCausal
-from hf_maskdiff.caching import CacheContexts, KeyValueStore, PartialCacheConfig, places_of
+from hf_maskdiff.caching import (
+    BlockCacheConfig,
+    CacheConfig,
+    CacheContexts,
+    KeyValueStore,
+    PartialCacheConfig,
+    PassPlan,
+    fitting,
+    places_of,
+)
 from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
@@ -32,15 +41,34 @@ class SequenceCache:
     offsets: Tensor | None = None
     length: int = 0
 
+    def take(self, rows: Tensor) -> SequenceCache:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+        store = None if self.store is None else self.store.take(rows)
+        attention_mask, tokens, offsets = (
+            None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens, self.offsets)
+        )
+        return SequenceCache(store, attention_mask, tokens, offsets, self.length)
+
+    def put(self, rows: Tensor, other: SequenceCache) -> None:
+        """Overwrite these rows of the batch with what `other` holds; their attention masks must be the same."""
+        if self.store is None or self.tokens is None or other.store is None or other.tokens is None:
+            raise ValueError("rows can only be put into a cache that a full pass has filled. Run one first.")
+        self.store.grow(other.length)
+        self.length = other.length
+        self.store.put(rows, other.store)
+        # It may be the caller's, and shorter.
+        self.tokens = F.pad(self.tokens, (0, max(other.tokens.shape[1] - self.tokens.shape[1], 0))).clone()
+        self.tokens[rows] = other.tokens
+
 
 class TransformersDenoiser:
     """Makes any transformers model with `.logits`, encoder or decoder, a denoiser, without code for that model.
 
-    A probe of a few short passes finds out how to use the model. It runs before the first use, and with partial caching
-    again before the first sequence that is longer than the model's attention window. It determines how to let every
-    position attend to every other one, or to its block and those before it; how positions are numbered; and, with
-    partial caching, which of two methods gives the keys and values of all layers. If nothing gives correct results, a
-    `ValueError` names the model.
+    A probe of a few short passes finds out how to use the model. It runs before the first use, and with caching again
+    before the first sequence that is longer than the model's attention window. It determines how to let every position
+    attend to every other one, or to its block and those before it; how positions are numbered; and, with caching, which
+    of two methods gives the keys and values of all layers. If nothing gives correct results, a `ValueError` names the
+    model.
 
     ```python
     denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
@@ -62,7 +90,8 @@ class TransformersDenoiser:
 
     def __init__(self, model: PreTrainedModel, shift_logits: bool = False, rule: BlockCausal | None = None) -> None:
         self.model, self.shift_logits, self.rule = model, shift_logits, rule
-        self.partial_cache: PartialCacheConfig | None = None
+        self.cache_config: CacheConfig | None = None if rule is None else BlockCacheConfig()
+        self._by_hand = False  # whether passes without a cache of their own are cached
         self._contexts: CacheContexts[SequenceCache] = CacheContexts(SequenceCache)
         self._abilities: Abilities | None = None
         self._reserved_positions = reserved_positions(model)
@@ -89,20 +118,34 @@ class TransformersDenoiser:
         """The mask id given in the model's configuration; None if there is none."""
         return named_mask(self._config)
 
-    # --- partial caching: as `PartialCacheMixin` ----------------------------------------------------------------------
+    # --- caching: as `CacheSwitch` ------------------------------------------------------------------------------------
 
-    def enable_cache(self, config: PartialCacheConfig) -> None:
-        """Switch partial caching on."""
-        if not isinstance(config, PartialCacheConfig):
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None:
+        """How steps are drawn in groups; None if they are drawn at once."""
+        return None if self.cache_config is None else self.cache_config.within_steps()
+
+    @property
+    def plan(self) -> PassPlan | None:
+        """Which positions the pass of each step computes; None if it computes all of them."""
+        return None if self.cache_config is None else self.cache_config.across_steps()
+
+    def enable_cache(self, config: CacheConfig) -> None:
+        """Switch a cache on.
+
+        Raises:
+            ValueError: a cache of diffusers, or one that makes no sense for what the model sees.
+        """
+        if not isinstance(config, CacheConfig):
             raise ValueError(
-                f"a model of transformers takes a PartialCacheConfig, got {type(config).__name__}. diffusers' caches "
-                "are for its own models."
+                "a model of transformers takes a PartialCacheConfig, PrefixCacheConfig, DualCacheConfig or "
+                f"DelayedCacheConfig, got {type(config).__name__}. diffusers' caches are for its own models."
             )
-        self.partial_cache = config
+        self.cache_config, self._by_hand = fitting(config, self.rule is not None), True
 
     def disable_cache(self) -> None:
-        """Switch partial caching off."""
-        self.partial_cache = None
+        """Switch the cache off."""
+        self.cache_config, self._by_hand = None, False
         self._reset_stateful_cache()
 
     def new_cache(self) -> SequenceCache:
@@ -128,6 +171,7 @@ class TransformersDenoiser:
         positions: Tensor | None = None,
         logits_at: Tensor | None = None,
         cache: SequenceCache | None = None,
+        num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
     ) -> Tensor:
@@ -141,28 +185,30 @@ class TransformersDenoiser:
             positions: None for a full pass. For a partial pass, which must follow a full pass with the same cache, the
                 positions of `input_ids` in the sequence, int64 of the same shape, distinct within a row. A position p
                 given as `-p - 1` is computed, but its cached keys and values are kept.
-            logits_at: the positions whose logits are wanted from a full pass, int64 `(batch_size, n)`; None for all L.
+            logits_at: the columns of `input_ids` whose logits are wanted, int64 `(batch_size, n)`; None for all.
             cache: stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
-                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+                current `cache_context` is used if caching is on, and nothing is stored if it is off.
+            num_runs: an upper bound on the runs of neighbouring positions in any row of `positions`, if the caller
+                knows one. With `shift_logits` each run needs one more query.
             offsets: positions that each row's first block lacks, int64 `(batch_size,)`; None for 0. Only of a model
                 that sees blocks; partial passes use that of their full pass.
-            length: the L of a partial pass over sequences that have become longer, with their `attention_mask`; None
-                for that of the pass before it.
+            length: the L of a partial pass over sequences that may have become longer, with their `attention_mask`;
+                None for that of the pass before it.
 
         Returns:
-            Logits `(batch_size, n, vocab_size)`; in a partial pass, of the positions in `positions`.
+            Logits `(batch_size, n, vocab_size)`.
 
         Raises:
             ValueError: the probe refuses the model; a partial pass does not follow a full one.
         """
-        if cache is None and self.partial_cache is not None and self.partial_cache.num_substeps > 1:
+        if cache is None and self._by_hand and self.cache_config is not None and self.cache_config.needs_store:
             cache = self._contexts.current
         with alone(unwrap_module(self.model)):
             if positions is None:
                 return self._full_pass(input_ids, attention_mask, logits_at, cache, offsets)
             if cache is not None and length is not None:
                 cache.attention_mask, cache.length = attention_mask, length
-            return self._partial_pass(input_ids, positions, cache)
+            return self._partial_pass(input_ids, positions, logits_at, cache, num_runs)
 
     def _full_pass(
         self,
@@ -183,17 +229,25 @@ class TransformersDenoiser:
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
         return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at, offsets)
 
-    def _partial_pass(self, tokens: Tensor, positions: Tensor, cache: SequenceCache | None) -> Tensor:
+    def _partial_pass(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        logits_at: Tensor | None,
+        cache: SequenceCache | None,
+        num_runs: int | None,
+    ) -> Tensor:
         if cache is None or cache.tokens is None or len(cache.tokens) != len(tokens):
             raise ValueError(
                 f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
                 "context. Enable the cache, and call the model without `positions` first."
             )
-        abilities, logits_at = self._probed(tokens.device, 0, needs_store=True), None
+        abilities = self._probed(tokens.device, 0, needs_store=True)
         if self.shift_logits:
             sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
-            cache.tokens, positions, logits_at = with_predecessors(sequence, tokens, positions)
+            cache.tokens, positions, predicting = with_predecessors(sequence, tokens, positions, num_runs)
             tokens = cache.tokens.gather(1, places_of(positions))
+            logits_at = predicting if logits_at is None else predicting.gather(1, logits_at)
         run = (self.model, abilities, cache.store, tokens, places_of(positions), positions)
         return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length)
 

@@ -84,8 +84,7 @@ def run_pass(
         if store.masks_are_kept and mask is not None:
             mask = mask.gather(1, places)  # attention uses the stored masks; the model may read this
         elif not store.masks_are_kept and length is not None:
-            num_keys = length
-            store.grow(length)
+            num_keys = store.grow(length)
         elif not store.masks_are_kept and mask is not None:
             num_keys = mask.shape[1]
     if abilities.rule is not None:

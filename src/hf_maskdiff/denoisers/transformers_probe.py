@@ -78,7 +78,7 @@ class Probe:
                 return store_class
             reasons.append(f"{store_class.__name__}: {reason}")
         raise ValueError(
-            f"partial caching needs every layer's keys and values, but {self.name} does not give them "
+            f"caching needs every layer's keys and values, but {self.name} does not give them "
             f"({'; '.join(reasons)}). Call `disable_cache()`."
         )
 

@@ -39,7 +39,7 @@ def feature_statistics(features: ArrayLike) -> Statistics:
 def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike, covariance2: ArrayLike) -> float:
     r"""Squared Wasserstein-2 distance of two Gaussians: the formula of the FID, for the features of any network.
 
-    .. math:: |\mu_1 - \mu_2|^2 + \mathrm{tr}\left(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\right)
+    $$ |\mu_1 - \mu_2|^2 + \mathrm{tr}\left(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\right) $$
 
     The trace is computed as `min over orthogonal O of |A - B O|^2`, where `A A^T = C_1` and `B B^T = C_2` come from
     symmetric eigendecompositions and O from one singular value decomposition (Bhatia, Jain, Lim, "On the
@@ -49,7 +49,7 @@ def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike,
     The estimate has a bias that depends on the number of samples: compare only distances from equal numbers of samples.
 
     Args:
-        mean1, mean2 (`ArrayLike` of shape `(num_features,)`)
+        mean1, mean2 (`ArrayLike` of shape `(num_features,)`): as `feature_statistics` returns them.
         covariance1, covariance2 (`ArrayLike` of shape `(num_features, num_features)`): symmetric, positive
             semi-definite.
 

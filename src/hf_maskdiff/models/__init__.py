@@ -5,7 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from hf_maskdiff.caching import KeyValueSlot, PartialCacheConfig, PartialCacheMixin, PositionalCache
+from hf_maskdiff.caching import (
+    DelayedCacheConfig,
+    DualCacheConfig,
+    KeyValueSlot,
+    PartialCacheConfig,
+    PartialCacheMixin,
+    PositionalCache,
+    PrefixCacheConfig,
+)
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
@@ -23,6 +31,8 @@ _MOVED = {
 }
 
 __all__ = [
+    "DelayedCacheConfig",
+    "DualCacheConfig",
     "HaltonMaskGITTransformer2DModel",
     "KeyValueSlot",
     "MDLMConfig",
@@ -33,6 +43,7 @@ __all__ = [
     "PartialCacheConfig",
     "PartialCacheMixin",
     "PositionalCache",
+    "PrefixCacheConfig",
     "VQGANModel",
 ]
 

@@ -207,6 +207,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         return_dict: bool = True,
         positions: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        logits_at: torch.Tensor | None = None,
         offsets: torch.Tensor | None = None,
         length: int | None = None,
     ) -> MaskedLMOutput | tuple[torch.Tensor]:
@@ -225,16 +226,19 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
                 distinct within a row. A position p given as `-p - 1` is computed, but its cached key and value are
                 kept. The attention mask must be that of the full pass.
             cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
-                current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+                current `cache_context` is used if caching is on, and nothing is stored if it is off.
+            logits_at: The columns of `input_ids` whose logits are wanted, int64 `(batch_size, n)`; None for all. The
+                projection to the vocabulary, which takes most of the time and memory of a small model, is computed for
+                these alone.
             offsets: Only with a `block_size`: positions that each row's first block lacks, int64 `(batch_size,)`; None
                 for 0. They must be those of the full pass.
-            length: Only with a `block_size`: number of positions of the sequences in a partial pass, for which
-                `attention_mask` is, where they are more than in the pass before.
+            length: Number of positions of the sequences in a partial pass, for which `attention_mask` is, where they
+                may be more than in the pass before.
 
         Returns:
             An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
-            the model's dtype: raw logits at all positions, masked or not. The last column belongs to the mask, which is
-            never a target; samplers ignore it.
+            the model's dtype, or `(batch_size, n, vocab_size)` with `logits_at`: raw logits, masked or not. The last
+            column belongs to the mask, which is never a target; samplers ignore it.
 
         Raises:
             ValueError: If a shape or dtype is not as above, or the time is missing. Ids are not checked for their range
@@ -279,6 +283,8 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
                 hidden_states = self._gradient_checkpointing_func(block, *arguments)
             else:
                 hidden_states = block(*arguments)
+        if logits_at is not None:
+            hidden_states = hidden_states.gather(1, logits_at[..., None].expand(-1, -1, hidden_states.shape[-1]))
         logits = self.output_layer(hidden_states, condition)
         if not return_dict:
             return (logits,)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..schedulers import MaskedDiffusionScheduler
@@ -165,26 +166,63 @@ class CallStateMixin:
         return self._interrupt
 
 
-class PassCaches:
-    """The caches of one run, one per cache context; they are freed when it ends.
+class CallCaches:
+    """The keys and values of one call, for each cache context; they are freed with it.
+
+    Rows are named by their index in the call, so that what one block stores can serve the next. A row that is finished
+    leaves the store with the next pass.
 
     Args:
-        denoiser: its `partial_cache` says whether passes are cached, and its `new_cache` creates a cache.
+        denoiser: its `plan` and `partial_cache` say whether passes are cached, and its `new_cache` creates a cache.
     """
 
     def __init__(self, denoiser: Any) -> None:
-        config = denoiser.partial_cache
-        self._make = denoiser.new_cache if config is not None and config.num_substeps > 1 else None
-        self._of_contexts: dict[str, Any] = {}
+        groups = denoiser.partial_cache
+        self.are_on = denoiser.plan is not None or (groups is not None and groups.num_substeps > 1)
+        self._make = denoiser.new_cache
+        self._of_contexts: dict[str, tuple[Any, list[int]]] = {}
 
-    def arguments(self, context: str, rows: Tensor | slice, positions: Tensor | None) -> dict[str, Any]:
-        """The arguments of a pass that concern its cache; none if passes are not cached.
+    def run(
+        self,
+        context: str,
+        rows: list[int],
+        unfinished: list[int],
+        positions: Tensor | None,
+        forward: Callable[[dict[str, Any]], Tensor],
+    ) -> Tensor:
+        """Run a pass that fills the store of a context, or reads and completes it.
 
-        A full pass over only some rows gets a separate cache, so that the cache of the whole batch is unchanged.
+        Args:
+            context: its name.
+            rows: the rows of the pass, in its order.
+            unfinished: those whose keys and values are still needed; `rows` are among them, in the same order.
+            positions: positions of the queries, int64 `(num_rows, K)`; None if the pass computes all positions.
+            forward: called with the arguments that concern the cache; returns the logits.
         """
-        if self._make is None:
-            return {}
-        if context not in self._of_contexts:
-            self._of_contexts[context] = self._make()
-        cache = self._of_contexts[context] if isinstance(rows, slice) else self._make()
-        return {"cache": cache} if positions is None else {"cache": cache, "positions": positions}
+        if not self.are_on:
+            return forward({})
+        cache, held = self._of_contexts.get(context, (None, []))
+        if positions is None and (cache is None or rows == unfinished):
+            cache = self._make() if cache is None else cache  # a full pass replaces what it holds, layer by layer
+            self._of_contexts[context] = (cache, rows)
+            return forward({"cache": cache})
+        if held != unfinished and set(unfinished) <= set(held):
+            cache = cache.take(_places_in(held, unfinished))
+            self._of_contexts[context] = (cache, unfinished)
+            held = unfinished
+        if rows == held:
+            return forward({"cache": cache, "positions": positions})
+        # Some rows need no pass now, but will later: theirs stay as they are.
+        index = _places_in(held, rows)
+        part = self._make() if positions is None else cache.take(index)
+        logits = forward({"cache": part} if positions is None else {"cache": part, "positions": positions})
+        cache.put(index, part)
+        return logits
+
+    def apart(self) -> dict[str, Any]:
+        """The argument of a full pass that leaves the stores as they are."""
+        return {"cache": self._make()} if self.are_on else {}
+
+
+def _places_in(held: list[int], rows: list[int]) -> Tensor:
+    return torch.tensor([held.index(row) for row in rows])

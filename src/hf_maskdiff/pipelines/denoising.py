@@ -11,8 +11,9 @@ from torch import Tensor
 from ..caching import PartialCacheConfig
 from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
-from .step_counts import StepCounts, num_masked_of
-from .substeps import Denoiser, WholeStep, step_of
+from .step_counts import StepCounts
+from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, whole_pass
+from .substeps import WholeStep, step_of
 
 # (step index, timestep, sample) -> sample
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]
@@ -29,16 +30,18 @@ def denoise(
     initial: Tensor | None = None,
     reuse_logits: bool = False,
     partial_cache: PartialCacheConfig | None = None,
+    pass_of_step: PassOfStep | None = None,
     lengths: Tensor | None = None,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
+    without_ended: Callable[[Tensor], Tensor] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
 
-    Steps in which no row would reveal anything are skipped. The number of masks is read once, before the loop. So no
-    later step makes the host wait for an accelerator, unless `on_step_end` returns a different sample or the scheduler
-    decides its counts as it goes.
+    Steps in which no row would reveal anything are skipped, and rows without masks take part in no pass. The number of
+    masks is read once, before the loop. So no later step makes the host wait for an accelerator, unless `on_step_end`
+    returns a different sample or the scheduler decides its counts as it goes.
 
     Args:
         denoiser: maps tokens, the step's time and the rows of the batch to logits, guidance included.
@@ -54,12 +57,15 @@ def denoise(
             needs no new model call. Only schedulers without planned counts have such steps; detecting them makes the
             host wait.
         partial_cache: splits a step's positions into groups, with a partial pass before each group but the first. The
-            denoiser must then accept `positions`, and a full pass of some rows must not change what is cached for the
-            rest.
+            denoiser must then accept `positions`, and its full passes must not change what is cached.
+        pass_of_step: computes the logits that a step begins with, of the rows that need them; it may take the keys and
+            values of some positions from earlier steps. None calls `denoiser` for all positions.
         lengths: how many positions of each row the model sees, int64 `(batch_size,)`, to compute the share of them that
             a step reveals; None if these are the positions of `sample`.
         progress_bar: called with `total=`, the number of model calls; returns a context manager with `update()`.
         on_step_end: called after each step with the step's index, from 0; the run continues with the sample it returns.
+        without_ended: called after each step with the sample; returns it without the masks of rows that need no further
+            step, the sample itself if there are none.
         interrupted: called before each step; when it returns True the loop ends, with positions still masked.
 
     Returns:
@@ -68,37 +74,48 @@ def denoise(
     Raises:
         ValueError: no token can be drawn from the logits; the message gives the step's number.
     """
-    step = step_of(denoiser, scheduler, partial_cache, lengths)
-    reuse_logits = reuse_logits and isinstance(step, WholeStep)  # groups need all rows' keys and values
+    take_step = step_of(denoiser, scheduler, partial_cache, lengths)
+    reuse_logits = reuse_logits and isinstance(take_step, WholeStep)  # groups need all rows' keys and values
+    pass_of_step = whole_pass(denoiser) if pass_of_step is None else pass_of_step
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
     counts = StepCounts(scheduler, sample, initial, first_step)
     starting_mask_ratio = counts.starting_mask_ratio
-    logits: Tensor | None = None
-    # Rows whose logits are missing or out of date.
-    changed = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
+    logits: StepLogits | None = None
+    before, began = sample, 0  # the tokens that `logits` belong to, and the step in which the passes began afresh
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
             count = counts.of_step(i, sample)
-            if int(count.max()) == 0 or interrupted():
+            unfinished = count.nonzero()[:, 0].tolist()
+            if not unfinished or interrupted():
                 break
-            if logits is None or counts.hold or not reuse_logits or bool(changed.all()):
+            rows = unfinished
+            if logits is not None and reuse_logits and not counts.hold:
+                rows = _changed(before, sample, unfinished)
+            now = StepRows(i - began, rows, unfinished, counts.remaining(i, sample))
+            if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
-                logits = denoiser(sample, t, slice(None))
-            elif bool(changed.any()):
-                rows = changed.nonzero()[:, 0]
-                logits[rows] = denoiser(sample[rows], t, rows)
+                logits = pass_of_step(sample, t, now)
+            elif rows:
+                logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
-            sample = step(logits, t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
+            sample = take_step(logits, t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
-            if returned is not sample:
-                sample, counts.hold = returned, False
-            if not counts.hold:
-                changed = (sample != before).flatten(1).any(-1) & (num_masked_of(scheduler, sample) > 0)
+            if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
+                counts.hold, logits, began = False, None, i + 1
+            sample = returned if without_ended is None else without_ended(returned)
+            if sample is not returned:
+                counts.finish_rows(sample)
             bar.update()
     counts.require_all_drawn()
     return sample
+
+
+def _changed(before: Tensor, sample: Tensor, unfinished: list[int]) -> list[int]:
+    """The unfinished rows whose tokens the last step has changed; reading this makes the host wait."""
+    changed = (sample != before).flatten(1).any(-1).tolist()
+    return [row for row in unfinished if changed[row]]
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

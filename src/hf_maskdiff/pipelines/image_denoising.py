@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caching import CacheSwitch, PartialCacheConfig
-from .calls import PassCaches, PipelineCall
+from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
+from .calls import CallCaches, PipelineCall
+from .planned_passes import PlannedPasses
+from .step_logits import StepLogits, StepRows
 
 
 class ImageCachingMixin:
@@ -25,14 +27,23 @@ class ImageCachingMixin:
 
     @property
     def partial_cache(self) -> PartialCacheConfig | None:
-        """How this pipeline's steps are cut into groups; None where partial caching is off."""
+        """How this pipeline's steps are drawn in groups; None if they are drawn at once."""
         return self._cache_switch.partial_cache
 
     def enable_cache(self, config: Any) -> None:
-        """Switch partial caching on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
+        """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
 
-        Takes diffusers' configurations too; their caches are the model's, and hold for every pipeline that shares it.
+        Takes `DelayedCacheConfig` too, and diffusers' configurations; diffusers' caches are the model's, and hold for
+        every pipeline that shares it.
+
+        Raises:
+            ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
         """
+        if isinstance(config, PrefixCacheConfig | DualCacheConfig):
+            raise ValueError(
+                f"an image is not filled in block by block, so {type(config).__name__} would save nothing. Use "
+                "DelayedCacheConfig or PartialCacheConfig."
+            )
         self._cache_switch.enable_cache(config)
 
     def disable_cache(self) -> None:
@@ -53,20 +64,56 @@ class ImageDenoiser:
     def __init__(self, caching: CacheSwitch, classes: Tensor, call: PipelineCall, is_conditional: bool) -> None:
         self.transformer, self.classes, self.call, self.is_conditional = caching.model, classes, call, is_conditional
         self._no_class = torch.full_like(classes, self.transformer.config.num_classes)
-        self._caches = PassCaches(caching)
+        self._plan, self._caches = caching.plan, CallCaches(caching)
+        self._unfinished = list(range(len(classes)))
+        self._planned: PlannedPasses | None = None
+
+    def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
+        """The logits of the images that need a pass; the plan says what is computed for them."""
+        rows, of_rows = now.index(len(sample), sample.device), torch.tensor(now.rows)
+        tokens = sample.flatten(1)[rows]
+        masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
+        if self._planned is None:
+            self._planned = PlannedPasses.over_whole_rows(self._plan, masked)
+        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows])
+        self._unfinished = now.unfinished
+        if queries is None:
+            values = self._guided(t, sample[rows], rows, now.rows)
+            if isinstance(rows, slice):
+                return StepLogits(values)
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        else:
+            positions = queries.positions
+            values = self._guided(t, tokens.gather(1, places_of(positions)), rows, now.rows, positions)
+        first = torch.arange(len(sample), device=tokens.device)[rows, None] * tokens.shape[1]
+        return StepLogits(values, torch.where(positions < 0, -1, first + positions), now.rows)
 
     def __call__(self, tokens: Tensor, t: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-        """Logits `(num_rows, L, codebook_size)` of the codes, or of those at `positions`."""
+        """Logits `(num_rows, L, codebook_size)` of the codes, or of those at `positions`.
+
+        A pass with `positions` continues what the last pass of the step has stored; one without stores nothing.
+        """
+        return self._guided(t, tokens, rows, None if positions is None else self._unfinished, positions)
+
+    def _guided(
+        self, t: Tensor, tokens: Tensor, rows: Tensor | slice, stored: list[int] | None, positions: Tensor | None = None
+    ) -> Tensor:
         self.call.current_timestep = t  # diffusers' caches ask for it
-        cond = self._pass("cond", self.classes, tokens, rows, positions)
+        cond = self._pass("cond", self.classes[rows], tokens, stored, positions)
         scale = self.call.guidance_scale_at(t)
         if scale <= 1 or not self.is_conditional:
             return cond
-        return self._pass("uncond", self._no_class, tokens, rows, positions).lerp_(cond, scale)
+        return self._pass("uncond", self._no_class[rows], tokens, stored, positions).lerp_(cond, scale)
 
     def _pass(
-        self, context: str, labels: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None
+        self, context: str, labels: Tensor, tokens: Tensor, stored: list[int] | None, positions: Tensor | None
     ) -> Tensor:
-        arguments = self._caches.arguments(context, rows, positions)
+        """A pass of the rows `stored`, which the stores of the run follow; None for a pass apart from them."""
+
+        def forward(arguments: dict[str, Any]) -> Tensor:
+            return self.transformer(tokens, labels, return_dict=False, **arguments)[0]
+
         with self.transformer.cache_context(context):  # diffusers' own caches read it
-            return self.transformer(tokens, labels[rows], return_dict=False, **arguments)[0]
+            if stored is None:
+                return forward(self._caches.apart())
+            return self._caches.run(context, stored, self._unfinished, positions, forward)

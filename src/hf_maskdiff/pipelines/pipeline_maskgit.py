@@ -364,16 +364,18 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
                 xm.mark_step()
             return latents
 
+        run = ImageDenoiser(self._cache_switch, classes, call, class_labels is not None)
         try:
             with self._running(call):
                 latents = denoise(
-                    ImageDenoiser(self._cache_switch, classes, call, class_labels is not None),
+                    run,
                     call.scheduler,
                     latents,
                     generator,
                     first_step=first_step,
                     initial=initial,
                     partial_cache=self.partial_cache,
+                    pass_of_step=run.pass_of_step,
                     progress_bar=self.progress_bar,
                     on_step_end=on_step_end,
                     interrupted=lambda: call.interrupt,

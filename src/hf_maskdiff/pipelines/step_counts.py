@@ -51,6 +51,17 @@ class StepCounts:
             return self.planned[i]
         return num_masked_of(self.scheduler, sample).cpu()  # any number of them; reading it makes the host wait
 
+    def remaining(self, i: int, sample: Tensor) -> Tensor:
+        """How many masks each row holds before step i of the run, int64 `(batch_size,)` on the CPU."""
+        if self.hold and self.planned is not None:
+            return self.planned[i:].sum(0)
+        return self.of_step(i, sample)
+
+    def finish_rows(self, sample: Tensor) -> None:
+        """Take rows without masks out of the plan; the others keep theirs."""
+        if self.planned is not None:
+            self.planned = self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0)
+
     def note(self, sample: Tensor) -> None:
         """Record how many masks a step has left, for `require_all_drawn`."""
         if self.hold or self.planned is None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..caching import PartialCacheConfig
-from ..sampling import Generators, Purpose, position_noise
+from ..sampling import Generators, Purpose, first_rows, position_noise
 from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
-
-# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
-# (tokens (batch_size, K), timestep, all rows, positions int64 (batch_size, K)) -> logits (batch_size, K, V)
-Denoiser = Callable[..., Tensor]
+from .step_logits import Denoiser, StepLogits, as_index
 
 
 class WholeStep:
@@ -24,7 +19,7 @@ class WholeStep:
 
     def __call__(
         self,
-        logits: Tensor,
+        logits: StepLogits,
         t: Tensor,
         sample: Tensor,
         starting_mask_ratio: Tensor,
@@ -32,8 +27,10 @@ class WholeStep:
         count: Tensor,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        arguments = (logits, t, sample, starting_mask_ratio, generator)
-        return self.scheduler.step(*arguments, return_dict=False, max_count=int(count.max()))[0]
+        arguments = (logits.values, t, sample, starting_mask_ratio, generator)
+        return self.scheduler.step(*arguments, return_dict=False, max_count=int(count.max()), logits_at=logits.places)[
+            0
+        ]
 
 
 class StepInGroups:
@@ -59,7 +56,7 @@ class StepInGroups:
 
     def __call__(
         self,
-        logits: Tensor,
+        logits: StepLogits,
         t: Tensor,
         sample: Tensor,
         starting_mask_ratio: Tensor,
@@ -67,33 +64,54 @@ class StepInGroups:
         count: Tensor,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        arguments = (logits, t, sample, starting_mask_ratio, generator)
-        choice = self.scheduler.choose(*arguments, max_count=int(count.max()))
-        logits = _at(logits, choice.positions)
-        tokens, groups = choice.tokens, groups_of(choice, self.partial_cache)
+        arguments = (logits.values, t, sample, starting_mask_ratio, generator)
+        choice = self.scheduler.choose(*arguments, max_count=int(count.max()), logits_at=logits.places)
+        # The rows that hold masks; the others take part in no further pass.
+        rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
+        own = choice if isinstance(rows, slice) else choice.of_rows(rows)
+        values = self._chosen(logits, choice, rows)
+        tokens, groups = own.tokens, groups_of(own, self.partial_cache)
         # Rows that reveal a large share of their positions draw their later groups from full passes.
-        lengths = sample[0].numel() if self.lengths is None else self.lengths
-        in_full = (count > self.partial_cache.full_pass_threshold * lengths).nonzero()[:, 0]
-        in_full = in_full.to(sample.device, non_blocking=True)  # so that the host need not wait
-        partial = choice.valid.index_fill(0, in_full, False)  # partial passes store nothing in rows with full passes
-        positions = torch.where(partial, choice.positions, ~choice.positions)
-        for group in range(min(self.partial_cache.num_substeps, choice.positions.shape[1])):
-            if group and len(in_full) < len(sample):
-                logits = self.denoiser(tokens, t, slice(None), positions)
+        lengths = torch.tensor(sample[0].numel()) if self.lengths is None else self.lengths
+        large = (count > self.partial_cache.full_pass_threshold * lengths)[count > 0]
+        in_full = large.nonzero()[:, 0].to(sample.device, non_blocking=True)  # so that the host need not wait
+        partial = own.valid.index_fill(0, in_full, False)  # partial passes store nothing in rows with full passes
+        positions = torch.where(partial, own.positions, ~own.positions)
+        for group in range(min(self.partial_cache.num_substeps, own.positions.shape[1])):
+            if group and len(in_full) < len(tokens):
+                values = self.denoiser(tokens, t, rows, positions)
             if group and len(in_full):
-                logits = self._with_full_pass(logits, t, sample, choice, tokens, in_full)
-            drawn = self.scheduler.sample_tokens(logits, choice, groups == group)
+                values = self._with_full_pass(values, t, sample[rows], own, tokens, rows, in_full)
+            drawn = self.scheduler.sample_tokens(values, own, groups == group)
             tokens = torch.where(groups == group, drawn, tokens)
-        return _written(sample, choice, tokens)
+        written = _written(sample[rows], own, tokens)
+        return written if isinstance(rows, slice) else sample.index_copy(0, rows, written)
+
+    def _chosen(self, logits: StepLogits, choice: Choice, rows: Tensor | slice) -> Tensor:
+        """The logits of the chosen positions of `rows`, `(num_rows, K, V)`."""
+        if logits.places is None:
+            return _at(logits.values[rows], choice.positions[rows])
+        flat = choice.positions + first_rows(*choice.sample.shape, choice.positions.device)
+        marginals = self.scheduler.marginals(logits.values, logits.places, choice.sample.numel())
+        return marginals.rows_at(flat[rows])
 
     def _with_full_pass(
-        self, logits: Tensor, t: Tensor, sample: Tensor, choice: Choice, tokens: Tensor, rows: Tensor
+        self,
+        logits: Tensor,
+        t: Tensor,
+        sample: Tensor,
+        choice: Choice,
+        tokens: Tensor,
+        rows: Tensor | slice,
+        in_full: Tensor,
     ) -> Tensor:
-        """The logits at the chosen positions; those of `rows` come from a full pass over their current tokens."""
-        written = _written(sample, choice, tokens)[rows]
-        if len(rows) == len(sample):
-            return _at(self.denoiser(written, t, slice(None)), choice.positions)
-        return logits.index_copy(0, rows, _at(self.denoiser(written, t, rows), choice.positions[rows]))
+        """The logits at the chosen positions; those of `in_full` come from a full pass over their current tokens."""
+        written = _written(sample, choice, tokens)
+        if len(in_full) == len(sample):
+            return _at(self.denoiser(written, t, rows), choice.positions)
+        of_batch = in_full if isinstance(rows, slice) else rows[in_full]
+        fresh = _at(self.denoiser(written[in_full], t, of_batch), choice.positions[in_full])
+        return logits.index_copy(0, in_full, fresh)
 
 
 def step_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoisers import TextDenoiser
 from ..sampling import Generators
 from .call_progress import CallProgress
-from .calls import PipelineCall
+from .calls import CallCaches, PipelineCall
 from .denoising import StepCallback
 from .streaming import InOrder
 from .text_denoising import fill_in
@@ -57,6 +57,7 @@ class TextRun:
         self._lengths, self._mask_token_id = lengths, mask_token_id
         self._grids = None if grid is None else [grid(length) for length in self._first_masks]
         self.passes = torch.zeros(2, len(prepared), dtype=torch.int64, device=device)
+        self._latest_parts: list[Part | None] = [None] * len(prepared)
 
     def fill(
         self,
@@ -79,11 +80,12 @@ class TextRun:
         """
         if stream is not None:
             stream.show(self.sequences[0])
+        caches = CallCaches(denoiser)
         left = (self.sequences, self._mask_token_id, self._lengths, lambda: call.interrupt, self._grids)
         with CallProgress.over(progress_bar, *left) as progress:
             while not call.interrupt and (rows := self._unfinished()):
                 own = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
-                self._fill_parts(rows, denoiser, call, own, progress, on_step_end, stream)
+                self._fill_parts(rows, denoiser, call, own, caches, progress, on_step_end, stream)
 
     def _unfinished(self) -> list[int]:
         return [row for row, ids in enumerate(self.sequences) if bool((ids == self._mask_token_id).any())]
@@ -94,47 +96,63 @@ class TextRun:
         denoiser: TextDenoiser,
         call: PipelineCall,
         generator: Generators,
+        caches: CallCaches,
         progress: CallProgress,
         on_step_end: StepCallback,
         stream: InOrder | None,
     ) -> None:
         """Fill in the next part of each of these sequences."""
-        grids = [None if self._grids is None else self._grids[row] for row in rows]
-        parts = [
-            next_part(self.sequences[row], self._mask_token_id, *self._lengths, grid)
-            for row, grid in zip(rows, grids, strict=True)
-        ]
-        batch = WindowBatch(
-            [self.sequences[row][part.window] for row, part in zip(rows, parts, strict=True)],
-            [part.block for part in parts],
-            [self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)],
-            self._mask_token_id,
-            [grid.within(part.window.start) for grid, part in zip(grids, parts, strict=True) if grid is not None]
-            or None,
-        )
-        stopping = torch.tensor([self._stops[row] for row in rows])
-        never = torch.iinfo(torch.int64).max
-        may_end = torch.tensor(
-            [
-                max(self._first_masks[row] - part.window.start, 0) if self._stops[row] else never
-                for row, part in zip(rows, parts, strict=True)
-            ],
-            device=self.passes.device,
-        )
+        parts, batch = self._next_parts(rows)
 
         def on_step_end_shown(i: int, t: Tensor, sample: Tensor) -> Tensor:
             sample = on_step_end(i, t, sample)
-            if self._ends and bool(stopping.any()):
-                sample = batch.with_ends(sample, self._ends, may_end)
             if stream is not None:
                 stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
             return sample
 
-        row_ids = torch.tensor(rows, device=self.passes.device)
-        arguments = (denoiser, batch, call, generator, self.passes, row_ids)
-        filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown)
+        resumed = [self._resumed(row, part) for row, part in zip(rows, parts, strict=True)]
+        arguments = (denoiser, batch, call, generator, caches, self.passes, rows, torch.tensor(resumed))
+        ended = self._ending(rows, parts, batch)
+        filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown, without_ended=ended)
         for row, part, ids in zip(rows, parts, filled, strict=True):
-            self.sequences[row] = self._with(row, part, ids)
+            self.sequences[row], self._latest_parts[row] = self._with(row, part, ids), part
+
+    def _next_parts(self, rows: list[int]) -> tuple[list[Part], WindowBatch]:
+        """The next part of each of these sequences, and their windows as a batch."""
+        grids = [None] * len(rows) if self._grids is None else [self._grids[row] for row in rows]
+        parts = [
+            next_part(self.sequences[row], self._mask_token_id, *self._lengths, grid)
+            for row, grid in zip(rows, grids, strict=True)
+        ]
+        each = list(zip(rows, parts, grids, strict=True))
+        batch = WindowBatch(
+            [self.sequences[row][part.window] for row, part, _ in each],
+            [part.block for part in parts],
+            [self._prompts[row][part.window] for row, part, _ in each],
+            self._mask_token_id,
+            None if self._grids is None else [grid.within(part.window.start) for _, part, grid in each if grid],
+        )
+        return parts, batch
+
+    def _ending(self, rows: list[int], parts: list[Part], batch: WindowBatch) -> Callable[[Tensor], Tensor] | None:
+        """Takes the masks out of rows that have ended; None if none of these rows ends before its last position."""
+        if not self._ends or not any(self._stops[row] for row in rows):
+            return None
+        never = torch.iinfo(torch.int64).max
+        first_ends = [
+            self._first_masks[row] - part.window.start if self._stops[row] else never
+            for row, part in zip(rows, parts, strict=True)
+        ]
+        places = torch.tensor(first_ends, device=batch.sample.device)
+        return lambda sample: batch.without_ended(sample, self._ends, places)
+
+    def _resumed(self, row: int, part: Part) -> int:
+        """Where the block before began in the window; -1 if there was none, or if the window has moved since."""
+        latest = self._latest_parts[row]
+        if latest is None or latest.window.start != part.window.start:
+            return -1
+        start = latest.block.start
+        return start if self._grids is None else self._grids[row].within(part.window.start).start_of(start)
 
     def _with(self, row: int, part: Part, ids: Tensor) -> Tensor:
         """A sequence with these tokens in its part's window, up to its end of text."""

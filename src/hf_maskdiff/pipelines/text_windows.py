@@ -137,9 +137,12 @@ class WindowBatch:
 
     Attributes:
         lengths: lengths of the windows, int64 `(batch_size,)`.
+        starts, ends: the ranges of the blocks, int64 `(batch_size,)` on the CPU.
         attention_mask: bool `(batch_size, L)`, False for padding; None if all windows have the same length.
         sample: the blocks, int64 `(batch_size, size)`. A block shorter than `size` is extended by the tokens after it
             and then, if the window ends, by those at the window's beginning; all of these are known.
+        length: the longest window.
+        block_starts: where those of the `grids` begin in which `blocks` are, int64 `(batch_size,)` on the CPU, or None.
         offsets: positions that the first block of each window lacks, int64 `(batch_size,)`; None if all are whole.
     """
 
@@ -157,28 +160,32 @@ class WindowBatch:
         # The model does not see the padding, which may be any token but the mask: masks would be filled in.
         self._seen = pad_sequence(windows, batch_first=True, padding_value=0 if mask_token_id else 1)
         self._hidden = None if hidden is None else pad_sequence(hidden, batch_first=True, padding_value=False)
-        length = self._seen.shape[1]
+        length = self.length = self._seen.shape[1]
         places = torch.arange(length, device=device)
         same = all(len(window) == length for window in windows)
         self.attention_mask = None if same else places < self.lengths[:, None]
         size = max(block.stop - block.start for block in blocks)
-        starts = torch.tensor([block.start for block in blocks], device=device)
-        self._places = (starts[:, None] + places[:size]) % length
-        self.offsets = None
-        if grids is not None and any(grid.offset for grid in grids):
-            self.offsets = torch.tensor([grid.offset for grid in grids], device=device)
+        self.starts = torch.tensor([block.start for block in blocks])
+        self.ends = torch.tensor([block.stop for block in blocks])
+        self._places = (self.starts.to(device)[:, None] + places[:size]) % length
+        self.offsets = self.block_starts = None
+        if grids is not None:
+            each = zip(grids, blocks, strict=True)
+            self.block_starts = torch.tensor([grid.start_of(block.start) for grid, block in each])
+            if any(grid.offset for grid in grids):
+                self.offsets = torch.tensor([grid.offset for grid in grids], device=device)
         self._is_whole = size == length and not any(block.start for block in blocks)
         self.sample = self._seen if self._is_whole else self._seen.gather(1, self._places)
 
-    def places_of(self, positions: Tensor) -> Tensor:
+    def places_of(self, positions: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Convert positions in the blocks to positions in the windows; those given as `-p - 1` keep this form."""
         if self._is_whole:
             return positions
-        stand = self._places.gather(1, torch.where(positions < 0, ~positions, positions))
+        stand = self._places[rows].gather(1, torch.where(positions < 0, ~positions, positions))
         return torch.where(positions < 0, ~stand, stand)
 
-    def with_ends(self, sample: Tensor, ends: Sequence[int], from_places: Tensor) -> Tensor:
-        """The sample with no masks left in rows that have ended: behind an end of text nothing is of use.
+    def without_ended(self, sample: Tensor, ends: Sequence[int], from_places: Tensor) -> Tensor:
+        """The sample without the masks of rows that have ended: what stands behind an end of text is cut off.
 
         Args:
             sample: the blocks, int64 `(batch_size, size)`.
@@ -192,28 +199,31 @@ class WindowBatch:
         ended = torch.isin(sample, sample.new_tensor(list(ends))) & (self._places >= from_places[:, None])
         before = masked.long().cumsum(-1) == 0  # a mask before the end may become one itself
         just = (ended & before).any(-1) & masked.any(-1)
-        if not bool(just.any()):
-            return sample
-        return sample.masked_fill(masked & just[:, None], ends[0])
+        return sample.masked_fill(masked & just[:, None], ends[0]) if bool(just.any()) else sample
 
-    def seen(self, tokens: Tensor, rows: Tensor | slice, with_prompt: bool) -> tuple[Tensor, Tensor | None]:
-        """The model's input if the blocks of `rows` hold `tokens`, and the positions whose logits are wanted.
+    def block_places(self, rows: Tensor | slice) -> Tensor | None:
+        """Where the blocks of `rows` stand in their windows, int64 `(num_rows, size)`; None if they are the windows."""
+        return None if self._is_whole else self._places[rows]
+
+    def masked(self, tokens: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Which positions of the windows are masked if the blocks of `rows` hold `tokens`, bool `(num_rows, L)`."""
+        return self._with(tokens, rows) == self.mask_token_id
+
+    def seen(self, tokens: Tensor, rows: Tensor | slice, with_prompt: bool) -> Tensor:
+        """The model's input if the blocks of `rows` hold `tokens`, int64 `(num_rows, L)`.
 
         Args:
             tokens: int64 `(num_rows, size)`.
             rows: rows of the batch.
             with_prompt: False masks the `hidden` tokens.
-
-        Returns:
-            The input, int64 `(num_rows, L)`, and the positions, int64 `(num_rows, size)`, or None for all positions.
         """
-        ids, at = tokens, None
-        if not self._is_whole:
-            at = self._places[rows]
-            ids = self._seen[rows].scatter(1, at, tokens)
+        ids = self._with(tokens, rows)
         if not with_prompt and self._hidden is not None:
             ids = ids.masked_fill(self._hidden[rows], self.mask_token_id)
-        return ids, at
+        return ids
+
+    def _with(self, tokens: Tensor, rows: Tensor | slice) -> Tensor:
+        return tokens if self._is_whole else self._seen[rows].scatter(1, self._places[rows], tokens)
 
     def filled(self, sample: Tensor) -> list[Tensor]:
         """The windows with `sample` in their blocks."""

@@ -57,8 +57,11 @@ def require_tensor(name: str, value: object, what: str, remedy: str) -> None:
         raise ValueError(f"`{name}` must hold {what}, as a tensor, got {type(value).__name__}. {remedy}")
 
 
-def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
-    """View the logits, in any shape that `step` accepts, as `(batch_size, L, V)`; `ValueError` on a mismatch."""
+def flatten_logits(model_output: Tensor, sample: Tensor, logits_at: Tensor | None = None) -> Tensor:
+    """View the logits, in any shape that `step` accepts, as `(batch_size, L, V)`; `ValueError` on a mismatch.
+
+    With `logits_at`, see `step`, they are `(num_rows, n, V)`.
+    """
     require_tensor("sample", sample, "int64 tokens (batch_size, L) or (batch_size, height, width)", "Pass token ids.")
     require_tensor("model_output", model_output, "logits (batch_size, L, V)", "Check the model's output.")
     if sample.ndim not in (2, 3) or sample.dtype != torch.int64:
@@ -66,11 +69,20 @@ def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
             f"`sample` must hold int64 tokens (batch_size, L) or (batch_size, height, width), got {sample.dtype} "
             f"{tuple(sample.shape)}. Pass token ids, e.g. `sample.long()`."
         )
-    if model_output.ndim == 4:
+    if logits_at is not None:
+        require_tensor("logits_at", logits_at, "the place of each of the logits", "Pass None if there is one for each.")
+        logits, fits = model_output, model_output.ndim == 3 and model_output.shape[:2] == logits_at.shape
+        if not fits:
+            raise ValueError(
+                "`logits_at` must say where each of the logits belongs, as int64 `(num_rows, n)` for `model_output` "
+                f"(num_rows, n, V), got {tuple(logits_at.shape)} for {tuple(model_output.shape)}. Leave it out if "
+                "there are logits for every position."
+            )
+    elif model_output.ndim == 4:
         logits, fits = model_output.flatten(2).transpose(1, 2), model_output.shape[2:] == sample.shape[1:]
     else:
         logits, fits = model_output, model_output.ndim == 3 and model_output.shape[1] == math.prod(sample.shape[1:])
-    if not fits or model_output.shape[0] != sample.shape[0]:
+    if not fits or (logits_at is None and model_output.shape[0] != sample.shape[0]):
         raise ValueError(
             "`model_output` must hold logits (batch_size, L, V), or (batch_size, V, height, width), for the tokens in "
             f"`sample`, got {tuple(model_output.shape)} for {tuple(sample.shape)}. Check the model's output."
@@ -78,3 +90,15 @@ def flatten_logits(model_output: Tensor, sample: Tensor) -> Tensor:
     if not model_output.is_floating_point():
         raise ValueError(f"`model_output` must hold floating point logits, got {model_output.dtype}. Pass the logits.")
     return logits
+
+
+def require_logits(masked: Tensor, logits_at: Tensor) -> None:
+    """Raise `ValueError` if a masked position has no logits; used on the CPU alone."""
+    given = masked.new_zeros(masked.numel() + 1)
+    given[logits_at.flatten()] = True  # -1 is the last
+    missing = int((masked.flatten() & ~given[:-1]).sum())
+    if missing:
+        raise ValueError(
+            f"`logits_at` must name every masked position, got {missing} masked positions without logits. Pass those "
+            "of all positions that are masked in `sample`."
+        )

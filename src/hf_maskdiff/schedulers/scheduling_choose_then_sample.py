@@ -15,6 +15,8 @@ from .checks import require_drawn
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .step_context import StepContext
 
+_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys")
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -50,6 +52,11 @@ class Choice:
     def valid(self) -> Tensor:
         """Which ranks are valid, bool `(batch_size, K)`."""
         return torch.arange(self.positions.shape[1], device=self.count.device) < self.count[:, None]
+
+    def of_rows(self, rows: Tensor) -> Choice:
+        """The choice in these rows of the batch alone, int64 `(num_rows,)`."""
+        tensors = {name: value for name, value in vars(self).items() if name in _PER_ROW}
+        return replace(self, **{name: value.index_select(0, rows.to(value.device)) for name, value in tensors.items()})
 
 
 class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
@@ -109,6 +116,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         starting_mask_ratio: float | Tensor = 1.0,
         generator: Generators = None,
         max_count: int | None = None,
+        logits_at: Tensor | None = None,
     ) -> Choice:
         """The first half of `step`, with the same arguments: choose the positions, and their order.
 
@@ -118,7 +126,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
             and L on an accelerator.
         """
-        marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+        given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+        marginals, context = self.start_step(*given)
         return self._choose(context, *self.rank_positions(marginals, context), max_count)
 
     def _choose(self, context: StepContext, ranked: Tensor, count: Tensor, max_count: int | None) -> Choice:
@@ -155,13 +164,12 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             int64 `(batch_size, K)`: the drawn tokens, and the current tokens at every other rank. If no token can be
             drawn (NaN logits), the CPU raises `ValueError` at once; an accelerator leaves the position masked.
         """
-        ranks = torch.arange(choice.positions.shape[1], device=choice.positions.device)
-        return self._sample(self.marginals(model_output), choice, ranks.expand(choice.positions.shape), group)
+        ranks = torch.arange(choice.positions.numel(), device=choice.positions.device)
+        return self._sample(self.marginals(model_output), choice, ranks.view(choice.positions.shape), group)
 
-    def _sample(self, marginals: Marginals, choice: Choice, columns: Tensor, group: Tensor | None) -> Tensor:
-        """Draw the tokens of a group; `columns` `(batch_size, K)` holds each rank's index along L of the logits."""
-        on_cpu = columns.device.type == "cpu"
-        rows = columns + first_rows(*marginals.logits.shape[:2], columns.device)
+    def _sample(self, marginals: Marginals, choice: Choice, rows: Tensor, group: Tensor | None) -> Tensor:
+        """Draw the tokens of a group; `rows` `(batch_size, K)` holds the index of each rank's logits, flattened."""
+        on_cpu = rows.device.type == "cpu"
         if on_cpu and not (choice.full and group is None):
             index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
             drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
@@ -185,9 +193,11 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         generator: Generators = None,
         return_dict: bool = True,
         max_count: int | None = None,
+        logits_at: Tensor | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+            marginals, context = self.start_step(*given)
             count = context.count
             # The last step reveals every masked position, and noise belongs to positions, so the order has no effect.
             if context.is_last:
@@ -195,7 +205,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             else:
                 ranked, count = self.rank_positions(marginals, context)
             choice = self._choose(context, ranked, count, max_count)
-            tokens = self._sample(marginals, choice, choice.positions, None)
+            rows = choice.positions + first_rows(*context.tokens.shape, choice.positions.device)
+            tokens = self._sample(marginals, choice, rows, None)
 
         # Outside inference mode, so that the result may enter a graph.
         prev_sample = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)

@@ -26,6 +26,7 @@ from .checks import (
     flatten_logits,
     is_number,
     require,
+    require_logits,
     require_steps,
     require_tensor,
 )
@@ -270,6 +271,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         generator: Generators = None,
         return_dict: bool = True,
         max_count: int | None = None,
+        logits_at: Tensor | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         """Reveal this step's positions.
 
@@ -283,18 +285,23 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             return_dict: return a `MaskedDiffusionSchedulerOutput` rather than a tuple.
             max_count: an upper bound on the number of positions that any row reveals in this step, if the caller knows
                 one; on an accelerator it avoids drawing tokens at positions that are not chosen.
+            logits_at: if `model_output` holds logits `(num_rows, n, V)` of some positions alone, the index of each in
+                `sample.flatten()`, int64 `(num_rows, n)`; -1 for logits that belong nowhere. All masked positions must
+                be among them.
 
         Raises:
             ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,
                 `set_timesteps` not called; on the CPU also logits from which no token can be drawn.
         """
 
-    def marginals(self, logits: Tensor) -> Marginals:
-        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature, top-k and top-p."""
+    def marginals(self, logits: Tensor, logits_at: Tensor | None = None, num_places: int = 0) -> Marginals:
+        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature, top-k and top-p.
+
+        With `logits_at`, see `step`, they are those of some of `num_places` positions.
+        """
         config = self.config
-        return Marginals(
-            logits, config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p
-        )
+        allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
+        return Marginals(logits, *allowed, logits_at, num_places)
 
     def start_step(
         self,
@@ -303,10 +310,11 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         sample: Tensor,
         starting_mask_ratio: float | Tensor,
         generator: Generators,
+        logits_at: Tensor | None = None,
     ) -> tuple[Marginals, StepContext]:
         """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
-        marginals = self.marginals(flatten_logits(model_output, sample))
+        marginals = self.marginals(flatten_logits(model_output, sample, logits_at), logits_at, sample.numel())
         if marginals.num_tokens < 1:
             raise ValueError(
                 f"`model_output` must have a column for a token that is not the mask, got {tuple(model_output.shape)} "
@@ -319,6 +327,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         tokens = sample.flatten(1)
         masked = tokens == self.config.mask_token_id
         remaining = masked.sum(-1)
+        if logits_at is not None and tokens.device.type == "cpu":
+            require_logits(masked, logits_at)
         device = float64_device(tokens.device)
         if isinstance(starting_mask_ratio, Tensor):
             shape, allowed = tuple(starting_mask_ratio.shape), f"a number or one per row ({len(tokens)},)"

@@ -63,9 +63,11 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         generator: Generators = None,
         return_dict: bool = True,
         max_count: int | None = None,
+        logits_at: Tensor | None = None,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            marginals, context = self.start_step(model_output, timestep, sample, starting_mask_ratio, generator)
+            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+            marginals, context = self.start_step(*given)
             drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
 

@@ -32,7 +32,8 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
         ValueError: a pipeline that cannot be loaded, a device map that diffusers does not know, a scheduler or a
             setting that there is not.
     """
-    pipe = _open(args)
+    loading = {"dtype": getattr(torch, args.dtype)} | ({"device_map": args.device_map} if args.device_map else {})
+    pipe = open_pipeline(args.pipeline, loading)
     if args.scheduler is not None:
         pipe.register_modules(scheduler=_scheduler_of(args.scheduler, pipe))
     if args.scheduler_config:
@@ -47,22 +48,32 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     return pipe
 
 
-def _open(args: argparse.Namespace) -> Any:
-    loading = {"dtype": getattr(torch, args.dtype)} | ({"device_map": args.device_map} if args.device_map else {})
-    repository = Repository(args.pipeline, {}, loading)
+def open_pipeline(pipeline: str, loading: dict[str, Any]) -> Any:
+    """The pipeline in a folder or a repository of the Hub.
+
+    Args:
+        pipeline: the folder, or the repository's id.
+        loading: `dtype` and `device_map`, as of `from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded, or it is no pipeline of this package; or a device map that diffusers does not
+            know.
+    """
+    repository = Repository(pipeline, {}, loading)
     try:
         name = repository.pipeline_name
     except Exception as error:
-        raise _cannot_be_loaded(args.pipeline, error) from error
-    kind_of_pipeline(name, args.pipeline)
+        raise _cannot_be_loaded(pipeline, error) from error
+    kind_of_pipeline(name, pipeline)
     try:
         return repository.open(*_PIPELINES)
     except NotImplementedError as error:  # diffusers' word for a map that it does not know
-        raise ValueError(f"`device_map` must be one that diffusers knows, got {args.device_map!r}: {error}.") from error
+        wanted = loading.get("device_map")
+        raise ValueError(f"`device_map` must be one that diffusers knows, got {wanted!r}: {error}.") from error
     except Exception as error:  # of several libraries, by what is wrong with the files
         if is_out_of_memory(error):
             raise
-        raise _cannot_be_loaded(args.pipeline, error) from error
+        raise _cannot_be_loaded(pipeline, error) from error
 
 
 def _cannot_be_loaded(pipeline: str, error: Exception) -> ValueError:

@@ -1,0 +1,195 @@
+"""Which positions the pass of a step computes: one plan for each published cache.
+
+A pass takes the keys and values of all positions that it does not compute from earlier passes. A plan says which
+positions a pass computes and when all are computed afresh. It knows neither the model nor the scheduler.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hf_maskdiff.caching.cache_config import CacheConfig
+from hf_maskdiff.caching.partial_cache import PartialCacheConfig
+from hf_maskdiff.integers import as_integer, is_integer
+
+
+@dataclass(frozen=True)
+class PassState:
+    """What is known before the pass of a step, for each of the R rows of the pass.
+
+    Args:
+        step: number of steps since the block began, or since a callback put in other tokens; 0 is the first.
+        starts, ends: the range of each row's block in its window, int64 `(R,)` on the CPU.
+        lengths: the lengths of the windows, int64 `(R,)` on the CPU.
+        masked: which positions of each window were masked before the row's last pass, bool `(R, L)`. These are the
+            positions that are masked now, and those whose tokens have been drawn since.
+        num_masked: their number in each row, int64 `(R,)` on the CPU.
+        resumed: where the block of the row that this call filled in before began in its window, int64 `(R,)` on the
+            CPU; -1 if this is the row's first block, for which nothing is stored yet.
+        block_starts: where the blocks begin that the model sees from left to right and in which `starts` are, int64
+            `(R,)` on the CPU; `resumed` is then where such a block begins, too. None for a model that sees everything.
+    """
+
+    step: int
+    starts: Tensor
+    ends: Tensor
+    lengths: Tensor
+    masked: Tensor
+    num_masked: Tensor
+    resumed: Tensor
+    block_starts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The positions that a pass computes.
+
+    Args:
+        positions: positions in the windows, int64 `(R, K)`, distinct within a row. A position p given as `-p - 1` only
+            fills up its row: it is computed, but not stored.
+        num_runs: the largest number of runs of neighbouring positions in any row.
+    """
+
+    positions: Tensor
+    num_runs: int
+
+
+class PassPlan(Protocol):
+    """Says which positions the pass of each step computes."""
+
+    def queries(self, state: PassState) -> Queries | None:
+        """The positions to compute; None for all of them, afresh. Must not depend on other rows, except for K."""
+
+
+@dataclass
+class CachePlanConfig(CacheConfig):
+    """Base of the plans that users switch on; a plan is its own configuration, since it keeps no state.
+
+    Args:
+        refresh_every: compute all positions afresh in the first step of each block, and in every step whose index in
+            the block is a multiple of this number; 1 equals no cache. None: only in the first step of each block.
+        partial: draws each step in groups besides, with a partial pass before each group but the first.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    refresh_every: int | None = None
+    partial: PartialCacheConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.refresh_every is not None:
+            if not is_integer(self.refresh_every, at_least=1):
+                raise ValueError(
+                    f"`refresh_every` must be an integer of at least 1 or None, got {self.refresh_every!r}. Pass the "
+                    "number of steps after which all positions are computed afresh."
+                )
+            self.refresh_every = as_integer(self.refresh_every)
+        if self.partial is not None and not isinstance(self.partial, PartialCacheConfig):
+            raise ValueError(
+                f"`partial` must be a PartialCacheConfig or None, got {type(self.partial).__name__}. Pass "
+                "`PartialCacheConfig(num_substeps=2)` for one partial pass per step."
+            )
+
+    def within_steps(self) -> PartialCacheConfig | None:
+        return self.partial
+
+    def across_steps(self) -> PassPlan | None:
+        return None if self.refresh_every == 1 else self
+
+    def queries(self, state: PassState) -> Queries | None:
+        """The positions to compute in this step; None for all of them, afresh."""
+        if state.step == 0 or (self.refresh_every is not None and state.step % self.refresh_every == 0):
+            return None
+        return self.between_refreshes(state)
+
+    @abstractmethod
+    def between_refreshes(self, state: PassState) -> Queries | None:
+        """The positions to compute in a step that does not compute all of them afresh."""
+
+
+@dataclass
+class PrefixCacheConfig(CachePlanConfig):
+    """Computes a block and all that follows it; keys and values of what stands before it come from its first step.
+
+    ```python
+    pipe.enable_cache(PrefixCacheConfig())
+    pipe("Once upon a time", max_new_tokens=256, block_length=32)
+    ```
+
+    The safest of the caches across steps: tokens before the block do not change while it is filled in, only what they
+    see of it does. It saves most with long prompts and in the last blocks. Without a prompt and `block_length` there is
+    nothing before the block, and nothing is saved. "Fast-dLLM" (arXiv 2505.22618), section 3.2.
+
+    Args:
+        refresh_every, partial: see `CachePlanConfig`.
+    """
+
+    def between_refreshes(self, state: PassState) -> Queries | None:
+        return ranges_of(state, state.starts, state.lengths)
+
+
+@dataclass
+class DualCacheConfig(CachePlanConfig):
+    """Computes nothing but the block; keys and values of all other positions come from its first step.
+
+    ```python
+    pipe.enable_cache(DualCacheConfig())
+    pipe("Once upon a time", max_new_tokens=256, block_length=32)
+    ```
+
+    The fastest cache for models that see the whole sequence: the cost of a step does not grow with its length, except
+    in attention. The masks behind the block are as stale as the tokens before it. Without `block_length` the block is
+    the whole sequence, and nothing is saved. "Fast-dLLM" (arXiv 2505.22618), section 3.2.
+
+    Args:
+        refresh_every, partial: see `CachePlanConfig`.
+    """
+
+    def between_refreshes(self, state: PassState) -> Queries | None:
+        return ranges_of(state, state.starts, state.ends)
+
+
+@dataclass
+class DelayedCacheConfig(CachePlanConfig):
+    """Computes the masked positions and those drawn in the last step; needs no blocks, and serves images too.
+
+    ```python
+    pipe.enable_cache(DelayedCacheConfig(refresh_every=8))
+    ```
+
+    The keys and values of a token are stored one step after it was drawn, since they change most in the step in which
+    the mask becomes a token. Steps get cheaper as masks get fewer, so with few masks left it computes less than
+    `DualCacheConfig`, and with many more. The first two steps of a block compute everything. "dKV-Cache" (arXiv
+    2505.15781), its variant "decode".
+
+    Args:
+        refresh_every, partial: see `CachePlanConfig`.
+    """
+
+    refresh_every: int | None = 8
+
+    def between_refreshes(self, state: PassState) -> Queries | None:
+        if state.step == 1:
+            return None
+        count = int(state.num_masked.max())
+        positions = (~state.masked).long().argsort(dim=1, stable=True)[:, :count]
+        positions = torch.where(state.masked.gather(1, positions), positions, ~positions)
+        return Queries(positions, num_runs=count)
+
+
+def ranges_of(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:
+    """The positions from `starts` to `ends` of each row; None if these are all positions of all rows."""
+    if not bool(starts.any()) and bool((ends == state.lengths).all()):
+        return None
+    device, length = state.masked.device, state.masked.shape[1]
+    offsets = torch.arange(int((ends - starts).max()), device=device)
+    # A shorter row is filled up with the positions that follow, in a circle.
+    positions = (starts.to(device, non_blocking=True)[:, None] + offsets) % length
+    valid = offsets < (ends - starts).to(device, non_blocking=True)[:, None]
+    return Queries(torch.where(valid, positions, ~positions), num_runs=1)

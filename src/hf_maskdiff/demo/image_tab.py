@@ -1,0 +1,136 @@
+"""The tab of a pipeline of images: drawing, and drawing a painted part anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .captions import empty_panel, told
+from .controls import SamplerControls, choice_of, first_samplers, shown
+from .editing import edit_of, painted_part, to_paint_on
+from .image_runs import MOST_IMAGES, ImageRequest, image_runs
+from .opening import Opened
+from .requests import MOST_GUIDANCE
+from .runs import panels_of
+
+_NOTHING = "Press “Draw”."
+_NO_CLASS = "no class"
+
+
+def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
+    """Add the controls and panels of a pipeline of images to the page that is being built.
+
+    Args:
+        opened: the pipeline.
+        prefix: of the elements' ids.
+        concurrency_id: of events that run models.
+    """
+    transformer = opened.pipe.transformer
+    side = transformer.config.sample_size
+    first_steps, first_guidance = _published(opened.pipe, side * side)
+    last = gr.State([])  # the images of A
+    with gr.Row():
+        label = gr.Dropdown(_classes(transformer), value=_first(transformer), label="Class", elem_id=f"{prefix}-class")
+        images = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images", elem_id=f"{prefix}-images")
+        seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
+    with gr.Row():
+        steps = gr.Slider(1, side * side, first_steps, step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
+        guidance = gr.Slider(
+            1,
+            MOST_GUIDANCE,
+            first_guidance,
+            step=0.25,
+            label="Guidance",
+            min_width=200,
+            interactive=transformer.has_null_class,
+            info="1 is without; more runs the model twice a step."
+            if transformer.has_null_class
+            else "This model was never shown an image without its class: not used.",
+            elem_id=f"{prefix}-guidance",
+        )
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", scale=3, elem_id=f"{prefix}-run")
+        stop = gr.Button("Stop", scale=1, min_width=100, elem_id=f"{prefix}-stop")
+    message = gr.HTML(elem_id=f"{prefix}-message", elem_classes="md-message", padding=False)
+    controls, panels = [], []
+    with gr.Row(elem_classes="md-side-by-side"):
+        for title, first in zip("AB", first_samplers(opened), strict=True):
+            with gr.Column(min_width=320):
+                name = f"{prefix}-{title.lower()}"
+                controls.append(SamplerControls(title, first, opened.choice_temperature, name))
+                panels.append(gr.HTML(empty_panel(_NOTHING), elem_id=name, padding=False))
+    with gr.Accordion(
+        "Edit: paint over a part of an image, and it is drawn anew", open=False, elem_id=f"{prefix}-edit"
+    ):
+        with gr.Row():
+            take = gr.Button("Paint on A's image", elem_id=f"{prefix}-take")
+            redraw = gr.Button("Draw the painted part anew", variant="primary", elem_id=f"{prefix}-redraw")
+        edit_message = gr.HTML(elem_id=f"{prefix}-edit-message", elem_classes="md-message", padding=False)
+        editor = gr.ImageEditor(
+            type="pil",
+            show_label=False,
+            sources=("upload", "clipboard"),
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(default_size=40, colors=["#e5484d"], color_mode="fixed"),
+            elem_id=f"{prefix}-editor",
+        )
+        gr.HTML('<div class="md-remark">Both samplers draw the painted codes anew; all other pixels stay.</div>')
+
+    def run(editing: bool, value: Any, *values: Any) -> Iterator[list[Any]]:
+        label_id = None if values[0] == _NO_CLASS else values[0]
+        chosen = [choice_of(*values[5:8]), choice_of(*values[8:11])]
+        edit = edit_of(opened.pipe, *painted_part(value)) if editing else None
+        num_images, first_seed, num_steps, scale = values[1:5]
+        request = ImageRequest.of(label_id, num_images, first_seed, num_steps, scale, edit)
+        runs = image_runs(opened, chosen, request)
+        for state in panels_of(runs):
+            yield [*state, runs[0].pictures()]
+
+    def draw_images(*values: Any) -> Iterator[list[Any]]:
+        yield from shown(lambda: run(False, None, *values), 3)
+
+    def draw_painted_part(value: Any, *values: Any) -> Iterator[list[Any]]:
+        yield from shown(lambda: run(True, value, *values), 3)
+
+    def take_image(images_of_a: list[Image.Image]) -> list[Any]:
+        if not images_of_a:
+            return [
+                told("there must be an image to paint on, got none. Press “Draw” first, or upload one."),
+                gr.update(),
+            ]
+        return ["", to_paint_on(images_of_a[0])]
+
+    values = [label, images, seed, steps, guidance, *controls[0].inputs, *controls[1].inputs]
+    outputs = [message, *panels, last]
+    options: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": concurrency_id}
+    started = [
+        draw.click(draw_images, values, outputs, **options),
+        redraw.click(draw_painted_part, [editor, *values], [edit_message, *panels, last], **options),
+    ]
+    stop.click(None, cancels=started)
+    take.click(take_image, last, [edit_message, editor], show_progress="hidden")
+
+
+def _classes(transformer: Any) -> list[Any]:
+    """The choices of classes, as pairs of what is read and the id."""
+    names = {int(number): str(name) for number, name in (transformer.config.get("id2label") or {}).items()}
+    count = transformer.config.num_classes or 0
+    classes: list[Any] = [(names.get(number, str(number)).split(",")[0], number) for number in range(count)]
+    return [*classes, *([(_NO_CLASS, _NO_CLASS)] if transformer.has_null_class or not count else [])]
+
+
+def _first(transformer: Any) -> Any:
+    classes = _classes(transformer)
+    return classes[min(3, len(classes) - 1)][1]
+
+
+def _published(pipe: Any, most_steps: int) -> tuple[int, float]:
+    """Steps and guidance that a pipeline was published with; a ramp of guidance begins the slider at its mean."""
+    known = pipe.config.get("call_defaults") or {}
+    scale = known.get("guidance_scale", 1.0)
+    mean = sum(scale) / len(scale) if isinstance(scale, list | tuple) else scale
+    return min(known.get("num_inference_steps", 8), most_steps), min(max(float(mean), 1.0), MOST_GUIDANCE)

@@ -1,0 +1,80 @@
+"""The tab of a pipeline of texts: writing on, and filling in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from .captions import empty_panel
+from .controls import SamplerControls, choice_of, first_samplers, shown
+from .opening import Opened
+from .requests import MOST_GUIDANCE
+from .runs import panels_of
+from .text_runs import MOST_NEW_TOKENS, TextRequest, text_runs
+
+_NOTHING = "Press “Write”."
+_PROMPTS = ("ROMEO:", "To be, or [MASK:12] question.")
+
+
+def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
+    """Add the controls and panels of a pipeline of texts to the page that is being built.
+
+    Args:
+        opened: the pipeline.
+        prefix: of the elements' ids.
+        concurrency_id: of events that run models.
+    """
+    most = min(opened.pipe.denoiser.model_length or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
+    prompt = gr.Textbox(
+        _PROMPTS[0],
+        label="Prompt",
+        info="The text goes on from here. With [MASK] or [MASK:12] in it, these places are filled in instead. "
+        "Empty: it writes freely.",
+        lines=2,
+        elem_id=f"{prefix}-prompt",
+    )
+    gr.Examples([[text] for text in _PROMPTS], [prompt], label="Try")
+    with gr.Row():
+        steps = gr.Slider(1, most, min(16, most), step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
+        guidance = gr.Slider(
+            1,
+            MOST_GUIDANCE,
+            1,
+            step=0.25,
+            label="Guidance",
+            min_width=200,
+            info="1 is without; more runs the model twice a step.",
+            elem_id=f"{prefix}-guidance",
+        )
+    with gr.Row():
+        new_tokens = gr.Slider(
+            0, most, 0, step=1, label="New tokens", info="0: as many as fit.", elem_id=f"{prefix}-new"
+        )
+        seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
+    has_chats = getattr(opened.pipe.tokenizer, "chat_template", None) is not None
+    is_chat = gr.Checkbox(has_chats, label="Answer the prompt, as a chat", visible=has_chats, elem_id=f"{prefix}-chat")
+    with gr.Row():
+        write = gr.Button("Write", variant="primary", scale=3, elem_id=f"{prefix}-run")
+        stop = gr.Button("Stop", scale=1, min_width=100, elem_id=f"{prefix}-stop")
+    message = gr.HTML(elem_id=f"{prefix}-message", elem_classes="md-message", padding=False)
+    controls, panels = [], []
+    with gr.Row(elem_classes="md-side-by-side"):
+        for title, first in zip("AB", first_samplers(opened), strict=True):
+            with gr.Column(min_width=320):
+                name = f"{prefix}-{title.lower()}"
+                controls.append(SamplerControls(title, first, opened.choice_temperature, name))
+                panels.append(gr.HTML(empty_panel(_NOTHING), elem_id=name, padding=False))
+
+    def run(*values: Any) -> Iterator[list[Any]]:
+        chosen = [choice_of(*values[6:9]), choice_of(*values[9:12])]
+        yield from panels_of(text_runs(opened, chosen, TextRequest.of(*values[:6])))
+
+    def write_texts(*values: Any) -> Iterator[list[Any]]:
+        yield from shown(lambda: run(*values), 2)
+
+    values = [prompt, is_chat, new_tokens, seed, steps, guidance, *controls[0].inputs, *controls[1].inputs]
+    outputs = [message, *panels]
+    started = write.click(write_texts, values, outputs, show_progress="hidden", concurrency_id=concurrency_id)
+    stop.click(None, cancels=[started])

@@ -1,0 +1,60 @@
+"""What the passes of a run compute: asks the plan, and remembers for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..caching import PassPlan, PassState, Queries
+
+
+class PlannedPasses:
+    """The plan of one run of the loop, and what was masked before the last pass of each row.
+
+    Args:
+        plan: None if every pass computes all positions.
+        masked: which positions of the windows are masked when the run begins, bool `(batch_size, L)`.
+        starts, ends, lengths, resumed, block_starts: see `PassState`, for all rows of the batch.
+    """
+
+    def __init__(
+        self,
+        plan: PassPlan | None,
+        masked: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        lengths: Tensor,
+        resumed: Tensor,
+        block_starts: Tensor | None = None,
+    ) -> None:
+        self.plan, self._on_host = plan, (starts, ends, lengths, resumed)
+        self._block_starts = block_starts
+        self._masked = masked.clone()  # so that nothing of the caller is overwritten
+        self._num_masked = masked.sum(-1).cpu() if plan is not None else torch.zeros(len(masked), dtype=torch.int64)
+
+    @classmethod
+    def over_whole_rows(cls, plan: PassPlan | None, masked: Tensor) -> PlannedPasses:
+        """For rows that are filled in all at once."""
+        whole = torch.full((len(masked),), masked.shape[1])
+        return cls(plan, masked, torch.zeros_like(whole), whole, whole, torch.full_like(whole, -1))
+
+    def next(
+        self, step: int, rows: Tensor | slice, of_rows: Tensor, masked: Tensor, num_masked: Tensor
+    ) -> Queries | None:
+        """What the next pass of some rows computes; None for all positions.
+
+        Args:
+            step: see `PassState`.
+            rows, of_rows: the rows, on the device and on the host.
+            masked: which positions of their windows are masked now, bool `(num_rows, L)`.
+            num_masked: their number, int64 `(num_rows,)` on the CPU.
+        """
+        if self.plan is None:
+            return None
+        starts, ends, lengths, resumed = (values[of_rows] for values in self._on_host)
+        latest = (self._masked[rows], self._num_masked[of_rows])
+        block_starts = None if self._block_starts is None else self._block_starts[of_rows]
+        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts))
+        self._masked[rows] = masked
+        self._num_masked[of_rows] = num_masked
+        return queries

@@ -1,0 +1,88 @@
+"""The logits that a step reads, and what is said to whoever computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
+# (tokens (num_rows, K), timestep, their rows, positions int64 (num_rows, K)) -> logits (num_rows, K, V)
+Denoiser = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Which rows of the batch a pass computes, and what is known of them on the host.
+
+    Args:
+        step: number of steps since the run began, or since a callback put in other tokens; 0 is the first.
+        rows: the rows that need logits.
+        unfinished: all rows that still hold masks; the others need no pass any more.
+        remaining: how many masks each row of the batch holds, int64 `(batch_size,)` on the CPU.
+    """
+
+    step: int
+    rows: list[int]
+    unfinished: list[int]
+    remaining: Tensor
+
+    def index(self, batch_size: int, device: torch.device) -> Tensor | slice:
+        """The rows as an index; a slice, which copies nothing, for all of them."""
+        return as_index(self.rows, batch_size, device)
+
+
+@dataclass
+class StepLogits:
+    """The logits of a step: of all positions, or of those alone that it may reveal.
+
+    Args:
+        values: `(num_rows, n, V)`, or `(batch_size, V, height, width)` without `places`.
+        places: where they belong, see the argument `logits_at` of `MaskedDiffusionScheduler.step`, int64
+            `(num_rows, n)`; None if they are those of all positions of all rows.
+        rows: the row of the batch that each of `num_rows` belongs to; None for all rows, in order.
+    """
+
+    values: Tensor
+    places: Tensor | None = None
+    rows: list[int] | None = None
+
+    def replace_rows(self, newer: StepLogits) -> None:
+        """Overwrite the logits of the rows that `newer` holds, in place."""
+        rows = newer.rows if self.rows is None else [self.rows.index(row) for row in newer.rows or []]
+        if self.places is None or newer.places is None:
+            self.values[rows] = newer.values
+            return
+        count = newer.places.shape[1]  # a row never holds more masks than before
+        self.values[rows, :count] = newer.values
+        self.places[rows] = -1
+        self.places[rows, :count] = newer.places
+
+
+# (sample, timestep, rows) -> logits
+PassOfStep = Callable[[Tensor, Tensor, StepRows], StepLogits]
+
+
+def whole_pass(denoiser: Denoiser) -> PassOfStep:
+    """A pass that computes the logits of all positions of its rows."""
+
+    def pass_of_step(sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
+        rows = now.index(len(sample), sample.device)
+        values = denoiser(sample[rows], t, rows)
+        if isinstance(rows, slice):
+            return StepLogits(values)
+        if values.ndim == 4:
+            values = values.flatten(2).transpose(1, 2)
+        length = values.shape[1]
+        return StepLogits(values, rows[:, None] * length + torch.arange(length, device=rows.device), now.rows)
+
+    return pass_of_step
+
+
+def as_index(rows: list[int], batch_size: int, device: torch.device) -> Tensor | slice:
+    """Rows of a batch as an index; a slice, which copies nothing, for all of them."""
+    if len(rows) == batch_size:
+        return slice(None)
+    return torch.tensor(rows).to(device, non_blocking=True)
