@@ -198,12 +198,22 @@ FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
 
 
 def spread(pipe: MaskedDiffusionTextPipeline) -> MaskedDiffusionTextPipeline:
-    """Makes the logits differ so much that rounding decides nothing."""
-    head = next(
-        module for name, module in pipe.transformer.named_modules() if name in ("lm_head", "output_layer.linear")
-    )
+    """Large random weights: every token depends on those before it, and rounding decides nothing."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        head.weight.mul_(8 / head.weight.std() / head.weight.shape[1] ** 0.5)
+        for name, parameter in pipe.transformer.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            width = 1.0 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
+            width = 0.05 if "modulation" in name else width  # the same for all positions
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * width)
+        for name, parameter in pipe.transformer.named_parameters():
+            if name.endswith("modulation.bias") and name.startswith("blocks"):
+                parameter.view(6, -1)[[2, 5]] = 1  # gates: a new model's are closed
+        head = next(
+            module for name, module in pipe.transformer.named_modules() if name in ("lm_head", "output_layer.linear")
+        )
+        head.weight.mul_(2)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

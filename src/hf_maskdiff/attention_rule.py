@@ -43,7 +43,14 @@ class BlockCausal:
         """
         return (places if offsets is None else places + offsets[:, None]) // self.block_size
 
-    def seen(self, queries: Tensor, num_keys: int, real: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+    def seen(
+        self,
+        queries: Tensor,
+        num_keys: int,
+        real: Tensor | None = None,
+        offsets: Tensor | None = None,
+        length: int | None = None,
+    ) -> Tensor:
         """Which keys each query sees, bool `(batch_size or 1, 1, num_queries, num_keys)`.
 
         Every query sees itself, also where it is padding, so that no softmax is over nothing.
@@ -51,18 +58,17 @@ class BlockCausal:
         Args:
             queries: positions of the queries, int64 `(batch_size or 1, num_queries)`.
             num_keys: the keys are those of the positions 0 .. num_keys - 1.
-            real: False for keys that are padding, bool `(batch_size, n)`, n at most num_keys; None if all are real.
+            real: False for keys that are padding, bool `(batch_size, length)`; None if all are real.
             offsets: see `blocks_of`.
+            length: positions from here on are not there, although a store has room for them; None if all are.
         """
         keys = torch.arange(num_keys, device=queries.device)[None]
         mask = self.blocks_of(keys, offsets)[:, None] <= self.blocks_of(queries, offsets)[:, :, None]
         if real is not None:
             mask = mask & F.pad(real, (0, num_keys - real.shape[1]))[:, None]
+        elif length is not None and length < num_keys:
+            mask = mask & (keys < length)[:, None]
         return (mask | (keys[:, None] == queries[:, :, None]))[:, None]
-
-    def block_end(self, position: int, offset: int = 0) -> int:
-        """The first position behind the block that a position is in."""
-        return ((position + offset) // self.block_size + 1) * self.block_size - offset
 
 
 def block_causal(attention: str | None, block_size: int | None) -> BlockCausal | None:

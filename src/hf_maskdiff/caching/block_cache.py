@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,7 @@ class BlockCacheConfig(CacheConfig):
     """
 
     partial: PartialCacheConfig | None = None
+    outlives_blocks: ClassVar[bool] = True
 
     def within_steps(self) -> PartialCacheConfig | None:
         return self.partial

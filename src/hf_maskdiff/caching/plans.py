@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,15 @@ class Queries:
 
 
 class PassPlan(Protocol):
-    """Says which positions the pass of each step computes."""
+    """Says which positions the pass of each step computes.
+
+    Attributes:
+        outlives_blocks: whether what one block stores serves the next ones; rows that have finished a block are then
+            kept for their next one.
+    """
+
+    @property
+    def outlives_blocks(self) -> bool: ...
 
     def queries(self, state: PassState) -> Queries | None:
         """The positions to compute; None for all of them, afresh. Must not depend on other rows, except for K."""
@@ -81,6 +89,7 @@ class CachePlanConfig(CacheConfig):
 
     refresh_every: int | None = None
     partial: PartialCacheConfig | None = None
+    outlives_blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.refresh_every is not None:

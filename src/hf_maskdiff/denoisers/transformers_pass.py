@@ -88,7 +88,7 @@ def run_pass(
         elif not store.masks_are_kept and mask is not None:
             num_keys = mask.shape[1]
     if abilities.rule is not None:
-        mask = abilities.rule.seen(places, num_keys, mask, offsets)
+        mask = abilities.rule.seen(places, num_keys, mask, offsets, length)
     accepted = accepted_arguments(model)
     inputs = {"input_ids": input_ids, **abilities.attention(model, mask)}
     if "position_ids" in accepted:

@@ -276,7 +276,8 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         if self.rule is not None:
             seen = None if attention_mask is None else attention_mask[:, 0, 0]
             places = places.expand(len(input_ids), -1)
-            attention_mask = self.rule.seen(places, _num_keys(layers, input_ids, positions), seen, offsets)
+            num_keys = _num_keys(layers, input_ids, positions)
+            attention_mask = self.rule.seen(places, num_keys, seen, offsets, length)
         for block, kept in zip(self.blocks, layers, strict=True):
             arguments = (hidden_states, condition, rotary, attention_mask, kept)
             if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -57,6 +57,7 @@ class WindowDenoiser:
         )
         self._planned = PlannedPasses(denoiser.plan, *windows)
         in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
+        self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
@@ -138,7 +139,9 @@ class WindowDenoiser:
         positions: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        passed, held = ([self.row_ids[row] for row in some] for some in (rows, unfinished))
+        # Rows that have finished this block are needed in the next one by a plan that outlives blocks.
+        kept = range(len(self.row_ids)) if self._keeps_all else unfinished
+        passed, held = ([self.row_ids[row] for row in some] for some in (rows, kept))
         with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
             return self.caches.run(
                 context, passed, held, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
