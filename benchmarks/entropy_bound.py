@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Row, summarise
+from cells import Row, Summary, summarise
 from images import QUALITY, make_parser, run
-from plots import add_legend, draw_curve, draw_references, figure, set_ticks
+from looks import look
+from plots import PAPER, End, draw_curve, draw_references, figure, label_ends, set_ticks
 from samplers import Samplers, plain
 from tables import print_cells
 
@@ -41,33 +42,40 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.5, 2, 4, 8, 16, 32, 64], help="in nats")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8], help="for the samplers on schedule or cut off")
+    parser.add_argument("--steps", type=int, nargs="*", default=[8], help="for the samplers on schedule or cut off")
     parser.add_argument("--baseline_steps", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--num_positions", type=int, default=49, help="per image: the most steps a bound may take")
     return parser.parse_args(argv)
 
 
-def plot(cells: Cells, path: Path) -> None:
-    summary = summarise(cells)
-    curves: dict[str, list[tuple[float, float, float, str]]] = {}
+def plot(summary: Summary, path: Path, title: str = "Passes and quality, by entropy bound") -> None:
+    """Plot quality against passes: lines for fixed orders and the bound alone, points for bounds within few steps."""
+    lines: dict[str, list[tuple[float, float, float, str]]] = {}
     for (sampler, steps), row in summary.items():
         if steps:
             bound, _, mode = sampler.removeprefix("bound ").partition(", ")
-            curve = sampler if sampler in BASELINES else f"bounded, {mode}, {steps} steps" if mode else "bounded"
-            number = "" if sampler in BASELINES else bound
-            curves.setdefault(curve, []).append((row["passes"][0], *row["frechet"], number))
-    with figure(path, figsize=(7, 4)) as page:
+            words = f"{bound} nats,\n{mode}" if mode == "on schedule" else f"{bound} nats,\n{mode} at {steps}"
+            line, label = (
+                (sampler, "") if sampler in BASELINES else (f"bounded {mode}", words if mode else f"{bound} nats")
+            )
+            lines.setdefault(line, []).append((row["passes"][0], *row["frechet"], label))
+    with figure(path, title=title, figsize=(9, 5.4)) as page:
         axes = page.subplots()
-        draw_references(axes, summary, "frechet")
-        for curve, points in curves.items():
-            colour = draw_curve(axes, [point[:3] for point in points], curve)[0].get_color()
-            for x, y, _, number in points:
-                axes.annotate(number, (x, y), (3, 3), textcoords="offset points", fontsize=6, color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="model passes per image (mean)")
-        axes.set_ylabel("Frechet distance, mean and standard error")
+        ends = draw_references(axes, summary, "frechet")
+        for line, points in lines.items():
+            style = look(line) | {"linestyle": "-" if line in ("bounded ", *BASELINES) else "", "zorder": 3}
+            style |= {} if line in BASELINES else {"marker": "D", "markersize": 8}
+            draw_curve(axes, [point[:3] for point in points], line, **style)
+            if line in BASELINES:
+                ends.append(End(line, *max(points)[:2], style["color"]))
+            for x, y, _, label in points:
+                place = {"xytext": (10, 3), "textcoords": "offset points", "va": "top", "color": style["color"]}
+                axes.annotate(label, (x, y), bbox=PAPER, **place)
+        axes.set(xscale="log", yscale="log", xlabel="model passes an image needs, mean")
+        axes.set_ylabel("Frechet distance, lower is better")
         set_ticks(axes.xaxis, (2, 4, 8, 16, 32, 64))
-        set_ticks(axes.yaxis, (5, 10, 20, 40, 80))
-        add_legend(page, title="numbers: bound in nats")
+        set_ticks(axes.yaxis, (6, 8, 10, 15, 20, 30, 40, 60, 80))
+        label_ends(page, {axes: ends})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pairs += [(name, steps) for name in BASELINES for steps in args.baseline_steps]
     results = run(args, samplers, pairs)
     print_cells(results["cells"], COLUMNS, "most steps")
-    plot(results["cells"], args.output_dir / "entropy_bound.png")
+    plot(summarise(results["cells"]), args.output_dir / "entropy_bound.png")
     return results
 
 

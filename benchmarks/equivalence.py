@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import add_pipeline_arguments, new_parser
+from looks import GREY
 from passes import draw_codes, draw_ids, generators_from, open_pipeline
-from plots import draw_over_steps, figure
+from plots import End, draw_curve, figure, label_ends, set_ticks
 from tables import print_table, with_error, write_json
 from torch import nn
 from tqdm.auto import tqdm
@@ -38,6 +39,8 @@ from hf_maskdiff.evaluation.equivalence import Rounds, leading_constant, symmetr
 from hf_maskdiff.evaluation.markov_chain import MarkovChain
 from hf_maskdiff.evaluation.report import mean_and_error
 from hf_maskdiff.masking import planned_counts
+
+SHADES = ("#08306B", "#1F6FB4", "#4A9FD8", "#8CC4E8")  # from a low choice temperature to a high one
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -222,17 +225,31 @@ def trajectory_row(row: dict[str, Any]) -> list[Any]:
     return [row["model"], row["steps"], f"{row['alpha']:g}", *numbers]
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path, title: str = "How far MaskGIT and moment may be apart") -> None:
     """Plot bounds against steps, with a line per choice temperature and a panel per model."""
-    kinds = list(dict.fromkeys(row["model"] for row in rows))
-    with figure(path, figsize=(4.6 * max(1, len(kinds)), 3.6)) as page:
-        panels = page.subplots(1, max(1, len(kinds)), squeeze=False)[0]
-        for axis, kind in zip(panels, kinds, strict=False):
-            summary = {(f"alpha {row['alpha']:g}", row["steps"]): row for row in rows if row["model"] == kind}
-            labels = {"title": kind, "yscale": "log", "ylabel": "bound on the total variation"}
-            draw_over_steps(axis, summary, lambda row: row["bound"], **labels)
-            axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-            axis.legend()
+    kinds = list(dict.fromkeys(row["model"] for row in rows)) or [""]
+    alphas = sorted({row["alpha"] for row in rows})
+    steps = sorted({row["steps"] for row in rows})
+    with figure(path, title=title, figsize=(max(4.8 * len(kinds), 6), 4.8)) as page:
+        panels = page.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+        ends = {}
+        for axis, kind in zip(panels, kinds, strict=True):
+            axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{kind} (alpha: choice temperature)")
+            ends[axis] = []
+            for colour, alpha in zip(SHADES[-len(alphas) :], alphas, strict=False):
+                found = [row for row in rows if (row["model"], row["alpha"]) == (kind, alpha)]
+                points = sorted((row["steps"], *row["bound"]) for row in found)
+                draw_curve(axis, points, f"{alpha:g}", color=colour)
+                ends[axis].append(End(f"alpha {alpha:g}", *points[-1][:2], colour))
+            set_ticks(axis.xaxis, steps)
+        for axis in panels:
+            low, high = axis.get_ylim()
+            set_ticks(axis.yaxis, (0.03, 0.1, 0.3, 1, 3, 10, 30))
+            axis.axhspan(1, max(high, 1.5), color="#EEEEEE", zorder=0)
+            axis.set_ylim(low, max(high, 1.5))
+            axis.text(0.03, 0.97, "above 1: says nothing", transform=axis.transAxes, va="top", color=GREY)
+        panels[0].set_ylabel("bound on the total variation")
+        label_ends(page, ends)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from arguments import add_cell_arguments, new_parser
-from cells import Cells, Row, run_cells, seed_by_seed, summarise
+from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
-from plots import add_legend, draw_over_steps, draw_references, figure
+from plots import draw_over_steps, draw_references, figure, label_ends
 from samplers import Samplers, parts, plain, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
@@ -174,14 +174,12 @@ def variance_within(features: Tensor, labels: Tensor) -> float:
     return sum(((own - own.mean(0)) ** 2).sum().item() for own in classes) / len(features)
 
 
-def plot(cells: Cells, path: Path) -> None:
-    summary = summarise(cells)
-    with figure(path, figsize=(7, 4)) as page:
+def plot(summary: Summary, path: Path, title: str = "Images: distance from real digits") -> None:
+    with figure(path, title=title, figsize=(8, 5)) as page:
         axes = page.subplots()
-        draw_references(axes, summary, "frechet")
-        labels = {"yscale": "log", "ylabel": "Frechet distance, mean and standard error"}
-        draw_over_steps(axes, summary, lambda row: row["frechet"], **labels)
-        add_legend(page)
+        labels = {"yscale": "log", "ylabel": "Frechet distance, lower is better"}
+        ends = draw_over_steps(axes, summary, lambda row: row["frechet"], **labels)
+        label_ends(page, {axes: ends + draw_references(axes, summary, "frechet")})
 
 
 def run(args: argparse.Namespace, samplers: Samplers, pairs: Sequence[tuple[str, int]]) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     results = run(args, SAMPLERS, [(name, steps) for name in args.samplers for steps in args.steps])
     print_cells(results["cells"], COLUMNS)
-    plot(results["cells"], args.output_dir / "frechet.png")
+    plot(summarise(results["cells"]), args.output_dir / "frechet.png")
     return results
 
 

@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 from arguments import add_cell_arguments, new_parser
-from cells import Cells, Row, run_cells, seed_by_seed, summarise
-from plots import add_legend, draw_over_steps, draw_references, figure
+from cells import Row, Summary, run_cells, seed_by_seed, summarise
+from plots import draw_over_steps, draw_references, figure, label_ends, set_ticks
 from samplers import HYBRIDS, Samplers, all_in_groups, parts
 from tables import print_cells, with_error
 from tqdm.auto import tqdm
@@ -140,16 +140,21 @@ def sharpness(scheduler: MaskedDiffusionScheduler, step: int) -> torch.Tensor:
     return torch.tensor(1 + 1 / alpha, dtype=torch.float64)
 
 
-def plot(cells: Cells, path: Path) -> None:
+def plot(summary: Summary, path: Path, title: str = "Errors of samplers on a chain without model error") -> None:
     """Plot pairs and path KL against steps, without caching; the dotted line shows the chain's own samples."""
-    summary = {key: row for key, row in summarise(cells).items() if parts(key[0])[1] == 1}
-    with figure(path, figsize=(10, 4)) as page:
+    shown = {key: row for key, row in summary.items() if parts(key[0])[1] == 1}
+    with figure(path, title=title, figsize=(10.5, 5.2)) as page:
         left, right = page.subplots(1, 2)
-        draw_references(left, summary, "pairs")
-        log = {"yscale": "log"}
-        draw_over_steps(left, summary, lambda row: row["pairs"], ylabel="KL of adjacent pairs, nats", **log)
-        draw_over_steps(right, summary, path_kl, ylabel="path KL, nats per token", **log)
-        add_legend(page)
+        ends = {
+            left: draw_over_steps(left, shown, lambda row: row["pairs"], yscale="log", ylabel="nats"),
+            right: draw_over_steps(right, shown, path_kl, ylabel="nats per token"),
+        }
+        ends[left] += draw_references(left, shown, "pairs")
+        left.set_title("Neighbouring tokens: KL from the chain's")
+        right.set_title("Whole run: path KL (numbers: choice temperature)")
+        right.set_ylim(bottom=0)
+        set_ticks(left.yaxis, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1))
+        label_ends(page, ends)
 
 
 def path_kl(row: Row) -> tuple[float, float] | None:
@@ -162,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pairs = [(REFERENCE, 0), *((name, steps) for name in samplers for steps in args.steps if steps <= args.length)]
     results = run_cells(args, SETTINGS, seed_by_seed(pairs, args.num_seeds), lambda: Bench(args).measure)
     print_cells(results["cells"], COLUMNS)
-    plot(results["cells"], args.output_dir / "chain.png")
+    plot(summarise(results["cells"]), args.output_dir / "chain.png")
     return results
 
 

@@ -1,4 +1,4 @@
-"""The plots of `partial_caching.py`: quality against cost, with one line per R and the step count at each point."""
+"""The plots of `partial_caching.py`: quality against passes, with one line per R and the step count at each point."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, summarise
-from plots import add_legend, figure
+from cells import Cells, Summary, summarise
+from looks import look, title_of
+from plots import PAPER, End, draw_curve, figure, label_ends, set_ticks
 from samplers import in_groups
 
 # measure -> heading, factor, digits
 Measures = dict[str, tuple[str, float, int]]
 # cells, measures, moment, MaskGIT, the other samplers, samples of a cell
 Kind = tuple[Cells, Measures, str, str, Sequence[str], int]
-# R -> colour, and the offset of the step count from its point, in points
-STYLES = {1: ("black", (-7, -11)), 2: ("tab:blue", (4, 3)), 3: ("tab:green", (4, 3)), 4: ("tab:orange", (4, 3))}
-MORE_STYLES = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
-TICKS = {
-    "pass equivalents": ("passes, a partial one as k / L", (1, 2, 4, 8, 16, 32, 64, 128)),
-    "seconds": ("milliseconds a sample", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)),
-    "frechet": ("Frechet distance", (2, 5, 10, 20, 40, 80, 160)),
-}
+# Lines of one sampler, hence of one colour: the more groups, the lighter.
+LIGHTER = {1: 0.0, 2: 0.3, 3: 0.4, 4: 0.5, 8: 0.6}
+COLUMNS = 3
+MARKERS = {1: "o", 2: "s", 3: "D", 4: "^", 8: "v"}
+PASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+LABELS = {"frechet": "Frechet distance", "nats": "nats per character"}
+FRECHET = (5, 10, 20, 40, 80, 160)
 
 
 def fastest(cells: Cells, name: str, steps: int) -> float:
@@ -29,69 +29,111 @@ def fastest(cells: Cells, name: str, steps: int) -> float:
     return 1000 * min(cell["seconds"] for cell in cells if (cell["sampler"], cell["steps"]) == (name, steps))
 
 
-def curve(axis: Any, kind: Kind, name: str, x: str, colour: str, offset: tuple[int, int], **style: Any) -> None:
-    """Plot quality against cost, with the step count at each point."""
-    cells, measures, *_, number = kind
-    y = next(iter(measures))
-    rows = [(steps, row) for (sampler, steps), row in summarise(cells).items() if sampler == name and steps]
+def lighter(colour: str, share: float) -> tuple[float, ...]:
+    """A colour mixed with a share of white."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return tuple(part + share * (1 - part) for part in parts)
+
+
+def curve(axis: Any, summary: Summary, measure: str, name: str, num_substeps: int, label: str) -> list[End]:
+    """Plot quality against passes, with the step count at each point; returns what to write at the end of a line."""
+    sampler = in_groups(name, num_substeps)
     points = sorted(
-        (steps, fastest(cells, name, steps) / number if x == "seconds" else row[x][0], *row[y]) for steps, row in rows
+        (row["pass equivalents"][0], *row[measure], steps)
+        for (found, steps), row in summary.items()
+        if found == sampler and steps
     )
     if not points:
-        return
-    steps, costs, values, errors = zip(*points, strict=True)
-    axis.errorbar(costs, values, errors, marker="o", markersize=4, capsize=2, linewidth=1.2, color=colour, **style)
-    for place in zip(steps, costs, values, strict=True):
-        label = {"xytext": offset, "textcoords": "offset points", "fontsize": 8, "color": colour}
-        axis.annotate(str(place[0]), place[1:], **label)
+        return []
+    colour = lighter(look(name)["color"], LIGHTER.get(num_substeps, 0.5))
+    style = {"color": colour, "marker": MARKERS.get(num_substeps, "o"), "linestyle": "-"}
+    draw_curve(axis, [point[:3] for point in points], label, **style)
+    for number, (x, y, _, steps) in enumerate(points):
+        place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 10, "color": colour, "zorder": 5}
+        named = num_substeps > 1 and number == 0  # lines with groups end in the crowd, and begin outside it
+        axis.annotate(f"{steps} steps, {label}" if named else str(steps), (x, y), bbox=PAPER, **place)
+    return [] if num_substeps > 1 else [End(label, *points[-1][:2], colour)]
 
 
-def curves(axis: Any, kind: Kind, sampler: str, x: str, num_substeps: Sequence[int]) -> None:
+def draw_panel(axis: Any, summary: Summary, measure: str, name: str, num_substeps: Sequence[int]) -> list[End]:
     """Plot a sampler's curves, one per R."""
-    more = iter(MORE_STYLES)
-    for num in sorted(num_substeps):
-        colour, offset = STYLES[num] if num in STYLES else (next(more), (4, 3))
-        curve(axis, kind, in_groups(sampler, num), x, colour, offset, label=f"R = {num}")
-    for scale, measure in ((axis.xaxis, x), (axis.yaxis, next(iter(kind[1])))):
-        label, ticks = TICKS.get(measure, (f"{measure} per character", ()))
-        scale.set_label_text(label)
-        if ticks:
-            getattr(axis, f"set_{scale.axis_name}scale")("log")
-            low, high = scale.get_view_interval()
-            scale.set_ticks([tick for tick in ticks if low <= tick <= high])
-            scale.set_major_formatter("{x:g}")
-            scale.set_ticks([], minor=True)
+    ends = []
+    for number in sorted(num_substeps):
+        ends += curve(axis, summary, measure, name, number, "no groups" if number == 1 else f"{number} groups")
+    axis.set(xscale="log", xlabel="passes, a partial one as its share", ylabel=LABELS.get(measure, measure))
+    set_axes(axis, measure)
+    return ends
+
+
+def set_axes(axis: Any, measure: str) -> None:
+    """Ticks at round numbers."""
+    set_ticks(axis.xaxis, PASSES)
+    if measure == "frechet":
+        axis.set_yscale("log")
+        set_ticks(axis.yaxis, FRECHET)
 
 
 def plot(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
-    """Plot moment for each R, and MaskGIT: at the top against passes, at the bottom against wall time."""
-    with figure(path, dpi=200, figsize=(8, 6.6)) as page:
-        axes = page.subplots(2, len(kinds), squeeze=False)
-        for column, kind in enumerate(kinds):
-            *_, moment, maskgit, _, _ = kind
-            for axis, x in zip(axes[:, column], ("pass equivalents", "seconds"), strict=True):
-                curve(axis, kind, maskgit, x, "tab:red", (3, 4), linestyle="--", label="MaskGIT")
-                curves(axis, kind, moment, x, num_substeps)
-            axes[0, column].set_title(f"{'text' if 'nats' in kind[1] else 'images'}: {moment}")
-        add_steps_legend(page)
+    """Plot moment for each R, and MaskGIT."""
+    panels = [(summarise(cells), measures, *names) for cells, measures, *names, _, _ in kinds]
+    draw_moment([(table, next(iter(first)), *names) for table, first, *names in panels], num_substeps, path)
+
+
+def draw_moment(
+    panels: Sequence[tuple[Summary, str, str, str]],
+    num_substeps: Sequence[int],
+    path: Path,
+    title: str = "Partial caching: quality against passes",
+    titles: Sequence[str] = (),
+) -> None:
+    """Plot a panel for each kind: the moment sampler for each R, and MaskGIT, which has no groups.
+
+    Args:
+        panels: summary, measure, moment's name, and MaskGIT's.
+        titles: what each panel says.
+    """
+    with figure(path, title=title, figsize=(5.3 * len(panels), 5)) as page:
+        axes = page.subplots(1, len(panels), squeeze=False)[0]
+        ends = {}
+        for number, (axis, (summary, measure, moment, maskgit)) in enumerate(zip(axes, panels, strict=True)):
+            lines = curve(axis, summary, measure, maskgit, 1, "MaskGIT")
+            ends[axis] = lines + draw_panel(axis, summary, measure, moment, num_substeps)
+            axis.set_title(titles[number] if titles else title_of(moment))
+        label_ends(page, ends)
 
 
 def plot_others(kinds: list[Kind], num_substeps: Sequence[int], path: Path) -> None:
-    """Plot the other samplers for each R, against passes."""
-    width = max(len(kind[4]) for kind in kinds)
-    with figure(path, dpi=200, figsize=(1.7 * width, 2.7 * len(kinds))) as page:
-        axes = page.subplots(len(kinds), width, squeeze=False, sharey="row")
-        for row, kind in zip(axes, kinds, strict=True):
-            for axis, name in zip(row, kind[4], strict=False):
-                curves(axis, kind, name, "pass equivalents", num_substeps)
-                axis.set_title(name)
+    """Plot the other samplers for each R."""
+    panels = [(summarise(cells), next(iter(measures)), names) for cells, measures, _, _, names, _ in kinds]
+    draw_others(panels, num_substeps, path)
+
+
+def draw_others(
+    panels: Sequence[tuple[Summary, str, Sequence[str]]],
+    num_substeps: Sequence[int],
+    path: Path,
+    title: str = "Quality against passes, by the number of groups",
+) -> None:
+    """Plot a panel for each sampler, and begin a row with each kind.
+
+    Args:
+        panels: summary, measure and samplers.
+    """
+    rows = [
+        (table, measure, names[i : i + COLUMNS])
+        for table, measure, names in panels
+        for i in range(0, len(names), COLUMNS)
+    ]
+    with figure(path, title=title, figsize=(3.6 * COLUMNS, 3.6 * len(rows))) as page:
+        axes = page.subplots(len(rows), COLUMNS, squeeze=False, sharey="row")
+        ends = {}
+        for row, (summary, measure, names) in zip(axes, rows, strict=True):
+            for axis, name in zip(row, names, strict=False):
+                ends[axis] = draw_panel(axis, summary, measure, name, num_substeps)
+                axis.set_title(title_of(name))
                 axis.set_xlabel("passes")
                 if axis is not row[0]:
                     axis.set_ylabel("")
-            for axis in row[len(kind[4]) :]:
+            for axis in row[len(names) :]:
                 axis.remove()
-        add_steps_legend(page)
-
-
-def add_steps_legend(page: Any) -> None:
-    add_legend(page, ncols=9, fontsize=None, loc="outside lower center", title="numbers: steps")
+        label_ends(page, ends)

@@ -3,7 +3,7 @@
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume   # after a stop
     python benchmarks/text.py --dataset karpathy/tiny_shakespeare --output_dir out/text --resume \\
-        --tempered halton hybrid-0.25 hybrid-0.5 "hybrid-1>0" hybrid-uniform --steps 8 16
+        --tempered hybrid-0.25 hybrid-0.5 "hybrid-1>0" hybrid-uniform --steps 8 16
 
 The judge is a character 6-gram model with Witten-Bell smoothing, fitted on the training split only. "nats" is minus the
 log-probability per character that it gives to the generated text; the row "held-out text" scores as many real texts of
@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 from arguments import add_cell_arguments, new_parser
-from cells import Cells, Row, run_cells, seed_by_seed, summarise
+from cells import Row, Summary, run_cells, seed_by_seed, summarise
+from looks import choice_temperature
 from passes import NeededPasses, draw_ids, draw_set, generators_from, open_pipeline, partial_caching
-from plots import add_legend, draw_over_steps, draw_references, figure
+from plots import draw_over_steps, draw_references, figure, label_ends
 from samplers import HYBRIDS, Samplers, all_in_groups, parts, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
@@ -49,10 +50,10 @@ TEMPERED: Samplers = {
     "maskgit": MaskGITScheduler,
     "moment": MomentScheduler,
     "hybrid": HYBRIDS["halton 0.75"],
+    "halton": HaltonScheduler,
 }
 # Further samplers: mixtures of the bit-reversed and the moment order, and another exploration.
 MIXTURES: Samplers = {
-    "halton": HaltonScheduler,
     **{f"hybrid-{ratio}": HYBRIDS[f"halton {ratio}"] for ratio in ("0.25", "0.5", "1>0")},
     "hybrid-uniform": HYBRIDS["uniform 0.75"],
 }
@@ -128,14 +129,24 @@ class Bench:
             return draw_set(draw, self.args.batch_size, self.needed, generators)
 
 
-def plot(cells: Cells, path: Path) -> None:
-    labels = {"nats": "nats per character under the n-gram judge", "entropy": "entropy of a sequence, nats"}
-    summary = summarise(cells)
-    with figure(path, figsize=(10, 4)) as page:
-        for (name, label), axis in zip(labels.items(), page.subplots(1, 2), strict=True):
-            draw_references(axis, summary, name)
-            draw_over_steps(axis, summary, lambda row, name=name: row[name], ylabel=label)
-        add_legend(page)
+def plot(summary: Summary, path: Path, title: str = "Likelihood and diversity of text") -> None:
+    """Plot nats and entropy against steps, a column for each choice temperature, beside the plain samplers."""
+    labels = {"nats": "nats per character\n(6-gram judge)", "entropy": "entropy of a text, nats"}
+    alphas = sorted({alpha for name, _ in summary if (alpha := choice_temperature(name)) is not None}) or [None]
+    with figure(path, title=title, figsize=(4.6 * max(len(alphas), 2), 7)) as page:
+        panels = page.subplots(2, len(alphas), squeeze=False, sharex=True, sharey="row")
+        ends = {}
+        for alpha, column in zip(alphas, panels.T, strict=True):
+            shown = {key: row for key, row in summary.items() if choice_temperature(key[0]) in (None, alpha)}
+            for (name, label), axis in zip(labels.items(), column, strict=True):
+                ends[axis] = draw_over_steps(axis, shown, lambda row, name=name: row[name], ylabel=label)
+                ends[axis] += draw_references(axis, shown, name)
+            for axis in column[:-1]:
+                axis.set_xlabel("")
+            column[0].set_title("plain" if alpha is None else f"choice temperature {alpha:g}; dotted: without")
+        for axis in panels[:, 1:].flat:
+            axis.set_ylabel("")
+        label_ends(page, ends)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pairs = [(REFERENCE, 0), *((name, steps) for name in samplers for steps in args.steps)]
     results = run_cells(args, SETTINGS, seed_by_seed(pairs, args.num_seeds), lambda: Bench(args).measure)
     print_cells(results["cells"], COLUMNS)
-    plot(results["cells"], args.output_dir / "text.png")
+    plot(summarise(results["cells"]), args.output_dir / "text.png")
     return results
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,58 @@ def test_a_table(part: Part, capsys: pytest.CaptureFixture[str]) -> None:
     assert tables.with_error((1.0, float("nan")), 1) == "1.0"
 
 
-def test_a_sampler_has_one_colour_though_a_panel_lacks_another(part: Part, tmp_path: Path) -> None:
-    plots = part("plots")
-    summary = {(name, steps): {"x": (steps, 0.1)} for name in ("one", "two", "three") for steps in (2, 4)}
-    summary["two", 2], summary["two", 4] = {}, {}
+def test_a_sampler_looks_the_same_in_every_panel(part: Part, tmp_path: Path) -> None:
+    """Its colour is its own: it does not depend on which others are drawn, or in which order."""
+    plots, looks = part("plots"), part("looks")
+    summary = {(name, steps): {"x": (steps, 0.1)} for name in ("moment 4", "maskgit 4", "halton") for steps in (2, 4)}
+    summary["maskgit 4", 2], summary["maskgit 4", 4] = {}, {}
     summary["real", 0] = {"x": (3.0, 0.1)}
-    with plots.figure(tmp_path / "plot.png") as figure:
-        panels = figure.subplots(1, 2)
-        plots.draw_references(panels[0], summary, "x")
-        plots.draw_over_steps(panels[0], summary, lambda row: row.get("x", (1.0, 0.1)), yscale="log")
-        plots.draw_over_steps(panels[1], summary, lambda row: row.get("x"))
-        plots.add_legend(figure)
-    colours = [{bars.get_label(): bars[0].get_color() for bars in panel.containers} for panel in panels]
-    assert colours[0].keys() == {"one", "two", "three"}
-    assert colours[1] == {name: colours[0][name] for name in ("one", "three")}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["real", "one", "two", "three"]
+    with plots.figure(tmp_path / "plot.png", title="A title") as figure:
+        left, right = figure.subplots(1, 2)
+        ends = {left: plots.draw_over_steps(left, summary, lambda row: row.get("x", (1.0, 0.1)), yscale="log")}
+        ends[left] += plots.draw_references(left, summary, "x")
+        ends[right] = plots.draw_over_steps(right, summary, lambda row: row.get("x"))
+        limits = [axis.get_xlim() + axis.get_ylim() for axis in ends]
+        plots.label_ends(figure, ends)
+        assert [axis.get_xlim() + axis.get_ylim() for axis in ends] == limits
+    colours = [{bars.get_label(): bars[0].get_color() for bars in panel.containers} for panel in ends]
+    assert colours[0] == {name: looks.look(name)["color"] for name in ("moment 4", "maskgit 4", "halton")}
+    assert colours[1] == {name: colours[0][name] for name in ("moment 4", "halton")}
+    assert {text.get_text() for text in left.texts} == {"moment 4", "MaskGIT 4", "Halton", "real"}
+    for text in left.texts:  # a name has the colour of its line
+        assert text.get_color() in {*colours[0].values(), looks.GREY}
+    places = sorted(text.get_window_extent().y0 for text in left.texts)
+    height = min(text.get_window_extent().height for text in left.texts)
+    assert min(later - earlier for earlier, later in pairwise(places)) >= 0.7 * height
     assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_looks_of_samplers(part: Part) -> None:
+    looks = part("looks")
+    colours = [colour for colour, _ in looks.KINDS.values()]
+    assert len(set(colours)) == len(colours) - 1  # confidence and entropy are one order's two measures
+    assert looks.GREY not in colours
+    temperatures = {
+        "moment": None,
+        "moment 4": 4,
+        "moment, 1": 1,
+        "moment, 2 groups": None,
+        "hybrid 16, halton 0.5": 16,
+    }
+    assert {name: looks.choice_temperature(name) for name in temperatures} == temperatures
+    assert looks.look("moment 4")["color"] == looks.look("moment, 2 groups")["color"]
+    assert len({str(looks.look(name)["linestyle"]) for name in ("moment", "moment 4", "moment, 1", "moment 16")}) == 4
+    assert looks.title_of("maskgit 4") == "MaskGIT 4"
+    assert looks.title_of("something else") == "something else"
+
+
+def test_names_are_moved_apart_as_little_as_it_takes(part: Part) -> None:
+    apart = part("plots").apart
+    assert apart([0.1, 0.9, 0.5], 0.1) == pytest.approx([0.1, 0.9, 0.5])
+    assert apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert apart([0.52, 0.5, 0.9], 0.1) == pytest.approx([0.56, 0.46, 0.9])
+    assert apart([0.3, 0.3, 0.35], 0.1) == pytest.approx([0.21667, 0.31667, 0.41667], abs=1e-4)
+    assert apart([], 0.1) == []
 
 
 def test_what_samples_need_is_less_than_what_a_batch_takes(part: Part) -> None:

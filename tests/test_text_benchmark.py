@@ -38,7 +38,7 @@ def test_the_benchmark_of_text(
     again = text.main([*arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
 
     cells = {(cell["sampler"], cell["seed"]): cell for cell in results["cells"]}
-    samplers = ["uniform", "halton", "uniform 4", "maskgit 4", "moment 4", "hybrid 4"]
+    samplers = ["uniform", "halton", "uniform 4", "maskgit 4", "moment 4", "hybrid 4", "halton 4"]
     samplers += [f"{name}, 3 groups" for name in samplers if name != "maskgit 4"]
     assert list(cells) == [(name, seed) for seed in range(2) for name in [text.REFERENCE, *samplers]]
     same = ("nats", "entropy", "distinct-1", "distinct-2", "distinct-4", "passes")
@@ -52,7 +52,7 @@ def test_the_benchmark_of_text(
     new = {cell["sampler"] for cell in mixed["cells"]} - {name for name, _ in cells}
     assert {name for name in new if "groups" not in name} == {f"{name} 4" for name in text.MIXTURES}
     assert mixed["cells"][: len(results["cells"])] == results["cells"]
-    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 12) + 2 + 22
+    assert len(capsys.readouterr().out.splitlines()) == 2 * (2 + 14) + 2 + 22
     assert (tmp_path / "one" / "text.png").stat().st_size > 5_000
 
 

@@ -1,9 +1,9 @@
 """Docstrings in diffusers' style as mkdocstrings reads them: cross references, types in backticks, formulas, examples.
 
-[`~diffusers.VQModel`], [`MomentScheduler`]    a link, or code where the name is not in this documentation
-size (`int`, *optional*): ...                  a type without its backticks, and without the word "optional"
+[`~diffusers.VQModel`], `MomentScheduler`      a link where the name is in this documentation, else code
+size (`int`, *optional*): ...                  a type without its backticks and stars
 image_size, num_channels: ...                  each argument on a line of its own
-$$ ... $$                                      a formula
+Returns:                                       a type in backticks before a colon, or a sentence
 Example: / Examples:                           indented code in a fence
 {{"latents": codes}}                           braces that a template of diffusers halves
 """
@@ -16,7 +16,8 @@ from typing import Any
 
 import griffe
 
-REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
+REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()|(?<![`\[\w])`([A-Z]\w+)(?:\.(\w+))?`(?!`)")
+REFERENCE_MADE = re.compile(r"^ *\[`\w+`\]\[[\w.]+\]")
 ARGUMENT = re.compile(
     r"^(?P<indent> +)(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*) ?(?:\((?P<type>[^()]*(?:\([^()]*\)[^()]*)*)\))?: "
 )
@@ -46,14 +47,20 @@ def rewritten(text: str, names: dict[str, str] | None = None) -> str:
         names: the short names of the package and their full ones.
     """
     text = text.replace("{{", "{").replace("}}", "}")
-    text = REFERENCE.sub(lambda found: _link(found[2], names or {}), text)
-    return "\n".join(_arguments(_examples(text.split("\n"))))
+    text = REFERENCE.sub(lambda found: _reference(found, names or {}), text)
+    return "\n".join(_returns(_arguments(_examples(text.split("\n")))))
+
+
+def _reference(found: re.Match[str], names: dict[str, str]) -> str:
+    if found[1]:
+        return _link(found[1], names)
+    return found[0] if found[2] not in names or found[3] else _link(found[2], names)
 
 
 def _link(name: str, names: dict[str, str]) -> str:
     short = name.rsplit(".", 1)[-1]
     full = names.get(short)
-    return f"[`{short}`][{full}]" if full else f"`{name}`"
+    return f"[`{short}`][{full}]" if full else f"`{short}`"
 
 
 def _examples(lines: list[str]) -> list[str]:
@@ -104,6 +111,17 @@ def _arguments(lines: list[str]) -> list[str]:
     return out
 
 
+def _returns(lines: list[str]) -> list[str]:
+    """What stands before a colon under `Returns:` is a type where it is in backticks; else it is part of a sentence."""
+    out = list(lines)
+    for i, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            before, colon, after = lines[i + 1].partition(": ")
+            is_type = re.fullmatch(r" *`[^`]+`(?: or `[^`]+`)?", before) or REFERENCE_MADE.search(before)
+            out[i + 1] = f"{_type(before)}: {after}" if colon and is_type else lines[i + 1].replace(": ", "&#58; ")
+    return out
+
+
 def _continuation(lines: list[str], indent: int) -> list[str]:
     more: list[str] = []
     for line in lines:
@@ -119,8 +137,9 @@ def _type(text: str) -> str:
 
 
 def _public_names(pkg: griffe.Module) -> dict[str, str]:
-    """The names that the package exports, to the places where the reference shows them."""
-    return {name: f"{pkg.path}.{name}" for name in pkg.exports or ()}
+    """The package's own names among those that it exports, to the places where the reference shows them."""
+    ours = (str(name) for name in pkg.exports or ())
+    return {name: f"{pkg.path}.{name}" for name in ours if pkg[name].target_path.startswith(f"{pkg.path}.")}
 
 
 def _visit(found: Any, rewrite: Any, seen: set[int]) -> None:

@@ -1,21 +1,25 @@
-"""The README as the site's first page, and links to files that are not pages of it.
+"""The README as the site's first page, links to files that are not pages of it, and formulas.
 
 On the site a link to a program or a folder of the repository would lead nowhere: it becomes the name alone, unless
-`repo_url` and `edit_uri` say where the repository is.
+`repo_url` and `edit_uri` say where the repository is. Formulas become MathML, which browsers show without a script.
 """
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r"(!\[[^\]]*\])\(docs/")
+FORMULA = re.compile(r'<(div|span) class="arithmatex">\\(?:\[|\()(.*?)\\(?:\]|\))</\1>', re.DOTALL)
+SIMILAR = ("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -58,3 +62,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return found[1] if "`" in found[1] else f"`{found[1]}`"
 
     return LINK.sub(link, markdown)
+
+
+def on_page_content(html_: str, page: Any, config: Any, files: Files) -> str:
+    def formula(found: re.Match[str]) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        return convert(html.unescape(found[2]).strip(), display=display).replace(*SIMILAR)
+
+    return FORMULA.sub(formula, html_)

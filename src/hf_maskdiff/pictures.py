@@ -10,7 +10,7 @@ _PLAIN = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """As it shall be shown: turned as its EXIF orientation says, 8 bits a channel, transparency kept."""
+    """As it should be shown: turned as its EXIF orientation says, 8 bits per channel, transparency kept."""
     return _in_bytes(ImageOps.exif_transpose(image), image.format)
 
 

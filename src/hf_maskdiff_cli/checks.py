@@ -29,7 +29,7 @@ def require_path_or_repository(name: str, value: str) -> None:
     Whether the Hub has a repository of that name is not asked here.
 
     Args:
-        name: of the argument, as the message shall write it.
+        name: the argument's name, as the message should write it.
     """
     if not Path(value).exists() and not may_be_repository(value):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
 _IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/(.+))?")
-# A folder with one of these may hold a model that is known by it; which one is found out by reading it.
+# A folder with one of these may hold a model that is known by it; reading it shows which.
 _DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def require_new_or_empty(output: Path) -> None:
-    """Raise `ValueError` if there is something in the place where a folder shall be written."""
+    """Raise `ValueError` if something already exists where a folder is to be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}. Pass another one.")
 

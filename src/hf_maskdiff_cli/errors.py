@@ -1,4 +1,4 @@
-"""How an error is told: in one line."""
+"""Errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program `hf-maskdiff`: its sub-commands, and how an error is told."""
+"""The program `hf-maskdiff`: its sub-commands, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = {
     "convert": Command(
         "write a pipeline folder of a published checkpoint",
         "Write a pipeline folder, in safetensors and with preset and model card, of a published checkpoint; its format "
-        "is found out, and nothing in it is run.",
+        "is recognised, and nothing in it is run.",
         convert.add_arguments,
         convert.run,
     ),

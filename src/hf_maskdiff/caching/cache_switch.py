@@ -10,10 +10,10 @@ from hf_maskdiff.caching.plans import PassPlan
 
 
 class CacheSwitch:
-    """The caches of one pipeline: another one with the same model does not cache because this one does.
+    """The caches of one pipeline; other pipelines with the same model are not affected.
 
-    What is switched on at the model, `model.enable_cache(config)`, holds for all its users, and so do diffusers' own
-    caches, which hook into it.
+    A cache that is switched on at the model itself, `model.enable_cache(config)`, holds for all of its users, and so do
+    diffusers' own caches, which hook into the model.
 
     Args:
         model: with `PartialCacheMixin`.
@@ -60,7 +60,7 @@ class CacheSwitch:
             self.model.enable_cache(config)
 
     def disable_cache(self) -> None:
-        """Switch caching off, at the model too where it is on there."""
+        """Switch caching off, also where it was switched on at the model."""
         own, self._own = self._own, None
         if own is None or self.model.is_cache_enabled:
             self.model.disable_cache()

@@ -49,10 +49,10 @@ def convert(
     attention: str | None = None,
     block_size: int | None = None,
 ) -> Path:
-    """Write a pipeline folder in safetensors, ready for `from_pretrained` and for the Hub, of a published checkpoint.
+    """Convert a published checkpoint to a pipeline folder in safetensors, ready for `from_pretrained` and for the Hub.
 
-    The format is found out. Nothing in a checkpoint is run, whatever it holds. `output` appears whole or not at all,
-    and only where weights, tokenizer and sampler have been found to fit each other.
+    The format is recognised by itself. Nothing in a checkpoint is run, whatever it holds. `output` appears whole or not
+    at all, and only where weights, tokenizer and sampler have been found to fit each other.
 
     Example:
 
@@ -62,12 +62,12 @@ def convert(
 
     Args:
         source: A file or folder, a repository's id on the Hub, or such an id and the path of a file in it.
-        output: The folder to write; it must not be there, or be empty.
-        tokenizer: Where images' tokenizer is, if not in the same file or folder, in the same forms. For text the name
-            or folder of a tokenizer of transformers.
+        output: The folder to write; it must not exist yet, or be empty.
+        tokenizer: For images, where the tokenizer is, if not in the same file or folder; it is given like `source`. For
+            text, the name or folder of a tokenizer of transformers.
         revision: Branch, tag or commit of `source` on the Hub.
-        num_attention_heads: What no tensor tells, for models of sizes that were not published; MAGE takes two numbers,
-            encoder's and decoder's.
+        num_attention_heads: Needed for models of sizes that were not published, since no tensor shows it; MAGE takes
+            two numbers, the encoder's and the decoder's.
         attention: "full" or "block_causal": how a model of dLLM was trained whose type and name do not tell, as MDLM or
             as BD3LM.
         block_size: Size of the blocks that a model sees from left to right, where its configuration does not say it.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class MissingOptions(ValueError):
-    """Arguments of `convert` that a source needs and nobody gave: one error for all of them.
+    """Arguments that `convert` needs for a source and did not get: one error names all of them.
 
     Args:
         options: names, as of the function's arguments, and why they are needed and what to pass.

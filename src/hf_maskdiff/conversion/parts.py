@@ -36,7 +36,7 @@ def _rows(transformer: Any) -> int:
 
 
 def check_scheduler_ids(settings: Any, rows: int) -> None:
-    """`ValueError` where a sampler's mask or codes are no rows of the model."""
+    """Raise `ValueError` if the model has no rows for a sampler's mask or codes."""
     mask, codes = settings["mask_token_id"], settings.get("codebook_size")
     if type(mask) is not int or not 0 <= mask < rows:
         raise ValueError(

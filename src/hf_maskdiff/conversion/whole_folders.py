@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whoever else writes to the same place, and whatever was killed before."""
+"""Folders that appear whole or not at all, even if others write to the same place or a program is killed."""
 
 from __future__ import annotations
 

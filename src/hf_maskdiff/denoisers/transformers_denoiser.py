@@ -242,7 +242,7 @@ class TransformersDenoiser:
                 f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
                 "context. Enable the cache, and call the model without `positions` first."
             )
-        abilities = self._probed(tokens.device, 0, needs_store=True)
+        abilities = self._probed(tokens.device, 0, needs_store=False)  # the full pass has tested the store
         if self.shift_logits:
             sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
             cache.tokens, positions, predicting = with_predecessors(sequence, tokens, positions, num_runs)

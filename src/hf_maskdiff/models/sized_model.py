@@ -1,4 +1,4 @@
-"""What every model here has of loading: sizes that are held against the weights first."""
+"""Loading, as every model here does it: sizes are compared with the weights first."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..attention_rule import BLOCK_CAUSAL, block_causal
-from ..caching import PartialCacheConfig
+from ..caching import CacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer, is_integer
@@ -60,7 +60,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
 
     The model may be any of transformers that has `.logits` and attends in both directions, or can be told to: a masked
     language model (ModernBERT, BERT), or a decoder that was trained to fill in masks (LLaDA, Dream). `enable_cache`
-    switches partial caching on, whatever the model.
+    switches a cache on, whatever the model.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its ids are rows of the model.
@@ -104,7 +104,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> MaskedDiffusionTextPipeline:
-        """As `DiffusionPipeline.from_pretrained`; opens repositories of models too, with no code of theirs.
+        """As `DiffusionPipeline.from_pretrained`; also opens repositories of models alone, and runs none of their code.
 
         Those are LLaDA, LLaDA2, Dream, SDAR, Fast-dLLM v2, BD3-LM, dLLM's models, and every masked language model of
         transformers: see `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token
@@ -139,7 +139,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         block_size: int | None = None,
         blocks_from: str = "start",
     ) -> MaskedDiffusionTextPipeline:
-        """Around a model that is loaded: mask and ends of text are those that model and tokenizer name.
+        """Make a pipeline of a loaded model; mask and ends of text are those that model and tokenizer name.
 
         Args:
             model: of transformers, or a `PeftModel` around one.
@@ -179,17 +179,25 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             self._denoiser = text_denoiser(self.transformer, self.config.shift_logits, rule)
         return self._denoiser
 
-    def enable_cache(self, config: PartialCacheConfig) -> None:
-        """Switch partial caching on: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`."""
+    def enable_cache(self, config: CacheConfig) -> None:
+        """Switch a cache on, for this pipeline: `pipe.enable_cache(DualCacheConfig())`.
+
+        Args:
+            config: `PrefixCacheConfig`, `DualCacheConfig` or `DelayedCacheConfig`, each of which may hold a
+                `PartialCacheConfig`, or that alone. A later one replaces an earlier one.
+
+        Raises:
+            ValueError: another kind of configuration.
+        """
         self.denoiser.enable_cache(config)
 
     def disable_cache(self) -> None:
-        """Switch partial caching off."""
+        """Switch the cache off."""
         self.denoiser.disable_cache()
 
     @property
     def mask_token_id(self) -> int:
-        """The token that stands where one is to be filled in: the scheduler's."""
+        """The token at places that are to be filled in, which the scheduler's configuration names."""
         return self.scheduler.config.mask_token_id
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -303,21 +311,21 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         Write text.
 
         Args:
-            prompt (`str`, chat, or list of these, *optional*): texts to go on from, of any lengths; where one holds
-                `[MASK]` or `[MASK:n]` these places are filled in instead; `\\[MASK]` is text, and so is the
+            prompt (`str`, chat, or list of these, *optional*): texts to continue, of any lengths; where one holds
+                `[MASK]` or `[MASK:n]`, these places are filled in instead; `\\[MASK]` is text, and so is the
                 tokenizer's own mask. The tokenizer's special tokens stand around a text, where only the model sees
-                them. A chat, a list of messages with `role` and `content`, is answered. None writes freely.
+                them. A chat, a list of messages with `role` and `content`, is answered. None writes from nothing.
             num_inference_steps (`int`): the most model passes for a block; see the scheduler.
             max_new_tokens (`int`, *optional*): tokens to write after the prompt; None fills the model's length, at most
                 `default_max_new_tokens`, or only the places to be filled in.
-            num_return_sequences (`int`): texts of each prompt.
+            num_return_sequences (`int`): number of texts for each prompt.
             input_ids (int64 tensor, array or lists, *optional*): ids `(batch_size, length)` instead of a prompt; lists
                 may differ in length. The mask's id is a place to fill in.
             mask (bool tensor, *optional*): with `input_ids`, True where a token is to be filled in; the others come
                 back unchanged.
             stride (`int`, *optional*): allows sequences longer than the model, filled in from left to right block by
                 block: each sees the `model_length - stride` tokens before it. None refuses them.
-            block_length (`int`, *optional*): fills in so many tokens at a time, from left to right, while the model
+            block_length (`int`, *optional*): fills in this many tokens at a time, from left to right, while the model
                 sees all of the sequence; `num_inference_steps` are those of a block. None fills in all at once, or a
                 block at a time where the model sees blocks.
             stop_at_eos (`bool`, *optional*): end a sequence with the first end of text after its prompt; None does so
@@ -330,15 +338,14 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             generator (`torch.Generator` or list, *optional*): one for the batch, or one per sequence, which makes a
                 text independent of the others in its batch.
             output_type (`str`): `"text"`, or `"ids"` to leave the texts out.
-            return_dict (`bool`): return an `MaskedDiffusionTextPipelineOutput` rather than a tuple.
+            return_dict (`bool`): return a `MaskedDiffusionTextPipelineOutput` rather than a tuple.
             callback_on_step_end (*optional*): called as `callback(pipe, step, timestep, {{"sequences": ids}})` after
                 each step, with the block that is being filled in, `(rows, block_length)`, padded at the end; returns
                 such a dict, whose sequences are used from there on. `pipe.decode_sequences` shows them.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
             attention_mask (tensor, array or lists, *optional*): with `input_ids`, 0 or False where padded, on the left
-                or on the right: `pipe(**tokenizer(texts, padding=True, return_tensors="pt"))`. What pads does not come
-                back.
-            token_type_ids (*optional*): what such tokenizers give besides; must be 0.
+                or on the right: `pipe(**tokenizer(texts, padding=True, return_tensors="pt"))`. Padding is not returned.
+            token_type_ids (*optional*): accepted because many tokenizers return them; must be 0.
             sampling_temperature (`float`, *optional*): temperature at which tokens are drawn in this call, 0 for the
                 most probable ones; None keeps the scheduler's.
             streamer (`transformers.TextStreamer` or alike, *optional*): gets the text while it is written, the prompt

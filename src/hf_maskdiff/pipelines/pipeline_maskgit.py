@@ -187,7 +187,7 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
         generator: Generators,
         scheduler: MaskedDiffusionScheduler | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Codes of images with what shall be drawn anew masked, as far as it is at the time of `first_step`.
+        """Codes of images in which the codes to draw anew are masked, as far as they are at the time of `first_step`.
 
         Args:
             codes: int64 `(batch_size, height, width)`.

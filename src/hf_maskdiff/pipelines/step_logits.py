@@ -1,4 +1,4 @@
-"""The logits that a step reads, and what is said to whoever computes them."""
+"""The logits that a step reads, and which of them the model has to compute."""
 
 from __future__ import annotations
 

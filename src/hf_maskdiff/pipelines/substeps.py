@@ -76,10 +76,10 @@ class StepInGroups:
         large = (count > self.partial_cache.full_pass_threshold * lengths)[count > 0]
         in_full = large.nonzero()[:, 0].to(sample.device, non_blocking=True)  # so that the host need not wait
         partial = own.valid.index_fill(0, in_full, False)  # partial passes store nothing in rows with full passes
-        positions = torch.where(partial, own.positions, ~own.positions)
         for group in range(min(self.partial_cache.num_substeps, own.positions.shape[1])):
             if group and len(in_full) < len(tokens):
-                values = self.denoiser(tokens, t, rows, positions)
+                drawing = partial & (groups == group).any(-1, keepdim=True)  # some rows have fewer groups than others
+                values = self.denoiser(tokens, t, rows, torch.where(drawing, own.positions, ~own.positions))
             if group and len(in_full):
                 values = self._with_full_pass(values, t, sample[rows], own, tokens, rows, in_full)
             drawn = self.scheduler.sample_tokens(values, own, groups == group)

@@ -22,10 +22,10 @@ class MaskedDiffusionTextPipelineOutput(BaseOutput):
 
     Args:
         sequences: token ids of each sequence, prompt included, int64 `(length,)`; lengths differ.
-        texts: the sequences as text, of a chat the answer alone; None for `output_type="ids"`.
+        texts: the sequences as text, of a chat only the answer; None for `output_type="ids"`.
         num_model_passes: full passes of the model for each sequence.
-        num_partial_passes: passes over some of its positions alone (`PartialCacheConfig`); guidance counts neither
-            twice.
+        num_partial_passes: passes over only some of its positions: those of a cache across steps, and those of the
+            groups of a step (`PartialCacheConfig`). A guided pass counts once, and only for sequences that take part.
     """
 
     sequences: list[Tensor]
@@ -57,7 +57,7 @@ def ends_of_text(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int
 
 
 def cut_at_end(sequence: Tensor, ends: Sequence[int], prompt_length: int, mask_token_id: int) -> Tensor:
-    """A sequence up to the first end of text that was written, itself included; all of it where there is none yet.
+    """A sequence up to and including the first end of text that was written; all of it if there is none yet.
 
     Args:
         sequence: int64 `(length,)`.

@@ -313,8 +313,8 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
         scheduler: an object, a class or its name (takes over the present scheduler's settings), or a Hub id or folder.
 
     Called with a prompt it returns a list with a dictionary `{"generated_text": ...}` for each of
-    `num_return_sequences`, with a list of prompts a list of such lists, without a prompt it writes freely. Of a chat
-    the generated "text" is the chat with the answer as its last message. The other arguments are those of
+    `num_return_sequences`, with a list of prompts a list of such lists, without a prompt it writes from nothing.
+    For a chat, the generated "text" is the chat with the answer as its last message. The other arguments are those of
     `MaskedDiffusionTextPipeline`; `return_full_text=False` leaves out a prompt that is continued, and a chat's
     messages.
     """

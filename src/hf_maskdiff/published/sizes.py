@@ -1,4 +1,4 @@
-"""Sizes that a configuration of unknown origin states, held against the weights beside it before a model is built."""
+"""Sizes that a configuration of unknown origin states, compared with the weights beside it before a model is built."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def generate(
     state: PartialState,
     verify: bool = False,
 ) -> Path:
-    """Make what is missing of a set, on all processes together; killed and called again, it goes on where it was.
+    """Make the missing samples of a set, on all processes together; after a kill, the same call continues.
 
     Sample i is a function of the base seed, i and the configuration: the same whatever the number of processes and the
     batch size. The folder must be one for all processes, also of several machines.

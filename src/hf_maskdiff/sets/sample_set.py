@@ -32,8 +32,8 @@ class SampleSet:
 
     Args:
         folder: new, empty, or one with a set of the same configuration.
-        configuration: what decides the samples, as JSON can hold it; `num_samples`, `shard_size` and `block_size`
-            among it, and `seed`, the base seed, where the files shall be seen to hold its samples.
+        configuration: what decides the samples, in a form that JSON can hold, with `num_samples`, `shard_size` and
+            `block_size`; and with `seed`, the base seed, if files are to be checked for its samples.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class SampleSet:
             the index ranges that exist.
 
         Raises:
-            ValueError: the folder holds something else, or is another configuration's, be it still empty.
+            ValueError: the folder holds something else, or belongs to another configuration, even if it is still empty.
         """
         require_set_folder(self.folder)
         if self.claim.take():
@@ -77,7 +77,7 @@ class SampleSet:
         """Keep a finished batch.
 
         Args:
-            columns: one value a sample, by the names of `features`.
+            columns: one value for each sample, by the names of `features`.
 
         Raises:
             ValueError: the folder has become another set's.

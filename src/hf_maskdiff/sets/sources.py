@@ -18,7 +18,7 @@ from hf_maskdiff_cli.samples import kind_of_pipeline
 
 
 class Source(Protocol):
-    """What makes samples, of whatever kind. `generate` knows no other difference between images and texts.
+    """Makes samples of one kind; `generate` knows nothing else about the difference between images and texts.
 
     Args:
         features: the columns of the set.
@@ -29,7 +29,7 @@ class Source(Protocol):
     passes: float
 
     def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
-        """The samples of these indices, made together: a column each, in the order of `indices`."""
+        """The samples with these indices, made together: one list for each column, in the order of `indices`."""
 
     def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The columns as `features` store them; called in a second thread, while the next batch is made."""
