@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
-        *("hub", "models", "published", "pipelines", "schedulers", "hf_maskdiff_cli"),
+        *("hub", "models", "published", "pipelines", "schedulers", "attention_rule", "hf_maskdiff_cli"),
     },
     "evaluation": ANYTHING,
     "sets": {
