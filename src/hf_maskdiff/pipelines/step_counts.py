@@ -31,6 +31,7 @@ class StepCounts:
         self.initial = num_masked if initial is None else initial.cpu()
         self.timesteps = scheduler.timesteps[self.first_step :]
         self.planned = scheduler.planned_counts(num_masked, self.initial, self.first_step)
+        self._promised = self.planned  # what each row may have left, whether it goes on to its end or not
         self.hold = self.planned is not None
         self._row_length = sample[0].numel() if len(sample) else 0
         self._masks_after: list[Tensor] = []
@@ -84,8 +85,8 @@ class StepCounts:
 
     def _allowed(self) -> Tensor:
         """The largest number of masks that each step may leave in each row."""
-        if self.planned is not None:
-            return self.planned.sum(0) - self.planned.cumsum(0)
+        if self._promised is not None:
+            return self._promised.sum(0) - self._promised.cumsum(0)
         allowed = torch.full((len(self.timesteps), 1), self._row_length)
         allowed[-1:] = 0  # without a plan, it is only known that the last step leaves no mask
         return allowed
