@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, Glm4MoeForCausalLM, Qwen2ForCausa
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, MDLMPipeline, MDLMTransformer
 from hf_maskdiff.attention_rule import BlockCausal
+from hf_maskdiff.cli import main
 from hf_maskdiff.denoisers import TransformersDenoiser
 from hf_maskdiff.published.attention import OWN_SIZE_NAME
 
@@ -110,6 +111,17 @@ def test_llada2_computes_what_is_published(tmp_path: Path) -> None:
     blocks = torch.arange(10) // BLOCK
     expected = llada2_logits(config, llada2_weights(config), ids, blocks <= blocks[:, None])
     torch.testing.assert_close(pipe.denoiser(ids), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_converted_folder_needs_no_more_saying(name: str, tmp_path: Path) -> None:
+    save, needed = FAMILIES[name]
+    said = [text for key, value in needed.items() for text in (f"--{key}", str(value))]
+    said += ["--tokenizer", str(save_tokenizer(tmp_path / "words", 39))] if name == "bd3lm" else []
+    assert main(["convert", str(save(tmp_path / "model")), str(tmp_path / "out"), *said]) == 0
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.denoiser.rule == BlockCausal(BLOCK)
+    assert pipe.config.shift_logits == (name == "fast_dllm")
 
 
 def test_bd3lm_as_a_model_of_transformers(tmp_path: Path) -> None:
