@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -10,7 +12,9 @@ from ..masking import MaskingSchedule
 from ..orders import ranking
 from ..sampling import Generators, Purpose
 from .checks import ChoiceTemperature, require_drawn
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .output import MaskedDiffusionSchedulerOutput
+from .run_memory import RunMemory
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
 class MaskGITScheduler(MaskedDiffusionScheduler):
@@ -64,9 +68,14 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         return_dict: bool = True,
         max_count: int | None = None,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
+        details: bool = False,
+        **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        if of_block:
+            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)
             drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
@@ -83,6 +92,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
         if not return_dict:
             return prev_sample, candidates.view_as(sample).clone()
-        return MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
+        output = MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
+        return output.with_details(model_output, sample) if details else output
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__
