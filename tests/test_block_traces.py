@@ -72,7 +72,7 @@ def cumulative(counts: list[int]) -> list[int]:
 
 
 class OfWholeBlocks(ThresholdScheduler):
-    """Reveals in each step at least as many as the originals, whose counts are of a whole block, wherever one begins."""
+    """Reveals in each step at least as many as the originals, whose counts are of whole blocks."""
 
     def with_counts(self, counts: list[int]) -> OfWholeBlocks:
         self.counts = counts
