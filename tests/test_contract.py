@@ -33,6 +33,8 @@ STEP = [
     "return_dict",
     "max_count",
     "logits_at",
+    "memory",
+    "details",
 ]
 
 
@@ -74,7 +76,7 @@ def test_interface(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     for method in ("step", "set_timesteps", "add_noise"):
         assert inspect.getdoc(getattr(scheduler_class, method))
     if issubclass(scheduler_class, ChooseThenSampleScheduler):
-        assert arguments(scheduler_class.choose) == [name for name in STEP if name != "return_dict"]
+        assert arguments(scheduler_class.choose) == [name for name in STEP if name not in ("return_dict", "details")]
         assert arguments(scheduler_class.sample_tokens) == ["model_output", "choice", "group"]
 
 
@@ -125,6 +127,34 @@ def test_step(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
         assert not (plain[1] == MASK).any()
         revealed = output.prev_sample != MASK
         assert torch.equal(plain[1][revealed], output.prev_sample[revealed])
+
+
+def test_details_are_given_where_they_are_asked_for(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    """Under the names of diffusers' conventions for discrete schedulers."""
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(2)
+    logits, sample = make_logits(2, 20), torch.full((2, 4, 5), MASK)
+    sample[:, 0] = 3
+    output = scheduler.step(logits, 1.0, sample)
+    assert output.pred_logits is None
+    assert output.transfer_index is None
+    output = scheduler.step(logits, 1.0, sample, details=True, memory=scheduler.new_memory())
+    assert output.pred_logits is logits
+    assert output.transfer_index.dtype == torch.bool
+    assert output.transfer_index.any()
+    assert torch.equal(output.transfer_index, output.prev_sample != sample)
+
+
+def test_a_run_with_a_memory_is_over_in_time(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(4)
+    memory, sample, generator = scheduler.new_memory(), torch.full((3, 20), MASK), torch.Generator().manual_seed(0)
+    assert scheduler.new_memory() is not memory
+    for n, t in enumerate(scheduler.timesteps):
+        before = sample
+        sample = scheduler.step(make_logits(3, 20, seed=n), t, sample, generator=generator, memory=memory).prev_sample
+        assert torch.equal(sample[before != MASK], before[before != MASK])
+    assert not (sample == MASK).any()
 
 
 def test_results_may_enter_a_graph(scheduler_class: type[MaskedDiffusionScheduler]) -> None:

@@ -16,6 +16,7 @@ from hf_maskdiff import (
     EntropyBoundedScheduler,
     HaltonScheduler,
     HybridScheduler,
+    KLASSScheduler,
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
@@ -46,6 +47,7 @@ CONFIGURATIONS: dict[str, tuple[type[MaskedDiffusionScheduler], dict[str, object
     "entropy-bounded, on schedule": (EntropyBoundedScheduler, {"entropy_bound": 0.5, "follow_schedule": True}),
     "threshold": (ThresholdScheduler, {"threshold": 0.7, "token_temperature": 0.5}),
     "threshold, drawn, on schedule": (ThresholdScheduler, {"measure": "drawn", "follow_schedule": True}),
+    "klass": (KLASSScheduler, {"confidence_threshold": 0.3, "kl_threshold": 0.5}),
     "hybrid": (HybridScheduler, {}),
     "hybrid, two certainties": (HybridScheduler, {"exploration": "entropy", "exploitation": "confidence"}),
     "hybrid, annealed": (

@@ -36,6 +36,7 @@ from hf_maskdiff import (
     EntropyBoundedScheduler,
     HaltonScheduler,
     HybridScheduler,
+    KLASSScheduler,
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
@@ -43,6 +44,7 @@ from hf_maskdiff import (
     UniformScheduler,
 )
 from hf_maskdiff.evaluation import laws
+from hf_maskdiff.evaluation.adaptive_laws import klass_run_law, threshold_round_law
 from hf_maskdiff.evaluation.laws import Law
 
 N, V, K = 4, 3, 2
@@ -300,7 +302,7 @@ def threshold(others: dict[str, dict[str, Any]], **config: Any) -> Case:
     def law(marginals: np.ndarray = PEAKED, **settings: Any) -> Law:
         settings = {"threshold": 0.9} | config | settings
         fewest = max(settings.pop("min_count", 1), K if settings.pop("follow_schedule", False) else 1)
-        return laws.threshold_round_law(marginals, **settings, fewest=fewest)
+        return threshold_round_law(marginals, **settings, fewest=fewest)
 
     def scheduler(**settings: Any) -> ThresholdScheduler:
         return ThresholdScheduler(**shared_config(**config | settings))
@@ -492,14 +494,16 @@ def generator_of(name: str, alpha: float = ALPHA, table: bool = True) -> MaskedD
     }[name]()
 
 
-def generate(scheduler: MaskedDiffusionScheduler, rows: int, num_steps: int, table: np.ndarray = LEANING) -> Mapping:
+def generate(
+    scheduler: MaskedDiffusionScheduler, rows: int, num_steps: int, table: np.ndarray = LEANING, remembers: bool = True
+) -> Mapping:
     generator = torch.Generator().manual_seed(2)
     log_probs, positions = torch.from_numpy(np.log(table)).float(), torch.arange(N)
     scheduler.set_timesteps(num_steps)
-    sample = torch.full((rows, N), MASK_ID)
+    sample, memory = torch.full((rows, N), MASK_ID), scheduler.new_memory() if remembers else None
     for t in scheduler.timesteps:
         logits = log_probs[positions, sample.roll(1, dims=1)]
-        sample = scheduler.step(logits, t, sample, generator=generator).prev_sample
+        sample = scheduler.step(logits, t, sample, generator=generator, memory=memory).prev_sample
     assert not (sample == MASK_ID).any()
     return count_outcomes(sample.numpy(), MASK_ID)
 
@@ -619,7 +623,7 @@ def test_three_steps_with_a_threshold_have_the_law_of_enumeration(name: str, rou
     """How many a step reveals depends on the tokens revealed before; the third reveals what is left."""
 
     def law_of_run(settings: dict[str, Any]) -> Law:
-        steps = [lambda p, k, masked: laws.threshold_round_law(p, **settings)] * 2
+        steps = [lambda p, k, masked: threshold_round_law(p, **settings)] * 2
         steps.append(lambda p, k, masked: laws.plain_round_law(p))
         return laws.generation_law(lambda s: denoiser(s, CLEAR), steps, COUNTS, (laws.MASK,) * N)
 
@@ -633,6 +637,30 @@ def test_three_steps_with_a_threshold_have_the_law_of_enumeration(name: str, rou
     assert power(law, mutant_law, rounds) >= POWER
     assert goodness_of_fit(run(wrong), mutant_law).p_value > FALSE_ALARM
     assert goodness_of_fit(run(wrong), law).p_value < FALSE_ALARM
+
+
+@pytest.mark.parametrize("rounds", rounds_and_more(80_000))
+@pytest.mark.parametrize("history", [1, 2])
+def test_four_steps_of_klass_have_the_law_of_enumeration(history: int, rounds: int) -> None:
+    """A marginal changes with the token to its left, so stable is what has had the same neighbour for long enough."""
+
+    def law_of_run(confidence: float = 0.5, kl: float = 0.2, history: int = history) -> Law:
+        return klass_run_law(lambda s: denoiser(s, CLEAR), [1, 1, 1, 1], confidence, kl, history, (laws.MASK,) * N)
+
+    def run(confidence: float = 0.5, kl: float = 0.2, history: int = history, remembers: bool = True) -> Mapping:
+        rule = {"confidence_threshold": confidence, "kl_threshold": kl, "history_length": history}
+        scheduler = KLASSScheduler(**shared_config(masking_schedule="linear", rounding="even") | rule)
+        return generate(scheduler, rounds, 4, CLEAR, remembers)
+
+    law = law_of_run()
+    fit = goodness_of_fit(run(), law)
+    assert fit.p_value > FALSE_ALARM, fit
+    for other in ({"confidence": 0.8}, {"kl": 2.0}, {"kl": 0.0}, {"history": 3 - history}):
+        if law_of_run(**other) != law:
+            assert power(law, law_of_run(**other), rounds) >= POWER, other
+            assert goodness_of_fit(run(**other), law_of_run(**other)).p_value > FALSE_ALARM, other
+            assert goodness_of_fit(run(**other), law).p_value < FALSE_ALARM, other
+    assert goodness_of_fit(run(remembers=False), law_of_run(kl=0.0)).p_value > FALSE_ALARM
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -14,10 +14,10 @@ import torch
 from golden_data import later_cases, read, settings_of
 from replay import as_recorded
 from safetensors.torch import load_file
-from text_replay import number, open_pipeline
+from text_replay import number, open_pipeline, passes_of
 from torch import Tensor
 
-from hf_maskdiff import MaskedDiffusionTextPipeline, ThresholdScheduler
+from hf_maskdiff import ThresholdScheduler
 from hf_maskdiff.sampling import Marginals
 
 RULES = ("threshold", "factor")
@@ -35,21 +35,6 @@ def rule_of(settings: dict[str, str]) -> dict[str, float | None]:
 def first_of(settings: dict[str, str], *names: str) -> int:
     """A setting that the originals call by different names."""
     return int(next(settings[name] for name in names if name in settings))
-
-
-def run(pipe: MaskedDiffusionTextPipeline, start: Tensor, **call: object) -> tuple[list[Tensor], Tensor]:
-    """What the model saw in each pass, and what came out, `(batch_size, length)`."""
-    seen: list[Tensor] = []
-
-    def look(model: object, args: tuple, given: dict) -> None:
-        ids = given["input_ids"] if "input_ids" in given else args[0]
-        if ids.shape[1] == start.shape[1]:  # shorter ones ask the model how it attends
-            seen.append(ids)
-
-    hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
-    made = torch.stack(pipe(input_ids=start, **call).sequences)
-    hook.remove()
-    return seen, made
 
 
 class RecordedDraws:
@@ -92,11 +77,11 @@ def replay_fast_dllm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = torch.cat([trace["canvas"].long(), trace["final"][None]])
     call = {"num_inference_steps": length, "block_length": length}
     for row in recorded.split(1, dim=1):
-        seen, made = run(pipe, row[0], **call)
+        seen, made = passes_of(pipe, row[0], **call)
         # A row that waits for others costs a pass there, here it does not.
         assert torch.equal(torch.stack([*seen, made]), row.unique_consecutive(dim=0))
     if recorded.shape[1] > 1:
-        seen, made = run(pipe, recorded[0], **call)
+        seen, made = passes_of(pipe, recorded[0], **call)
         assert torch.equal(made, recorded[-1])
     assert len(seen) == len(trace["canvas"]) == int(settings["n_calls"])
 

@@ -65,3 +65,18 @@ class Run:
         call |= {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["sequences"]}
         self.pipe(input_ids=self.states[0], num_inference_steps=num_inference_steps, **call)
         return torch.stack(self.states)
+
+
+def passes_of(pipe: MaskedDiffusionTextPipeline, start: Tensor, **call: object) -> tuple[list[Tensor], Tensor]:
+    """What the model saw in each pass, and what came out, `(batch_size, length)`."""
+    seen: list[Tensor] = []
+
+    def look(model: object, args: tuple, given: dict) -> None:
+        ids = given["input_ids"] if "input_ids" in given else args[0]
+        if ids.shape[1] == start.shape[1]:  # shorter ones ask the model how it attends
+            seen.append(ids)
+
+    hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    made = torch.stack(pipe(input_ids=start, **call).sequences)
+    hook.remove()
+    return seen, made

@@ -1,9 +1,9 @@
 """Docstrings in diffusers' style as mkdocstrings reads them: cross references, types in backticks, formulas, examples.
 
-[`~diffusers.VQModel`], [`MomentScheduler`]    a link, or code where the name is not in this documentation
-size (`int`, *optional*): ...                  a type without its backticks, and without the word "optional"
+[`~diffusers.VQModel`], `MomentScheduler`      a link where the name is in this documentation, else code
+size (`int`, *optional*): ...                  a type without its backticks and stars
 image_size, num_channels: ...                  each argument on a line of its own
-$$ ... $$                                      a formula
+Returns:                                       a type in backticks before a colon, or a sentence
 Example: / Examples:                           indented code in a fence
 {{"latents": codes}}                           braces that a template of diffusers halves
 """
@@ -17,6 +17,7 @@ from typing import Any
 import griffe
 
 REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()|(?<![`\[\w])`([A-Z]\w+)(?:\.(\w+))?`(?!`)")
+REFERENCE_MADE = re.compile(r"^ *\[`\w+`\]\[[\w.]+\]")
 ARGUMENT = re.compile(
     r"^(?P<indent> +)(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*) ?(?:\((?P<type>[^()]*(?:\([^()]*\)[^()]*)*)\))?: "
 )
@@ -47,7 +48,7 @@ def rewritten(text: str, names: dict[str, str] | None = None) -> str:
     """
     text = text.replace("{{", "{").replace("}}", "}")
     text = REFERENCE.sub(lambda found: _reference(found, names or {}), text)
-    return "\n".join(_arguments(_examples(text.split("\n"))))
+    return "\n".join(_returns(_arguments(_examples(text.split("\n")))))
 
 
 def _reference(found: re.Match[str], names: dict[str, str]) -> str:
@@ -59,7 +60,7 @@ def _reference(found: re.Match[str], names: dict[str, str]) -> str:
 def _link(name: str, names: dict[str, str]) -> str:
     short = name.rsplit(".", 1)[-1]
     full = names.get(short)
-    return f"[`{short}`][{full}]" if full else f"`{name}`"
+    return f"[`{short}`][{full}]" if full else f"`{short}`"
 
 
 def _examples(lines: list[str]) -> list[str]:
@@ -107,6 +108,17 @@ def _arguments(lines: list[str]) -> list[str]:
             for name in names[:-1]:
                 out += [f"{found['indent']}{name}{kind}: {rest}", *more]
             out.append(f"{found['indent']}{names[-1]}{kind}: {rest}")
+    return out
+
+
+def _returns(lines: list[str]) -> list[str]:
+    """What stands before a colon under `Returns:` is a type where it is in backticks; else it is part of a sentence."""
+    out = list(lines)
+    for i, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            before, colon, after = lines[i + 1].partition(": ")
+            is_type = re.fullmatch(r" *`[^`]+`(?: or `[^`]+`)?", before) or REFERENCE_MADE.search(before)
+            out[i + 1] = f"{_type(before)}: {after}" if colon and is_type else lines[i + 1].replace(": ", "&#58; ")
     return out
 
 

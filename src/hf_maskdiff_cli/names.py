@@ -17,6 +17,7 @@ SCHEDULERS = (
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
+    "KLASSScheduler",
     "MaskGITScheduler",
     "MomentScheduler",
     "ThresholdScheduler",

@@ -18,6 +18,7 @@ from hf_maskdiff import (
     FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
+    KLASSScheduler,
     MaskedDiffusionScheduler,
     MaskGITPipeline,
     MaskGITScheduler,
@@ -69,7 +70,7 @@ def test_a_setting_of_the_other_scheduler_is_kept_for_the_way_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [AncestralScheduler, FirstHittingScheduler, EntropyBoundedScheduler, ThresholdScheduler]
+    "cls", [AncestralScheduler, FirstHittingScheduler, EntropyBoundedScheduler, KLASSScheduler, ThresholdScheduler]
 )
 @pytest.mark.parametrize("schedule", [{}, {"choice_temperature_schedule": "constant"}])
 def test_what_is_kept_for_another_scheduler_does_nothing(

@@ -61,7 +61,7 @@ def choose_then_sample_law(subsets: Subsets, tokens: ArrayLike) -> Law:
 
 def plain_round_law(marginals: ArrayLike) -> Law:
     """Reveal all positions, each token drawn from its own marginal: every sampler's last round, `prod_i p_i(x_i)`."""
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     return choose_then_sample_law({tuple(range(len(marginals))): 1.0}, marginals)
 
 
@@ -70,13 +70,13 @@ def maskgit_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -
 
     `choice_temperature` must be positive: at 0 the law would depend on how ties are broken. Use a small value instead.
     """
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     return sample_then_choose_law(marginals, _log(marginals) / _check_alpha(choice_temperature), k)
 
 
 def sample_then_choose_law(draws: ArrayLike, log_rates: ArrayLike, k: int) -> Law:
     """`maskgit_round_law` with separate candidate distributions and rates, (N, V) each: the law of a faulty sampler."""
-    draws = _check_marginals(draws)
+    draws = check_marginals(draws)
     check_count(k, len(draws))
     outcomes = _outcomes(draws, k)
     probabilities = race_probabilities(draws, log_rates, outcomes)
@@ -85,7 +85,7 @@ def sample_then_choose_law(draws: ArrayLike, log_rates: ArrayLike, k: int) -> La
 
 def moment_round_law(marginals: ArrayLike, k: int, choice_temperature: float) -> Law:
     """Choose k positions in proportion to `m_i = sum_x p_i(x)^beta`, then draw tokens from `p_i^beta / m_i`."""
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     if k == len(marginals):
         return plain_round_law(marginals)
     log_moments, tokens = moments(marginals, choice_temperature)
@@ -94,7 +94,7 @@ def moment_round_law(marginals: ArrayLike, k: int, choice_temperature: float) ->
 
 def uniform_round_law(marginals: ArrayLike, k: int, choice_temperature: float | None = None) -> Law:
     """All sets of k positions are equally likely; tokens from `p_i`, or from `p_i^beta / m_i` if alpha is given."""
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     return choose_then_sample_law(uniform_subsets(len(marginals), k), _tokens(marginals, k, choice_temperature))
 
 
@@ -102,7 +102,7 @@ def ordered_round_law(
     marginals: ArrayLike, k: int, order: Sequence[int], choice_temperature: float | None = None
 ) -> Law:
     """Reveal the first k positions of a fixed `order`, such as Halton's; tokens as in `uniform_round_law`."""
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     check_count(k, len(marginals))
     if sorted(order) != list(range(len(marginals))):
         raise ValueError(
@@ -124,7 +124,7 @@ def confidence_round_law(
         choice_temperature: None takes the k largest measures, which must not tie; a number alpha adds `alpha G_i` to
             the logarithm of the measure.
     """
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     check_count(k, len(marginals))
     log_measures = log_confidence(marginals, measure)
     if choice_temperature is not None:
@@ -145,7 +145,7 @@ def entropy_bounded_round_law(marginals: ArrayLike, entropy_bound: float) -> Law
         marginals: (N, V).
         entropy_bound: in nats. Entropies must not tie at the end of the prefix, and no sum may equal the bound.
     """
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     entropies = -log_confidence(marginals, "entropy")
     order = np.argsort(entropies, kind="stable")
     spent = np.cumsum(entropies[order])[:-1]  # sums of the first 1, 2, ...: if within the bound, one more fits
@@ -157,60 +157,6 @@ def entropy_bounded_round_law(marginals: ArrayLike, entropy_bound: float) -> Law
             f"cut, {np.sort(entropies)}. Rounding breaks ties: choose other marginals."
         )
     return ordered_round_law(marginals, k, order.tolist())
-
-
-def threshold_round_law(
-    marginals: ArrayLike,
-    threshold: float | None,
-    measure: str = "confidence",
-    factor: float | None = None,
-    fewest: int = 1,
-) -> Law:
-    """Reveal every position surer than a threshold, and at least the `fewest` surest ones; tokens from `p_i`.
-
-    Args:
-        marginals: (N, V).
-        threshold: of the measure: a probability, or an entropy in nats that those revealed are below. None with a
-            `factor`.
-        measure: as in `confidence_round_law`, or "drawn", the probability of the token that is drawn: then positions
-            are chosen after their tokens.
-        factor: f: instead of a threshold, the r surest for the largest r with `(r + 1) (1 - c_(r)) < f`.
-        fewest: at least 1.
-    """
-    marginals = _check_marginals(marginals)
-    check_count(fewest, len(marginals))
-    if measure == "drawn":
-        law: Law = {}
-        for tokens in product(range(marginals.shape[1]), repeat=len(marginals)):
-            drawn = marginals[np.arange(len(marginals)), list(tokens)]
-            kept = set(_surest(_log(drawn), threshold, measure, factor, fewest)) if drawn.all() else set()
-            outcome = tuple(token if i in kept else MASK for i, token in enumerate(tokens))
-            _accumulate(law, {outcome: 1.0}, float(drawn.prod()))
-        return law
-    chosen = _surest(log_confidence(marginals, measure), threshold, measure, factor, fewest)
-    return choose_then_sample_law({chosen: 1.0}, marginals)
-
-
-def _surest(
-    log_measures: np.ndarray, threshold: float | None, measure: str, factor: float | None, fewest: int
-) -> tuple[int, ...]:
-    """The positions that a threshold or a factor admits, at least the first `fewest`, the surest first."""
-    order = np.argsort(-log_measures, kind="stable")
-    ordered = log_measures[order]
-    if factor is not None:
-        slack = [factor - (r + 1) * (1 - np.exp(log_c)) for r, log_c in enumerate(ordered, start=1)]
-    elif threshold is not None:
-        slack = list(ordered - (-threshold if measure == "entropy" else np.log(max(threshold, 1e-300))))
-    else:
-        raise ValueError("`threshold` must be a number where there is no `factor`, got None. Pass one of them.")
-    k = max([fewest, *(r for r, room in enumerate(slack, start=1) if room > 0)])
-    tie = k < len(order) and np.isclose(ordered[k - 1], ordered[k], rtol=0, atol=1e-6) and k == fewest
-    if tie or np.isclose(slack, 0, rtol=0, atol=1e-6).any():
-        raise ValueError(
-            f"The {measure} of the positions must be clear of the threshold, and of each other at the cut, got "
-            f"{np.exp(ordered)}. Rounding breaks ties: choose other marginals."
-        )
-    return tuple(order[:k].tolist())
 
 
 def hybrid_round_law(
@@ -232,7 +178,7 @@ def hybrid_round_law(
         choice_temperature: `alpha` of the weights `m_i` and of the tokens `q_i = p_i^beta / m_i`.
         plain_exploration: draw the tokens of explored positions from `p_i` instead.
     """
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     check_count(k, len(marginals))
     if k == len(marginals):
         return plain_round_law(marginals)
@@ -247,7 +193,7 @@ def hybrid_round_law(
         rest = [i for i in range(len(marginals)) if i not in explored]
         exploited = race_subsets(log_moments[rest], k - len(explored)) if len(explored) < k else {(): 1.0}
         subsets = {(*explored, *(rest[i] for i in s)): chance * c for s, c in exploited.items()}
-        _accumulate(law, choose_then_sample_law(subsets, tokens), 1.0)
+        accumulate(law, choose_then_sample_law(subsets, tokens), 1.0)
     return law
 
 
@@ -256,7 +202,7 @@ def hybrid_round_law(
 
 def moments(marginals: ArrayLike, choice_temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """`log m_i = log sum_x p_i(x)^beta`, (N,), and the tempered marginals `p_i^beta / m_i`, (N, V)."""
-    logits = (1.0 + 1.0 / _check_alpha(choice_temperature)) * _log(_check_marginals(marginals))
+    logits = (1.0 + 1.0 / _check_alpha(choice_temperature)) * _log(check_marginals(marginals))
     peak = logits.max(axis=1, keepdims=True)
     log_moments = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
     return log_moments[:, 0], np.exp(logits - log_moments)
@@ -264,7 +210,7 @@ def moments(marginals: ArrayLike, choice_temperature: float) -> tuple[np.ndarray
 
 def log_confidence(marginals: ArrayLike, measure: str) -> np.ndarray:
     """The logarithm of each position's certainty, (N,): log of `max p` or of the margin, or minus the entropy."""
-    marginals = _check_marginals(marginals)
+    marginals = check_marginals(marginals)
     ranked = np.sort(marginals, axis=1)[:, ::-1]
     if measure == "confidence":
         return np.log(ranked[:, 0])
@@ -313,16 +259,16 @@ def generation_law(
         for state, chance in law.items():
             masked = tuple(i for i, token in enumerate(state) if token == MASK)
             if not masked:
-                _accumulate(following, {state: 1.0}, chance)
+                accumulate(following, {state: 1.0}, chance)
                 continue
-            marginals = _check_marginals(np.asarray(denoiser(state), dtype=np.float64)[list(masked)])
+            marginals = check_marginals(np.asarray(denoiser(state), dtype=np.float64)[list(masked)])
             completed: Law = {}
             for outcome, probability in round_law(marginals, k, masked).items():
                 tokens = list(state)
                 for position, token in zip(masked, outcome, strict=True):
                     tokens[position] = token
                 completed[tuple(tokens)] = probability
-            _accumulate(following, completed, chance)
+            accumulate(following, completed, chance)
         law = following
     return law
 
@@ -348,7 +294,7 @@ def step_distances(
         for state, chance in law.items():
             ours = generation_law(denoiser, [round_law], [k], state)
             distance += chance * total_variation(ours, generation_law(denoiser, [other_law], [k], state))
-            _accumulate(following, ours, chance)
+            accumulate(following, ours, chance)
         distances.append(distance)
         law = following
     return distances
@@ -378,7 +324,7 @@ def symmetric_round_distance(marginal: ArrayLike, num_masked: int, k: int, choic
         k: number of positions revealed, below N; the sum has V^k terms.
         choice_temperature: `alpha`.
     """
-    row = _check_marginals(np.asarray(marginal, dtype=np.float64)[None])
+    row = check_marginals(np.asarray(marginal, dtype=np.float64)[None])
     check_count(k, num_masked)
     if k == num_masked:
         return 0.0
@@ -408,7 +354,7 @@ def _outcomes(marginals: np.ndarray, k: int) -> np.ndarray:
     return outcomes.reshape(-1, len(marginals))
 
 
-def _accumulate(law: Law, part: Law, chance: float) -> None:
+def accumulate(law: Law, part: Law, chance: float) -> None:
     for state, probability in part.items():
         if probability > 0:  # do not call the denoiser for states that cannot occur
             law[state] = law.get(state, 0.0) + chance * probability
@@ -419,7 +365,7 @@ def _log(values: np.ndarray) -> np.ndarray:
         return np.log(values)
 
 
-def _check_marginals(marginals: ArrayLike) -> np.ndarray:
+def check_marginals(marginals: ArrayLike) -> np.ndarray:
     marginals = np.asarray(marginals, dtype=np.float64)
     if marginals.ndim != 2 or not (marginals >= 0).all() or not np.allclose(marginals.sum(axis=1), 1.0, atol=1e-9):
         raise ValueError(

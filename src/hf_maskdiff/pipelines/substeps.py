@@ -12,10 +12,10 @@ from .step_logits import Denoiser, StepLogits, as_index
 
 
 class WholeStep:
-    """Draws all positions of a step from the logits of one pass."""
+    """Draws all positions of a step from the logits of one pass; what the scheduler remembers of a run ends with it."""
 
     def __init__(self, scheduler: MaskedDiffusionScheduler) -> None:
-        self.scheduler = scheduler
+        self.scheduler, self.memory = scheduler, scheduler.new_memory()
 
     def __call__(
         self,
@@ -27,10 +27,9 @@ class WholeStep:
         count: Tensor,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        return self.scheduler.step(*arguments, return_dict=False, max_count=int(count.max()), logits_at=logits.places)[
-            0
-        ]
+        given = (logits.values, t, sample, starting_mask_ratio, generator, False)
+        taken = self.scheduler.step(*given, int(count.max()), logits.places, self.memory)
+        return taken[0]
 
 
 class StepInGroups:
@@ -53,6 +52,7 @@ class StepInGroups:
     ) -> None:
         self.denoiser, self.scheduler, self.partial_cache = denoiser, scheduler, partial_cache
         self.lengths = None if lengths is None else lengths.cpu()
+        self.memory = scheduler.new_memory()
 
     def __call__(
         self,
@@ -65,7 +65,8 @@ class StepInGroups:
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        choice = self.scheduler.choose(*arguments, max_count=int(count.max()), logits_at=logits.places)
+        most, places = int(count.max()), logits.places
+        choice = self.scheduler.choose(*arguments, max_count=most, logits_at=places, memory=self.memory)
         # The rows that hold masks; the others take part in no further pass.
         rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
         own = choice if isinstance(rows, slice) else choice.of_rows(rows)

@@ -1,5 +1,7 @@
 """Schedulers: one published sampler a file, on two public abstract bases."""
 
+from .output import MaskedDiffusionSchedulerOutput
+from .run_memory import RunMemory
 from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
@@ -7,7 +9,8 @@ from .scheduling_entropy_bounded import EntropyBoundedScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .scheduling_klass import KLASSScheduler
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
 from .scheduling_threshold import ThresholdScheduler
@@ -23,10 +26,12 @@ __all__ = [
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
+    "KLASSScheduler",
     "MaskGITScheduler",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "RunMemory",
     "StepContext",
     "ThresholdScheduler",
     "UniformScheduler",

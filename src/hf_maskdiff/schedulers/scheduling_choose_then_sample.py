@@ -9,10 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..masking import share_of_step
 from ..orders import ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows
 from .checks import require_drawn
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .output import MaskedDiffusionSchedulerOutput
+from .run_memory import RunMemory
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .step_context import StepContext
 
 _PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys")
@@ -94,6 +97,15 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         """
         return context.count
 
+    def share_of_step(self, context: StepContext) -> Tensor:
+        """How many positions the schedule has for this step, whatever was revealed before, int64 `(batch_size,)`."""
+        config = self.config
+        run = (context.step_index, context.num_inference_steps, config.masking_schedule, config.rounding)
+        share = share_of_step(context.initial, *run)
+        if isinstance(share, Tensor):
+            return share.long().to(context.remaining.device)
+        return torch.full_like(context.remaining, int(share))
+
     def rank_positions(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
         """All positions from first to last, int64 `(batch_size, L)`, masked ones first, and how many are revealed.
 
@@ -117,6 +129,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         generator: Generators = None,
         max_count: int | None = None,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
     ) -> Choice:
         """The first half of `step`, with the same arguments: choose the positions, and their order.
 
@@ -126,7 +139,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
             and L on an accelerator.
         """
-        given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+        given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
         marginals, context = self.start_step(*given)
         return self._choose(context, *self.rank_positions(marginals, context), max_count)
 
@@ -194,9 +207,11 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         return_dict: bool = True,
         max_count: int | None = None,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
+        details: bool = False,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)
             count = context.count
             # The last step reveals every masked position, and noise belongs to positions, so the order has no effect.
@@ -210,6 +225,9 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
         # Outside inference mode, so that the result may enter a graph.
         prev_sample = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
-        return MaskedDiffusionSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+        if not return_dict:
+            return (prev_sample,)
+        output = MaskedDiffusionSchedulerOutput(prev_sample)
+        return output.with_details(model_output, sample) if details else output
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__

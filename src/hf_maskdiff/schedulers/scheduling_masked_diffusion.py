@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from inspect import isabstract
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..hub import ModelCardMixin
@@ -30,23 +28,11 @@ from .checks import (
     require_steps,
     require_tensor,
 )
+from .output import MaskedDiffusionSchedulerOutput
 from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
 from .run_keys import RunKeys
+from .run_memory import RunMemory
 from .step_context import StepContext
-
-
-@dataclass
-class MaskedDiffusionSchedulerOutput(BaseOutput):
-    """Output of a scheduler's `step`.
-
-    Args:
-        prev_sample: tokens after the step, int64, the shape of `sample`.
-        pred_original_sample: the candidate drawn for every masked position, the shape of `sample`; None if the
-            scheduler chooses positions before it samples, since it then draws only the tokens that it reveals.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
 
 
 class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
@@ -242,6 +228,10 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         initial = None if initial is None else initial.cpu()
         return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
 
+    def new_memory(self) -> RunMemory:
+        """What a run keeps from step to step, for `step(memory=...)`; to be made anew for every run."""
+        return RunMemory()
+
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
         """A copy that draws tokens at another temperature; 0 always takes the most probable token."""
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
@@ -272,6 +262,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         return_dict: bool = True,
         max_count: int | None = None,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
+        details: bool = False,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         """Reveal this step's positions.
 
@@ -288,6 +280,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             logits_at: if `model_output` holds logits `(num_rows, n, V)` of some positions alone, the index of each in
                 `sample.flatten()`, int64 `(num_rows, n)`; -1 for logits that belong nowhere. All masked positions must
                 be among them.
+            memory: what this scheduler's `new_memory` made when the run began, the same object in every step.
+            details: fill in `pred_logits` and `transfer_index` of the output.
 
         Raises:
             ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,
@@ -311,6 +305,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         starting_mask_ratio: float | Tensor,
         generator: Generators,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
     ) -> tuple[Marginals, StepContext]:
         """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
@@ -339,6 +334,9 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
         if isinstance(target, Tensor):
             target = target.to(remaining.device)
+        keys = draw_keys(generator, len(tokens), device)
+        if memory is not None:
+            memory.begin_step(tokens, keys)
         return marginals, StepContext(
             step_index=step_index,
             num_inference_steps=num_steps,
@@ -346,12 +344,13 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             masked=masked,
             remaining=remaining,
             count=reveal_counts(remaining, target),
-            keys=draw_keys(generator, len(tokens), device),
+            keys=keys,
             choice_temperature=None if self._choice_temperatures is None else self._choice_temperatures[step_index],
             grid=tuple(sample.shape[1:]),
             generator=generator,
             of_run=self._run_keys,
             initial=initial,
+            memory=memory,
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from ..masking import MaskingSchedule
 from ..orders import ranking
 from ..sampling import Generators, Purpose
 from .checks import ChoiceTemperature, require_drawn
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .output import MaskedDiffusionSchedulerOutput
+from .run_memory import RunMemory
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
 class MaskGITScheduler(MaskedDiffusionScheduler):
@@ -64,9 +66,11 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         return_dict: bool = True,
         max_count: int | None = None,
         logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
+        details: bool = False,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at)
+            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)
             drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
@@ -83,6 +87,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
         if not return_dict:
             return prev_sample, candidates.view_as(sample).clone()
-        return MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
+        output = MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
+        return output.with_details(model_output, sample) if details else output
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__

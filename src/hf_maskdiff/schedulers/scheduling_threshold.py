@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..integers import is_integer
-from ..masking import MaskingSchedule, share_of_step
+from ..masking import MaskingSchedule
 from ..orders import passing_ranks
 from ..sampling import Marginals, Purpose
 from .checks import is_number, require
@@ -129,17 +128,8 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
             sure = passing_ranks(scores, self.config.factor)
         count = sure.to(context.remaining.device).clamp(min=self.config.min_count)
         if self.config.follow_schedule:
-            count = count.maximum(self._share(context))
+            count = count.maximum(self.share_of_step(context))
         return count.minimum(context.remaining)
-
-    def _share(self, context: StepContext) -> Tensor:
-        """How many positions the schedule has for this step, int64 `(batch_size,)`."""
-        config = self.config
-        run = (context.step_index, context.num_inference_steps, config.masking_schedule, config.rounding)
-        share = share_of_step(context.initial, *run)
-        if isinstance(share, Tensor):
-            return share.long().to(context.remaining.device)
-        return torch.full_like(context.remaining, int(share))
 
     @property
     def _bound(self) -> float:

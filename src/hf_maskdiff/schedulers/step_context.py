@@ -11,6 +11,7 @@ from torch import Tensor
 from ..masking import Count
 from ..sampling import Generators, Purpose, gumbel, position_noise
 from .run_keys import RunKeys
+from .run_memory import RunMemory
 
 # An alpha of 0 would make beta infinite.
 _SMALLEST_ALPHA = 1e-6
@@ -32,9 +33,10 @@ class StepContext:
         choice_temperature: alpha_n, or None if the scheduler has no choice temperature.
         grid: the shape of a row: `(height, width)`, or `(L,)` for a sequence.
         generator: the `generator` argument of the step.
-        of_run: the keys that stay the same over a run.
+        of_run: the keys that stay the same over a run, where there is no memory.
         initial: N_0, how many positions of each row were masked when its run began: one number for all rows, or float64
             `(batch_size,)`.
+        memory: what the run keeps from step to step, if whoever runs the loop hands it on.
     """
 
     step_index: int
@@ -49,6 +51,7 @@ class StepContext:
     generator: Generators
     of_run: RunKeys = field(default_factory=RunKeys)
     initial: Count = 0.0
+    memory: RunMemory | None = None
 
     @property
     def sharpness(self) -> float:
@@ -91,4 +94,6 @@ class StepContext:
 
         It is the key of the step in which the run first asks for it; `Purpose.SHIFT` is a separate stream of that key.
         """
+        if self.memory is not None:
+            return self.memory.run_keys
         return self.of_run.at(self.step_index, self.generator, self.keys)

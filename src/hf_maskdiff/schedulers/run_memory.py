@@ -1,0 +1,116 @@
+"""What a scheduler keeps from one step of a run to the next: an object of whoever runs the loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sampling import Marginals
+
+
+class RunMemory:
+    """What one run keeps from step to step, row by row: `scheduler.new_memory()` makes it, each `step` is given it.
+
+    A scheduler holds its configuration and the timesteps of a run, and nothing of a row: several loops, also in several
+    threads, may share it, each with a memory of its own. Rows are those of the first step's batch and stay in place.
+    """
+
+    def __init__(self) -> None:
+        self._shape: torch.Size | None = None
+        self._run_keys = torch.empty(0)
+
+    @property
+    def run_keys(self) -> Tensor:
+        """The noise keys of the run's first step, int64 `(batch_size,)`."""
+        return self._run_keys
+
+    def begin_step(self, tokens: Tensor, keys: Tensor) -> None:
+        """Take note of a step: tokens int64 `(batch_size, L)` and its noise keys, int64 `(batch_size,)`.
+
+        Raises:
+            ValueError: the tokens have another shape than in the run's first step.
+        """
+        if self._shape is None:
+            self._shape, self._run_keys = tokens.shape, keys
+        if self._shape != tokens.shape:
+            raise ValueError(
+                f"`memory` must be of the same run as `sample`, got one of tokens {tuple(self._shape)} for a sample of "
+                f"{tuple(tokens.shape)}. Make one for each run: `memory = scheduler.new_memory()`."
+            )
+
+
+class StabilityMemory(RunMemory):
+    """Keeps the marginals of the last pass too, and for how many passes each position has been stable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = LastMarginals()
+        self._stable_passes: Tensor | None = None
+
+    def compare(self, marginals: Marginals, masked: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """See `LastMarginals.replace`; both `(batch_size, L)`, float64 on `device`, 0 where nothing is masked."""
+        rows = masked.flatten().nonzero()[:, 0]
+        found = (part.to(device, torch.float64) for part in self.last.replace(marginals, rows))
+        divergence, log_confidence = (
+            part.new_zeros(masked.numel()).index_copy_(0, rows.to(device), part).view(masked.shape) for part in found
+        )
+        return divergence, log_confidence
+
+    def count_stable(self, stable: Tensor) -> Tensor:
+        """For how many passes up to this one each position has been stable, int64 like `stable`, `(batch_size, L)`."""
+        before = torch.zeros_like(stable, dtype=torch.int64) if self._stable_passes is None else self._stable_passes
+        self._stable_passes = (before + 1).masked_fill_(~stable, 0)
+        return self._stable_passes
+
+
+# Logarithms of probabilities below 1e-12 count as that of 1e-12, so that a divergence is finite.
+_LOWEST = -27.6310211159
+
+
+class LastMarginals:
+    """The logarithms of the marginals in the last pass, at the positions that were masked then: `(positions, V)`."""
+
+    def __init__(self) -> None:
+        # Flat indices of the positions, ascending, and the row of `_log_probs` where each has its marginal.
+        self._rows, self._places = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        self._log_probs = torch.empty(0, 0)
+
+    def replace(self, marginals: Marginals, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the marginals of this pass, and compare them with those of the last one.
+
+        Args:
+            marginals: of this pass.
+            rows: indices of the masked positions in the flattened `(batch_size, L)`, ascending, int64 `(M,)`.
+
+        Returns:
+            `KL(p now || p in the last pass)` in nats, infinite where the position was not masked in the last pass, and
+            `log max p`; both float32 `(M,)`.
+        """
+        places, known = self._find(rows, marginals.num_tokens)
+        kept = self._log_probs
+
+        def compare(block: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = torch.log_softmax(block, -1, out=block).clamp_(min=_LOWEST)
+            change = log_probs - kept.index_select(0, place)
+            kept.index_copy_(0, place, log_probs)
+            largest = log_probs.amax(-1)
+            return log_probs.exp_().mul_(change).sum(-1).clamp_(min=0), largest
+
+        divergence, log_confidence = marginals.reduce(compare, rows, places)
+        self._rows, self._places = rows, places
+        return divergence.masked_fill(~known, torch.inf), log_confidence
+
+    def _find(self, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Where each row's marginal is kept, and whether it is of the last pass; makes room for those that are new."""
+        if not len(self._rows):
+            known = torch.zeros_like(rows, dtype=torch.bool)
+        else:
+            index = torch.searchsorted(self._rows, rows).clamp_(max=len(self._rows) - 1)
+            known = self._rows[index] == rows
+            if bool(known.all()):  # the usual case: nothing was masked anew
+                return self._places[index], known
+        fresh = torch.zeros(len(rows), num_tokens, device=rows.device)
+        if bool(known.any()):
+            fresh[known] = self._log_probs[self._places[index][known]]
+        self._log_probs = fresh
+        return torch.arange(len(rows), device=rows.device), known
