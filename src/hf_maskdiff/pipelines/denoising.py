@@ -87,14 +87,16 @@ def denoise(
             if not unfinished or interrupted():
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
-            now = StepRows(i - began, rows, unfinished, counts.remaining(i, count))
+            given = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
+            choice = take_step.ahead(*given)
+            now = StepRows(i - began, rows, unfinished, counts.remaining(i, count), choice)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
-            sample = take_step(logits, t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
+            sample = take_step(logits, *given, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
