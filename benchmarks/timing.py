@@ -20,23 +20,31 @@ def now() -> float:
     return time.perf_counter()
 
 
-def take_turns(works: Mapping[str, Callable[[], Any]], repeats: int, at_least: float = 0.0) -> Times:
+def take_turns(
+    works: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    at_least: float = 0.0,
+    clock: Callable[[], float] = now,
+    warm_up: bool = True,
+) -> Times:
     """Times functions in an order that changes with each repeat, so that a busy machine slows all of them.
 
     Args:
         repeats: number of repeats, after one to warm up.
         at_least: repeat further until this many seconds have passed.
+        clock: the time in seconds; `time.process_time` leaves out what others do on a busy machine.
+        warm_up: False if all functions ran before.
     """
     times: Times = {name: [] for name in works}
-    for work in works.values():
+    for work in works.values() if warm_up else ():
         work()
     order, shuffle, begun, done = list(works), random.Random(0), now(), 0
     while done < repeats or now() - begun < at_least:
         shuffle.shuffle(order)
         for name in order:
-            started = now()
+            started = clock()
             works[name]()
-            times[name].append(now() - started)
+            times[name].append(clock() - started)
         done += 1
     return times
 

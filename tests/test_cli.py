@@ -96,7 +96,7 @@ def refused_by_generate(folder: Path) -> list[Case]:
         (generate("--dtype", "int8"), 2, "argument --dtype: invalid choice: 'int8'"),
         (generate("--device_map", "cpu", "--group_offload"), 2, "not allowed with argument --device_map"),
         (generate("--batch_size", 0), 1, "`batch_size` must be at least 1, got 0. Pass a positive number."),
-        (generate("--prompt_file", prompts, pipeline=PLAYS), 1, "a prompt a line, got nothing in line 2 of"),
+        (generate("--prompt_file", prompts, pipeline=PLAYS), 1, "one prompt on each line, got nothing in line 2 of"),
         (generate("--prompt_file", folder / "none", pipeline=PLAYS), 1, "No such file or directory: "),
         (generate(output_dir=full), 1, f"new, empty, or hold a set that shall be completed, got '{full}'"),
         (generate(output_dir=folder / "file"), 1, "`output_dir` must be new, empty, or hold a set"),

@@ -61,7 +61,9 @@ def test_every_block_runs(
         stage.run(block)
         printed.append(capsys.readouterr().out)
     assert Image.open(folder / "seven.png").size == (28, 28)
-    assert next(text for text in printed if text.startswith("To be, or ")).count("question.\nROMEO:") == 1
+    continued, filled_in = next(text for text in printed if text.startswith("ROMEO:")).rsplit("\n\nTo be, or ", 1)
+    assert len(continued) > 40
+    assert re.fullmatch(r".+ question\.\n", filled_in, re.DOTALL)
     chain = next(text for text in printed if text.startswith("EVQLV")).strip()
     assert re.fullmatch(r"EVQLVESGGGLVQPGGSLRLSCAASGFNIKD[A-Z]{90}", chain.replace(" ", ""))
     assert "modeling_llada.py" not in " ".join(hub.requests)

@@ -71,6 +71,16 @@ SECTIONS = {
         with two groups against n and 2n plain steps: it pays where the last column is below 1 and the result as good.
         """,
     ),
+    "cached_decoding": _section(
+        "cached_decoding",
+        60,
+        "Caches across steps",
+        """
+        Random weights in bfloat16, greedy tokens, the surest first: a prompt of 512 tokens and 256 new ones in blocks
+        of 32, 8 steps each. Every cache makes the same number of model calls; `positions of a row` is what they
+        compute. A cache pays where the time over that without a cache is below 1; its texts differ from those without.
+        """,
+    ),
     "throughput": _section(
         "throughput",
         60,

@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = making.add_argument
     add("--pipeline", help="folder or Hub id of the pipeline")
     add("--num_samples", type=int, help="of a set")
-    add("--num_seeds", type=int, default=3, help="sets, for error bars; their seeds count from --seed on")
+    add(
+        "--num_seeds",
+        type=int,
+        default=3,
+        help="number of sets, for error bars; their seeds are --seed, --seed + 1, ...",
+    )
     add_sampling_arguments(parser)
 
 

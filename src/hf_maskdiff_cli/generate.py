@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_samples", type=int, required=True)
     add("--output_dir", required=True, help="new or empty, or a set that was stopped: it is completed")
     add_sampling_arguments(parser)
-    add("--verify", action="store_true", help="say how many files of the set are whole; what is not is made again")
+    add("--verify", action="store_true", help="say how many files of the set are intact; damaged ones are made again")
     add("--push_to_hub", metavar="REPO", help="upload the finished set, with a card")
     add("--private", action="store_true", help="for a repository that is new")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that say how samples are made, whatever becomes of them."""
+    """Declare the arguments that say how samples are made."""
     add = parser.add_argument
     add("--seed", type=int, default=0, help="the base seed: sample i depends on it and on i")
     add("--batch_size", type=int, default=64, help="samples between two writes; on a GPU, those made together")
     add("--block_size", type=int, help=f"samples made together; default: {CPU_BLOCK_SIZE} on a CPU, a batch on a GPU")
     add("--shard_size", type=int, default=1024, help="samples of a file, rounded up to whole blocks")
-    sampling = parser.add_argument_group("sampling; what is not given is the pipeline's own")
+    sampling = parser.add_argument_group("sampling; defaults are those of the pipeline")
     add = sampling.add_argument
     add("--scheduler", help=f"{', '.join(SCHEDULERS)}, or folder or Hub id of a preset")
     add("--scheduler_config", nargs="+", default=[], metavar="KEY=VALUE", help="of the scheduler: choice_temperature=4")
@@ -54,7 +54,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_substeps", type=int, default=1, help="groups of a step, by partial caching; 1 is without")
     add("--class_labels", type=int, nargs="+", metavar="ID", help="images: the classes in turn; default: all")
     add("--decode_chunk_size", type=int, default=8, help="images: how many are decoded at a time")
-    add("--prompt_file", type=Path, help="texts: a prompt a line, in turn; default: none")
+    add("--prompt_file", type=Path, help="texts: a file with one prompt on each line, used in turn; default: none")
     add("--max_new_tokens", type=int, help="texts: tokens after the prompt")
     placement = parser.add_argument_group("placement")
     where = placement.add_mutually_exclusive_group()
@@ -64,7 +64,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add = placement.add_argument
     add("--dtype", choices=DTYPES, default="float32")
     add("--compile", action="store_true", help="compile the transformer")
-    add("--num_threads", type=int, default=1, help="of a process on a CPU; launch one process a core")
+    add("--num_threads", type=int, default=1, help="threads of each process on a CPU; launch one process per core")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -116,7 +116,7 @@ def read_prompts(path: Path | None) -> list[str] | None:
     if not prompts or blank is not None:
         found = "an empty file" if blank is None else f"nothing in line {blank}"
         raise ValueError(
-            f"`prompt_file` must hold a prompt a line, got {found} of {str(path)!r}. Fill it, or leave it out."
+            f"`prompt_file` must hold one prompt on each line, got {found} of {str(path)!r}. Fill it, or leave it out."
         )
     return prompts
 

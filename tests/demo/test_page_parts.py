@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from hf_maskdiff.demo.captions import caption, empty_panel, remarks, told
-from hf_maskdiff.demo.editing import painted_part, to_paint_on
+from hf_maskdiff.demo.editing import painted_part, reduced, to_paint_on
 from hf_maskdiff.demo.frames import as_html, history_sheet, keep_pixels, sheet
 from hf_maskdiff.demo.passes import Passes, counting, watch
 from hf_maskdiff.demo.requests import number, whole
@@ -43,8 +43,10 @@ def test_a_picture_is_in_the_page_itself() -> None:
 
 
 def test_a_large_picture_is_sent_with_loss() -> None:
-    html = as_html(Image.new("RGB", (512, 512), "red"), "red", pixelated=False)
+    html = as_html(Image.new("RGB", (512, 512), "red"), "red", with_loss=True)
     assert (opened(html).format, opened(html).size) == ("WEBP", (512, 512))
+    assert opened(as_html(Image.new("RGB", (512, 512), "red"), "red")).format == "PNG"
+    assert opened(as_html(Image.new("RGB", (28, 28), "red"), "red", with_loss=True)).format == "PNG"
     assert "md-pixels" not in html
 
 
@@ -98,6 +100,13 @@ def test_small_images_are_enlarged_to_be_painted_on() -> None:
     assert (large.size, large.mode) == ((448, 448), "RGB")
     assert (large.getpixel((447, 0)), large.getpixel((431, 0))) == ((200,) * 3, (0,) * 3)
     assert to_paint_on(Image.new("RGB", (512, 512)))["background"].size == (512, 512)
+    assert reduced(large, 28).convert("L").tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("size", [(27, 27), (30, 30), (56, 28), (28, 28)])
+def test_other_images_are_left_to_the_pipeline(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 50)
+    assert reduced(image, 28).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("value", [None, "8", True, 0, 65, 8.5, float("nan"), float("inf")])

@@ -27,7 +27,7 @@ def panel(caption: str, remarks: str, view: str, heat_map: str) -> str:
     """HTML of a panel: the caption over what has been made and, beside it where there is room, its heat map."""
     return (
         f'<div class="md-panel">{caption}{remarks}<div class="md-pair">'
-        f'<div><div class="md-heading">What is there</div>{view}</div>'
+        f'<div><div class="md-heading">Result</div>{view}</div>'
         f'<div><div class="md-heading">Which step revealed it</div>{heat_map}</div></div></div>'
     )
 

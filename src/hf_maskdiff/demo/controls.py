@@ -17,8 +17,8 @@ from .samplers import Choice, samplers
 
 MOST_SUBSTEPS, MOST_CHOICE_TEMPERATURE = 8, 16
 _SECOND, _ELSE = "Halton + choice temperature", "Moment"
-_TEMPERATURE = "Of positions and tokens: low is sharp, high is varied."
-_SUBSTEPS = "R groups a step, by partial caching. 1 is without."
+_TEMPERATURE = "Low is sharp, high is varied."
+_SUBSTEPS = "Groups of a step, by partial caching; 1 is off."
 _logger = logging.getLogger(__name__)
 
 

@@ -59,8 +59,16 @@ def edit_of(pipe: Any, image: Image.Image, painted: Image.Image) -> Edit:
     Raises:
         ValueError: see `preprocess_image` and `preprocess_mask` of the pipeline.
     """
-    pixels = pipe.preprocess_image(image)
+    pixels = pipe.preprocess_image(reduced(image, pipe.transformer.config.sample_size * pipe.vae_scale_factor))
     return Edit(pixels, pipe.encode_image(pixels), pipe.preprocess_mask(painted).to(pipe.device))
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """A square whose side is a multiple of the model's as the means of its blocks: so what `to_paint_on` has enlarged
+    comes back as it was. Other images are left to the pipeline.
+    """
+    times, rest = divmod(image.width, side)
+    return image.reduce(times) if image.width == image.height and times and not rest else image
 
 
 def to_paint_on(picture: Image.Image) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from .heat_map import grid_picture
 
-_LARGE = 2**16  # pixels of a picture that is sent with loss
+_LARGE = 2**16  # pixels of a picture that may be sent with loss
 
 
 def sheet(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
@@ -61,16 +61,17 @@ def keep_pixels(drawn: Tensor, original: Tensor, editable: Tensor) -> Tensor:
     return drawn.where(change.to(drawn.device), original.to(drawn.device, drawn.dtype))
 
 
-def as_html(picture: Image.Image, says: str, pixelated: bool = True) -> str:
+def as_html(picture: Image.Image, says: str, pixelated: bool = False, with_loss: bool = False) -> str:
     """A picture as an HTML image that carries its bytes with it.
 
     Args:
         picture: to show, as wide as the panel.
         says: for those who cannot see it.
         pixelated: enlarge without smoothing.
+        with_loss: send a large picture with loss: a photograph, say, and no heat map.
     """
-    buffer, is_large = io.BytesIO(), picture.width * picture.height > _LARGE and not pixelated
-    picture.save(buffer, "WEBP" if is_large else "PNG", **({"quality": 90} if is_large else {}))
+    buffer, as_webp = io.BytesIO(), with_loss and picture.width * picture.height > _LARGE
+    picture.save(buffer, "WEBP" if as_webp else "PNG", **({"quality": 90} if as_webp else {}))
     data = base64.b64encode(buffer.getvalue()).decode()
     style = "md-picture md-pixels" if pixelated else "md-picture"
-    return f'<img class="{style}" alt="{escape(says)}" src="data:image/{"webp" if is_large else "png"};base64,{data}">'
+    return f'<img class="{style}" alt="{escape(says)}" src="data:image/{"webp" if as_webp else "png"};base64,{data}">'

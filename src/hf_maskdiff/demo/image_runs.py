@@ -103,10 +103,10 @@ class ImageRun(Run):
         pictures = self.pictures()
         small = pictures[0].width <= _PIXELATED
         whole_sheet = sheet(pictures, gap=max(1, pictures[0].width // 28))
-        return as_html(whole_sheet, f"images of {self.title}, step {self.record.step}", small)
+        return as_html(whole_sheet, f"images of {self.title}, step {self.record.step}", small, with_loss=True)
 
     def heat_map(self, num_steps: int) -> str:
-        return as_html(history_sheet(self.record.history, num_steps), f"heat map of {self.title}", False)
+        return as_html(history_sheet(self.record.history, num_steps), f"heat map of {self.title}")
 
 
 def image_runs(opened: Opened, choices: Sequence[Choice], request: ImageRequest) -> list[ImageRun]:

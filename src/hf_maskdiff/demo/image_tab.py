@@ -46,7 +46,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
             label="Guidance",
             min_width=200,
             interactive=transformer.has_null_class,
-            info="1 is without; more runs the model twice a step."
+            info="1 is off; above it, a step takes two passes."
             if transformer.has_null_class
             else "This model was never shown an image without its class: not used.",
             elem_id=f"{prefix}-guidance",
@@ -71,6 +71,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         edit_message = gr.HTML(elem_id=f"{prefix}-edit-message", elem_classes="md-message", padding=False)
         editor = gr.ImageEditor(
             type="pil",
+            format="png",  # without loss
             show_label=False,
             sources=("upload", "clipboard"),
             transforms=(),

@@ -45,7 +45,7 @@ def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
             step=0.25,
             label="Guidance",
             min_width=200,
-            info="1 is without; more runs the model twice a step.",
+            info="1 is off; above it, a step takes two passes.",
             elem_id=f"{prefix}-guidance",
         )
     with gr.Row():

@@ -1,0 +1,155 @@
+r"""Times our cache plans and threshold decoding against the loops they were published with, on the same models.
+
+    python benchmarks/text_decoding.py --output_dir out/text_decoding
+    python benchmarks/text_decoding.py --output_dir out/text_decoding --vocab_sizes 126464 --prompt_lengths 64 1024 \
+        --contests "Fast-dLLM, dual" "dLLM, dual" --batch_sizes 1 4 --resume
+
+The models have the layers of LLaDA (a Llama) and of Qwen3, 512 wide, and random weights; a large head makes some of
+their tokens sure. The published loops (`reference_loops.py`) run on a model of a few lines with the same layers; tests
+run them against recorded runs of the originals. Both make the same passes and, up to rounding, write the same tokens,
+whose share is shown. The two take turns in one process on one thread. "time" is ours divided by theirs, the median over
+repeats, with the smallest and the largest; on a CPU it is the time that the process computes, so that other work on the
+machine does not count. "passes" and "positions" are model calls and the positions computed in them,
+a row. "memory" is the peak that a run allocates besides the model, ours divided by theirs.
+
+Prints a table, and writes `text_decoding.json` after every line of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
+from statistics import median
+from time import process_time
+from typing import Any
+
+import torch
+from arguments import add_cell_arguments, add_machine_arguments, new_parser
+from memory import extra_memory
+from reference_model import ReferenceModel
+from tables import print_table, write_json
+from text_contests import CONTESTS, SHAPES, Setting, make_model, pipeline_of
+from timing import now, take_turns
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+OURS, THEIRS = "ours", "theirs"
+Result = dict[str, Any]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[32_000])
+    parser.add_argument("--prompt_lengths", type=int, nargs="+", default=[64])
+    parser.add_argument("--new_tokens", type=int, nargs="+", default=[128])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--block_length", type=int, default=32)
+    parser.add_argument("--steps_a_block", type=int, default=8, help="where the number of steps is planned")
+    parser.add_argument("--contests", nargs="+", choices=CONTESTS, default=list(CONTESTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--num_layers", type=int, default=8)
+    add_machine_arguments(parser)
+    add_cell_arguments(parser)
+    return parser.parse_args(argv)
+
+
+class CountedPasses:
+    """Counts the calls of our model, and the positions of a row computed in them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls = self.positions = 0
+        self.handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        ids = options["input_ids"] if "input_ids" in options else inputs[0]
+        self.calls, self.positions = self.calls + 1, self.positions + ids.shape[1]
+
+
+def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int) -> Result:
+    """One line of the table."""
+    contest, device = CONTESTS[name], model.device
+    steps = setting.block_length if contest.as_needed else setting.steps_a_block
+    arguments = setting.arguments
+    if contest.as_needed:
+        arguments["steps"] = setting.new_tokens
+    prompt, pipe = setting.prompt().to(device), pipeline_of(model, setting.mask_id, contest)
+    call = {"max_new_tokens": setting.new_tokens, "block_length": setting.block_length, "output_type": "ids"}
+
+    reference = ReferenceModel(model)
+
+    def theirs() -> Tensor:
+        return contest.loop(reference, prompt, **arguments)
+
+    def ours() -> Tensor:
+        return torch.stack(pipe(input_ids=prompt, num_inference_steps=steps, **call).sequences)
+
+    pipe(input_ids=prompt[:, :1], num_inference_steps=1, **call | {"max_new_tokens": setting.block_length})  # the probe
+    written: dict[str, Tensor] = {}
+    counted = CountedPasses(model)
+    memory = {
+        OURS: extra_memory(lambda: written.update({OURS: ours()}), device),
+        THEIRS: extra_memory(lambda: written.update({THEIRS: theirs()}), device),
+    }
+    counted.handle.remove()
+    passes = {OURS: counted.calls, THEIRS: reference.calls}
+    positions = {OURS: counted.positions, THEIRS: reference.positions}
+    clock = process_time if device.type == "cpu" else now
+    times = take_turns({OURS: ours, THEIRS: theirs}, repeats, clock=clock, warm_up=False)
+    ratios = [own / other for own, other in zip(times[OURS], times[THEIRS], strict=True)]
+    new = slice(setting.prompt_length, setting.prompt_length + setting.new_tokens)
+    return {
+        "contest": name,
+        **asdict(setting),
+        "ratio": median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "seconds": {who: median(seconds) for who, seconds in times.items()},
+        "passes": passes,
+        "positions": positions,
+        "memory": memory,
+        "same tokens": (written[OURS][:, new] == written[THEIRS][:, new]).double().mean().item(),
+    }
+
+
+def table_row(row: Result) -> list[str]:
+    sizes = [row["contest"], row["shape"], f"{row['vocab_size']:,}", row["prompt_length"], row["new_tokens"]]
+    time = f"{row['ratio']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+    counts = [f"{row[name][OURS]:,} / {row[name][THEIRS]:,}" for name in ("passes", "positions")]
+    memory = row["memory"][OURS] / row["memory"][THEIRS]
+    return [*map(str, sizes), str(row["batch_size"]), time, *counts, f"{memory:.2f}", f"{row['same tokens']:.3f}"]
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    lists = (args.shapes, args.vocab_sizes, args.prompt_lengths, args.new_tokens, args.batch_sizes)
+    return [Setting(*sizes, args.block_length, args.steps_a_block) for sizes in product(*lists)]
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    args = parse_args(argv)
+    torch.set_num_threads(args.num_threads)
+    path = args.output_dir / "text_decoding.json"
+    results: list[Result] = json.loads(path.read_text()) if args.resume and path.exists() else []
+    done = {(row["contest"], *(row[name] for name in asdict(settings_of(args)[0]))) for row in results}
+    for setting in tqdm(settings_of(args), desc="settings"):
+        names = [name for name in args.contests if setting.batch_size == 1 or CONTESTS[name].batches]
+        wanted = [name for name in names if (name, *asdict(setting).values()) not in done]
+        if not wanted:
+            continue
+        model = make_model(setting, args.hidden_size, args.num_layers).to(args.device)
+        for name in wanted:
+            results.append(measure(name, setting, model, args.repeats))
+            write_json(results, path)
+    headings = ["loop", "layers", "V", "prompt", "new", "batch", "time, ours / theirs", "passes", "positions"]
+    print_table([*headings, "memory", "same tokens"], map(table_row, results), left=(0, 1))
+    return results
+
+
+if __name__ == "__main__":
+    main()
