@@ -35,6 +35,7 @@ STEP = [
     "logits_at",
     "memory",
     "details",
+    "of_block",
 ]
 
 
@@ -70,13 +71,14 @@ def test_interface(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     assert required == ["self", "mask_token_id"]
     assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
-    assert arguments(scheduler_class.set_timesteps) == ["num_inference_steps", "temperature", "device"]
+    assert arguments(scheduler_class.set_timesteps) == ["num_inference_steps", "temperature", "device", "block_length"]
     assert arguments(scheduler_class.step) == STEP
     assert arguments(scheduler_class.add_noise) == ["original_samples", "timesteps", "generator"]
     for method in ("step", "set_timesteps", "add_noise"):
         assert inspect.getdoc(getattr(scheduler_class, method))
     if issubclass(scheduler_class, ChooseThenSampleScheduler):
-        assert arguments(scheduler_class.choose) == [name for name in STEP if name not in ("return_dict", "details")]
+        of_step_alone = ("return_dict", "details", "of_block")
+        assert arguments(scheduler_class.choose) == [name for name in STEP if name not in of_step_alone]
         assert arguments(scheduler_class.sample_tokens) == ["model_output", "choice", "group"]
 
 

@@ -21,7 +21,7 @@ from hf_maskdiff import (
     MaskGITTransformer2DModel,
     MaskGITVQModel,
 )
-from hf_maskdiff.conversion import halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1
+from hf_maskdiff.conversion import halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, text_presets
 from hf_maskdiff.conversion.amused import amused
 from hf_maskdiff.conversion.halton_maskgit import confidence_counts, valeoai_confidence, valeoai_halton
 from hf_maskdiff.conversion.maskgit_jax import google_maskgit
@@ -43,6 +43,10 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "mdlm": mdlm,
     "llada": llada,
     "dream": dream,
+    "fast-dllm": text_presets.fast_dllm,
+    "sdar": text_presets.sdar,
+    "llada2": text_presets.llada2,
+    "klass": text_presets.klass,
 }
 
 

@@ -222,7 +222,10 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
         details: bool = False,
+        **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        if of_block:
+            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
             given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)

@@ -18,6 +18,7 @@ from ..hub import ModelCardMixin
 from ..integers import is_integer, plain
 from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
+from .block_refinement import BlockRefinementMixin
 from .checks import (
     ChoiceTemperature,
     check_choice_temperature,
@@ -34,7 +35,7 @@ from .run_memory import RunMemory
 from .step_context import StepContext
 
 
-class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
+class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
     """Base of all schedulers: reveals some masked positions per step, never changes a known token, ends without masks.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
@@ -167,6 +168,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         num_inference_steps: int,
         temperature: ChoiceTemperature | None = None,
         device: str | torch.device | None = None,
+        block_length: int | None = None,
     ) -> None:
         """Prepare a run of `num_inference_steps` model passes.
 
@@ -174,8 +176,8 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
             temperature: the *choice* temperature for this run; the name and place of the argument are aMUSEd's. None
                 keeps the config's value, a pair `(start, end)` changes linearly over the steps, and a number s means
                 `(s, 0.01)`. Schedulers without a choice temperature ignore it.
-            device: accepted for diffusers' pipelines but not used; `timesteps` stays on the CPU, like diffusers'
-                `sigmas`.
+            device, block_length: accepted for diffusers' pipelines but not used; `timesteps` stays on the CPU, like
+                diffusers' `sigmas`.
         """
         num_inference_steps = require_steps(num_inference_steps)
         table = self.config.masking_schedule
@@ -263,6 +265,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
         details: bool = False,
+        **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         """Reveal this step's positions.
 
@@ -281,6 +284,7 @@ class MaskedDiffusionScheduler(ModelCardMixin, SchedulerMixin, ConfigMixin, ABC)
                 be among them.
             memory: what this scheduler's `new_memory` made when the run began, the same object in every step.
             details: fill in `pred_logits` and `transfer_index` of the output.
+            of_block: what diffusers' `LLaDA2Pipeline` passes; with it, `timestep` is the number of the step, from 0.
 
         Raises:
             ValueError: wrong shapes or dtypes, a timestep outside [0, 1], a list of generators of the wrong length,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -68,7 +70,10 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
         details: bool = False,
+        **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        if of_block:
+            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
             given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
             marginals, context = self.start_step(*given)

@@ -1,0 +1,51 @@
+"""Published samplers of text that come without a model of their own: what their authors' calls decide, as presets.
+
+`num_inference_steps` are those of a block.
+"""
+
+from __future__ import annotations
+
+from hf_maskdiff.conversion.upstream import Preset
+from hf_maskdiff.schedulers import KLASSScheduler, ThresholdScheduler
+
+
+def fast_dllm(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
+    """`generate` of Fast-dLLM with `threshold=0.9`: all tokens of a block that are sure, at least one; greedy."""
+    scheduler = ThresholdScheduler(
+        mask_token_id=mask_token_id, codebook_size=codebook_size, rounding="even", threshold=0.9, token_temperature=0
+    )
+    return Preset(scheduler, 32)
+
+
+def sdar(mask_token_id: int = 151669, codebook_size: int | None = None) -> Preset:
+    """`block_diffusion_generate` of SDAR: drawn tokens more probable than 0.85, at least an even share of the block."""
+    scheduler = ThresholdScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size,
+        rounding="even",
+        threshold=0.85,
+        follow_schedule=True,
+        measure="drawn",
+    )
+    return Preset(scheduler, 4)
+
+
+def llada2(mask_token_id: int = 156895, codebook_size: int | None = None) -> Preset:
+    """diffusers' `BlockRefinementScheduler`: confidence above 0.95, at least an even share of the block; greedy."""
+    scheduler = ThresholdScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size,
+        rounding="even",
+        threshold=0.95,
+        follow_schedule=True,
+        token_temperature=0,
+    )
+    return Preset(scheduler, 32)
+
+
+def klass(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
+    """KLASS on LLaDA with its defaults: confidence above 0.9, two divergences in a row below 0.01 nats; greedy."""
+    scheduler = KLASSScheduler(
+        mask_token_id=mask_token_id, codebook_size=codebook_size, rounding="even", token_temperature=0
+    )
+    return Preset(scheduler, 64)
