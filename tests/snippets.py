@@ -21,6 +21,8 @@ from typing import Any
 
 import fresh
 
+from hf_maskdiff_cli.program import parser
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("pip", "python", "hf-maskdiff", "accelerate", "mkdocs", "git", "hf")
 SHOWN = ("constraints.txt", "setup.cfg", "src", "examples", "pipelines", "schedulers", "tests", "benchmarks")
@@ -121,6 +123,9 @@ class Stage:
 
 
 def _hf_maskdiff(stage: Stage, words: list[str]) -> None:
+    if words[0] == "demo":  # would serve a page; tests/demo run it
+        parser().parse_args(words)
+        return
     stage.start(PROGRAM, *words, *stage.extra.get(words[0], []))
 
 

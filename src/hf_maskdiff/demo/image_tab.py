@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .captions import empty_panel, told
+from .captions import empty_panel, remarks, told
 from .controls import SamplerControls, choice_of, first_samplers, shown
 from .editing import edit_of, painted_part, to_paint_on
 from .image_runs import MOST_IMAGES, ImageRequest, image_runs
@@ -18,6 +18,8 @@ from .runs import panels_of
 
 _NOTHING = "Press “Draw”."
 _NO_CLASS = "no class"
+# In the editor of Gradio 5.50 a script fails when it is given an image, and then it hands nothing over.
+_CAN_PAINT = int(gr.__version__.partition(".")[0]) >= 6
 
 
 def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
@@ -62,8 +64,12 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
                 name = f"{prefix}-{title.lower()}"
                 controls.append(SamplerControls(title, first, opened.choice_temperature, name))
                 panels.append(gr.HTML(empty_panel(_NOTHING), elem_id=name, padding=False))
+    gr.HTML(remarks(["Editing by painting needs Gradio 6: `pip install -U gradio`."]), visible=not _CAN_PAINT)
     with gr.Accordion(
-        "Edit: paint over a part of an image, and it is drawn anew", open=False, elem_id=f"{prefix}-edit"
+        "Edit: paint over a part of an image, and it is drawn anew",
+        open=False,
+        visible=_CAN_PAINT,
+        elem_id=f"{prefix}-edit",
     ):
         with gr.Row():
             take = gr.Button("Paint on A's image", elem_id=f"{prefix}-take")
