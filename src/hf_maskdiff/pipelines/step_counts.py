@@ -46,17 +46,25 @@ class StepCounts:
         """The number of model calls in the run, or an upper bound if it is not known."""
         return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
 
-    def of_step(self, i: int, sample: Tensor) -> Tensor:
-        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU."""
-        if self.hold and self.planned is not None:
-            return self.planned[i]
-        return num_masked_of(self.scheduler, sample).cpu()  # any number of them; reading it makes the host wait
+    def of_step(self, i: int, sample: Tensor, before: Tensor | None = None) -> tuple[Tensor, list[bool]]:
+        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU.
 
-    def remaining(self, i: int, sample: Tensor) -> Tensor:
-        """How many masks each row holds before step i of the run, int64 `(batch_size,)` on the CPU."""
+        And in which rows the step before has changed a token, given the tokens `before` it; without them, in all. With
+        planned counts a step changes every row that holds masks.
+        """
+        changed = [True] * len(sample)
         if self.hold and self.planned is not None:
-            return self.planned[i:].sum(0)
-        return self.of_step(i, sample)
+            return self.planned[i], changed
+        num_masked = num_masked_of(self.scheduler, sample)  # any number of them may be revealed
+        if before is None:
+            return num_masked.cpu(), changed
+        # Reading makes the host wait, so both are read at once.
+        both = torch.stack([num_masked, (sample != before).flatten(1).any(-1).long()]).cpu()
+        return both[0], both[1].bool().tolist()
+
+    def remaining(self, i: int, count: Tensor) -> Tensor:
+        """How many masks each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU."""
+        return self.planned[i:].sum(0) if self.hold and self.planned is not None else count
 
     def finish_rows(self, sample: Tensor) -> None:
         """Take rows without masks out of the plan; the others keep theirs."""

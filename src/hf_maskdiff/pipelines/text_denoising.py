@@ -63,20 +63,24 @@ class WindowDenoiser:
     # --- the pass that a step begins with -----------------------------------------------------------------------------
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
-        """The logits of the masked positions of the blocks; the plan says what is computed for them."""
+        """The logits of those positions of the blocks that the step may reveal; the plan says what is computed."""
         batch, device = self.batch, sample.device
         rows = now.index(len(sample), device)
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
-        masked = tokens == batch.mask_token_id
-        # Masked positions first; a row with fewer of them is filled up with known ones, whose logits nobody reads.
-        columns = (~masked).long().argsort(dim=1, stable=True)[:, : int(now.remaining[of_rows].max())]
+        if now.choice is None:
+            # Masked positions first; a row with fewer of them is filled up with known ones, whose logits nobody reads.
+            masked = tokens == batch.mask_token_id
+            columns = (~masked).long().argsort(dim=1, stable=True)[:, : int(now.remaining[of_rows].max())]
+            wanted = masked.gather(1, columns)
+        else:
+            columns, wanted = now.choice.positions[rows], now.choice.valid[rows]
         first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]
-        places = torch.where(masked.gather(1, columns), first + columns, -1)
+        places = torch.where(wanted, first + columns, -1)
 
         num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
         queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked)
-        wanted = batch.places_of(columns, rows)
-        values = self._guided(t, lambda context: self._computed(context, tokens, t, rows, now, queries, wanted))
+        at = batch.places_of(columns, rows)
+        values = self._guided(t, lambda context: self._computed(context, tokens, t, rows, now, queries, at))
         self._unfinished = now.unfinished
         self.passes[0 if queries is None else 1, self._ids[rows]] += 1
         return StepLogits(values, places, now.rows)
@@ -89,17 +93,17 @@ class WindowDenoiser:
         rows: Tensor | slice,
         now: StepRows,
         queries: Queries | None,
-        wanted: Tensor,
+        at: Tensor,
     ) -> Tensor:
         ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
-        arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": wanted}
+        arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
         positions = None
         if queries is not None:
             positions, places = queries.positions, places_of(queries.positions)
             columns = torch.zeros_like(ids).scatter_(
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
-            arguments |= {"logits_at": columns.gather(1, wanted), "num_runs": queries.num_runs}
+            arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
             arguments |= {"length": self.batch.length}
             ids = ids.gather(1, places)
         return self._run(context, t, ids, now.rows, now.unfinished, positions, arguments)
