@@ -203,9 +203,10 @@ class Marginals:
 
     @cached_property
     def _sources(self) -> Tensor:
-        """The row of the flattened logits that belongs to each flat position; 0 if there is none."""
+        """The row of the flattened logits that belongs to each flat position; if there is none, -1 on a CPU, where
+        this is checked, and 0 elsewhere."""
         targets = self._targets
-        sources = targets.new_zeros(self.num_places + 1)
+        sources = targets.new_full((self.num_places + 1,), -1 if targets.device.type == "cpu" else 0)
         return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))
 
     def rows_at(self, rows: Tensor) -> Tensor:
@@ -217,6 +218,11 @@ class Marginals:
     def _block(self, rows: Tensor) -> Tensor:
         if self.places is not None:
             rows = self._sources[rows]
+            if rows.device.type == "cpu" and bool((rows < 0).any()):
+                raise ValueError(
+                    "`logits_at` must name every masked position, got some without logits. Pass the places of all "
+                    "positions that are masked in `sample`."
+                )
         if self._flat is not None:
             return self._filtered(self._flat.index_select(0, rows).float())
         length = self.logits.shape[1]

@@ -1,12 +1,14 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import draws, passes, pipelines, rest, schedulers, sets
+from mutant_lists import blocks, caches, draws, passes, pipelines, rest, schedulers, sets
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
+    *blocks.MUTANTS,
     *draws.MUTANTS,
     *schedulers.MUTANTS,
     *passes.MUTANTS,
+    *caches.MUTANTS,
     *pipelines.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,

@@ -30,11 +30,11 @@ MUTANTS = [
         "groups-swapped",
         "the groups of a step are drawn from the last to the first",
         _GROUPS,
-        "drawn = self.scheduler.sample_tokens(logits, choice, groups == group)",
+        "drawn = self.scheduler.sample_tokens(values, own, groups == group)",
         "if not group:\n"
-        "                last = min(self.partial_cache.num_substeps, choice.positions.shape[1]) - 1\n"
+        "                last = min(self.partial_cache.num_substeps, own.positions.shape[1]) - 1\n"
         "                groups = torch.where(groups > last, groups, last - groups)\n"
-        "            drawn = self.scheduler.sample_tokens(logits, choice, groups == group)",
+        "            drawn = self.scheduler.sample_tokens(values, own, groups == group)",
         (
             "tests/pipelines/test_partial_caching.py"
             "::test_without_partial_passes_a_step_is_drawn_group_by_group_at_any_depth",
@@ -70,16 +70,16 @@ MUTANTS = [
         "cache-written-where-nothing-is-valid",
         "a partial pass writes the cache also at ranks that a row does not reveal",
         _GROUPS,
-        "positions = torch.where(partial, choice.positions, ~choice.positions)",
-        "positions = choice.positions",
+        "values = self.denoiser(tokens, t, rows, torch.where(drawing, own.positions, ~own.positions))",
+        "values = self.denoiser(tokens, t, rows, own.positions)",
         ("tests/pipelines/test_denoising.py::test_a_partial_pass_writes_what_its_step_reveals_and_nothing_else",),
     ),
     Mutant(
         "stale-rows-kept",
         "a row that has changed keeps its logits while another has not",
         _LOOP,
-        "elif bool(changed.any()):",
-        "elif bool(changed.all()):",
+        "            elif rows:\n",
+        "            elif not rows:\n",
         ("tests/pipelines/test_pipeline_mdlm.py::test_a_text_is_the_same_alone_and_beside_others[AncestralScheduler]",),
     ),
     # partial caches
@@ -135,18 +135,18 @@ MUTANTS = [
         "contexts-share-a-cache",
         "the passes with and without a prompt complete each other's keys and values",
         _CALLS,
-        "        if context not in self._of_contexts:",
-        '        context = ""\n        if context not in self._of_contexts:',
+        "        cache, held = self._of_contexts.get(context, (None, []))",
+        '        context = ""\n        cache, held = self._of_contexts.get(context, (None, []))',
         (
             "tests/pipelines/test_masked_diffusion_text.py::test_with_one_layer_partial_passes_equal_full_ones[call2-llama]",
         ),
     ),
     Mutant(
         "full-pass-of-some-rows-kept-as-of-all",
-        "a full pass of some rows replaces what is kept of all",
+        "a full pass apart from the stores replaces what they hold",
         _CALLS,
-        "cache = self._of_contexts[context] if isinstance(rows, slice) else self._make()",
-        "cache = self._of_contexts[context]",
+        'return {"cache": self._make()} if self.are_on else {}',
+        'return {"cache": self._of_contexts["cond"][0]} if self.are_on else {}',
         ("tests/pipelines/test_partial_caching.py::test_a_full_pass_of_some_rows_leaves_what_is_kept_of_all",),
     ),
     Mutant(
@@ -177,8 +177,8 @@ MUTANTS = [
         "plan-held-after-an-edit",
         "what a callback masks anew is not drawn, as the plan says that the row is done",
         _LOOP,
-        "sample, counts.hold = returned, False",
-        "sample = returned",
+        "counts.hold, logits, began = False, None, i + 1",
+        "logits, began = None, i + 1",
         ("tests/pipelines/test_pipeline_maskgit.py::test_callback_edits_latents",),
     ),
 ]

@@ -18,8 +18,8 @@ MUTANTS = [
         "guidance-sign",
         "guidance leads away from the class",
         _IMAGE_PASSES,
-        'return self._pass("uncond", self._no_class, tokens, rows, positions).lerp_(cond, scale)',
-        'return cond.lerp_(self._pass("uncond", self._no_class, tokens, rows, positions), scale)',
+        'return self._pass("uncond", self._no_class[rows], tokens, stored, positions).lerp_(cond, scale)',
+        'return cond.lerp_(self._pass("uncond", self._no_class[rows], tokens, stored, positions), scale)',
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_is_extrapolation",),
     ),
     Mutant(
@@ -97,9 +97,9 @@ MUTANTS = [
     Mutant(
         "passes-of-finished-rows",
         "a row's passes count those that the others still need",
-        _PASSES,
-        "passes[0, row_ids[rows]] += (tokens == batch.mask_token_id).any(-1)",
-        "passes[0, row_ids[rows]] += 1",
+        "hf_maskdiff/pipelines/denoising.py",
+        "unfinished = count.nonzero()[:, 0].tolist()",
+        "unfinished = list(range(len(count))) if bool(count.any()) else []",
         ("tests/pipelines/test_pipeline_mdlm.py::test_a_text_is_the_same_alone_and_beside_others[MomentScheduler]",),
     ),
     Mutant(
@@ -130,8 +130,8 @@ MUTANTS = [
         "text-guidance-sign",
         "guidance leads away from the prompt",
         _PASSES,
-        'return self._pass("uncond", tokens, t, rows, positions).lerp_(logits, scale)',
-        'return logits.lerp_(self._pass("uncond", tokens, t, rows, positions), scale)',
+        'run("uncond").lerp_(logits, scale)',
+        'logits.lerp_(run("uncond"), scale)',
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_compares_with_a_hidden_prompt",),
     ),
     Mutant(
@@ -236,8 +236,8 @@ MUTANTS = [
         "partial-passes-are-full-ones",
         "partial passes are counted as full ones",
         _PASSES,
-        "passes[1, row_ids[rows]] +=",
-        "passes[0, row_ids[rows]] +=",
+        "self.passes[1, self._ids[rows]] +=",
+        "self.passes[0, self._ids[rows]] +=",
         ("tests/pipelines/test_text_door.py::test_partial_passes_are_counted_too",),
     ),
     Mutant(

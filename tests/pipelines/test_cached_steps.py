@@ -13,22 +13,30 @@ from torch import Tensor, nn
 
 from hf_maskdiff import (
     AncestralScheduler,
+    ChooseThenSampleScheduler,
     ConfidenceScheduler,
     DelayedCacheConfig,
     DualCacheConfig,
+    FirstHittingScheduler,
+    HaltonScheduler,
+    HybridScheduler,
     MaskedDiffusionTextPipeline,
     MaskGITScheduler,
     MDLMTransformer,
     MomentScheduler,
     PartialCacheConfig,
     PrefixCacheConfig,
+    StepContext,
     ThresholdScheduler,
+    UniformScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig, KeyValueSlot, PassState, Queries
 from hf_maskdiff.pipelines import text_run
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
 from hf_maskdiff.pipelines.substeps import groups_of
 from hf_maskdiff.pipelines.text_denoising import WindowDenoiser
+from hf_maskdiff.sampling import Marginals, Purpose
+from hf_maskdiff.schedulers.position_orders import confidence
 
 PARTIAL = PartialCacheConfig(3, full_pass_threshold=1)
 PLANS: list[CachePlanConfig] = [
@@ -314,6 +322,58 @@ def test_a_shifted_model_computes_one_position_more_than_the_block() -> None:
     spy = Spy(pipe)
     pipe("w7 w8", max_new_tokens=8, block_length=4, num_inference_steps=2)
     assert spy.passes == [(1, 10), (1, 5)] * 2
+
+
+def blind_schedulers(mask: int) -> list[ChooseThenSampleScheduler]:
+    settings = {"mask_token_id": mask, "masking_schedule": "linear"}
+    return [
+        UniformScheduler(**settings, choice_temperature=3.0),
+        HaltonScheduler(**settings, randomize=True),
+        HybridScheduler(**settings, exploration="halton", exploitation="uniform"),
+        FirstHittingScheduler(mask_token_id=mask),
+    ]
+
+
+@pytest.mark.parametrize("config", [None, DualCacheConfig(), DelayedCacheConfig(3, PARTIAL)])
+@pytest.mark.parametrize("which", range(4), ids=["uniform", "halton", "hybrid", "first-hitting"])
+def test_a_scheduler_that_reads_no_logits_to_choose_gets_those_of_its_choice(
+    config: CachePlanConfig | None, which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same tokens as if it chose after the pass."""
+    pipe = make_pipeline()
+    pipe.scheduler = blind_schedulers(MASK)[which]
+    if config is not None:
+        pipe.enable_cache(config)
+    call = {"max_new_tokens": 12, "block_length": 8, "num_inference_steps": 4, "generator": seeds(0, 1, 2)}
+    spy = Spy(pipe)
+    ahead = pipe([*PROMPTS[:2], "w13 [MASK:5] w14"], **call)
+    most = 1 if which == 3 else 2
+    assert max(shape[1] for shape in spy.logits) == most
+    monkeypatch.setattr(type(pipe.scheduler), "chooses_without_logits", False)
+    spy.logits.clear()
+    after = pipe([*PROMPTS[:2], "w13 [MASK:5] w14"], **call | {"generator": seeds(0, 1, 2)})
+    assert max(shape[1] for shape in spy.logits) > most
+    assert all(torch.equal(a, b) for a, b in zip(ahead.sequences, after.sequences, strict=True))
+    assert ahead.num_model_passes == after.num_model_passes
+    assert ahead.num_partial_passes == after.num_partial_passes
+
+
+def test_a_scheduler_of_ones_own_on_such_a_base_gets_all_logits() -> None:
+    class Surest(UniformScheduler):
+        def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+            return confidence(marginals, context, Purpose.CHOICE)
+
+    pipe = make_pipeline()
+    spy = Spy(pipe)
+    pipe.scheduler = Surest(mask_token_id=MASK, masking_schedule="linear")
+    assert not pipe.scheduler.chooses_without_logits
+    pipe("w7 w8", max_new_tokens=8, num_inference_steps=4)
+    assert [shape[1] for shape in spy.logits] == [8, 6, 4, 2]
+    for scheduler in (ConfidenceScheduler(mask_token_id=MASK), HybridScheduler(mask_token_id=MASK)):
+        assert not scheduler.chooses_without_logits
+        scheduler.set_timesteps(2)
+        with pytest.raises(ValueError, match=r"`model_output` must hold logits .* got NoneType"):
+            scheduler.choose(None, 1.0, torch.full((1, 4), MASK))
 
 
 # --- the loop around it -----------------------------------------------------------------------------------------------

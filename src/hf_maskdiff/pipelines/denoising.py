@@ -34,6 +34,7 @@ def denoise(
     lengths: Tensor | None = None,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
+    without_ended: Callable[[Tensor], Tensor] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
@@ -63,6 +64,8 @@ def denoise(
             a step reveals; None if these are the positions of `sample`.
         progress_bar: called with `total=`, the number of model calls; returns a context manager with `update()`.
         on_step_end: called after each step with the step's index, from 0; the run continues with the sample it returns.
+        without_ended: called after each step with the sample; returns it without the masks of rows that need no further
+            step, the sample itself if there are none.
         interrupted: called before each step; when it returns True the loop ends, with positions still masked.
 
     Returns:
@@ -82,35 +85,31 @@ def denoise(
     before, began = sample, 0  # the tokens that `logits` belong to, and the step in which the passes began afresh
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
-            count = counts.of_step(i, sample)
+            count, changed = counts.of_step(i, sample, before if reuse_logits else None)
             unfinished = count.nonzero()[:, 0].tolist()
             if not unfinished or interrupted():
                 break
-            rows = unfinished
-            if logits is not None and reuse_logits and not counts.hold:
-                rows = _changed(before, sample, unfinished)
-            now = StepRows(i - began, rows, unfinished, counts.remaining(i, sample))
+            rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
+            given = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
+            choice = take_step.ahead(*given)
+            now = StepRows(i - began, rows, unfinished, counts.remaining(i, count), choice)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
-            sample = take_step(logits, t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
+            sample = take_step(logits, *given, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
                 counts.hold, logits, began = False, None, i + 1
-            sample = returned
+            sample = returned if without_ended is None else without_ended(returned)
+            if sample is not returned:
+                counts.finish_rows(sample)
             bar.update()
     counts.require_all_drawn()
     return sample
-
-
-def _changed(before: Tensor, sample: Tensor, unfinished: list[int]) -> list[int]:
-    """The unfinished rows whose tokens the last step has changed; reading this makes the host wait."""
-    changed = (sample != before).flatten(1).any(-1).tolist()
-    return [row for row in unfinished if changed[row]]
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

@@ -31,6 +31,7 @@ class StepCounts:
         self.initial = num_masked if initial is None else initial.cpu()
         self.timesteps = scheduler.timesteps[self.first_step :]
         self.planned = scheduler.planned_counts(num_masked, self.initial, self.first_step)
+        self._promised = self.planned  # what each row may have left, whether it goes on to its end or not
         self.hold = self.planned is not None
         self._row_length = sample[0].numel() if len(sample) else 0
         self._masks_after: list[Tensor] = []
@@ -45,17 +46,30 @@ class StepCounts:
         """The number of model calls in the run, or an upper bound if it is not known."""
         return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
 
-    def of_step(self, i: int, sample: Tensor) -> Tensor:
-        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU."""
-        if self.hold and self.planned is not None:
-            return self.planned[i]
-        return num_masked_of(self.scheduler, sample).cpu()  # any number of them; reading it makes the host wait
+    def of_step(self, i: int, sample: Tensor, before: Tensor | None = None) -> tuple[Tensor, list[bool]]:
+        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU.
 
-    def remaining(self, i: int, sample: Tensor) -> Tensor:
-        """How many masks each row holds before step i of the run, int64 `(batch_size,)` on the CPU."""
+        And in which rows the step before has changed a token, given the tokens `before` it; without them, in all. With
+        planned counts a step changes every row that holds masks.
+        """
+        changed = [True] * len(sample)
         if self.hold and self.planned is not None:
-            return self.planned[i:].sum(0)
-        return self.of_step(i, sample)
+            return self.planned[i], changed
+        num_masked = num_masked_of(self.scheduler, sample)  # any number of them may be revealed
+        if before is None:
+            return num_masked.cpu(), changed
+        # Reading makes the host wait, so both are read at once.
+        both = torch.stack([num_masked, (sample != before).flatten(1).any(-1).long()]).cpu()
+        return both[0], both[1].bool().tolist()
+
+    def remaining(self, i: int, count: Tensor) -> Tensor:
+        """How many masks each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU."""
+        return self.planned[i:].sum(0) if self.hold and self.planned is not None else count
+
+    def finish_rows(self, sample: Tensor) -> None:
+        """Take rows without masks out of the plan; the others keep theirs."""
+        if self.planned is not None:
+            self.planned = self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0)
 
     def note(self, sample: Tensor) -> None:
         """Record how many masks a step has left, for `require_all_drawn`."""
@@ -79,8 +93,8 @@ class StepCounts:
 
     def _allowed(self) -> Tensor:
         """The largest number of masks that each step may leave in each row."""
-        if self.planned is not None:
-            return self.planned.sum(0) - self.planned.cumsum(0)
+        if self._promised is not None:
+            return self._promised.sum(0) - self._promised.cumsum(0)
         allowed = torch.full((len(self.timesteps), 1), self._row_length)
         allowed[-1:] = 0  # without a plan, it is only known that the last step leaves no mask
         return allowed

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..schedulers import Choice
+
 # (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
 # (tokens (num_rows, K), timestep, their rows, positions int64 (num_rows, K)) -> logits (num_rows, K, V)
 Denoiser = Callable[..., Tensor]
@@ -22,12 +24,14 @@ class StepRows:
         rows: the rows that need logits.
         unfinished: all rows that still hold masks; the others need no pass any more.
         remaining: how many masks each row of the batch holds, int64 `(batch_size,)` on the CPU.
+        choice: the positions that the step reveals, if they are known already; logits of others are not needed.
     """
 
     step: int
     rows: list[int]
     unfinished: list[int]
     remaining: Tensor
+    choice: Choice | None = None
 
     def index(self, batch_size: int, device: torch.device) -> Tensor | slice:
         """The rows as an index; a slice, which copies nothing, for all of them."""

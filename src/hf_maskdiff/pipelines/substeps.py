@@ -17,6 +17,11 @@ class WholeStep:
     def __init__(self, scheduler: MaskedDiffusionScheduler) -> None:
         self.scheduler, self.memory = scheduler, scheduler.new_memory()
 
+    def ahead(
+        self, t: Tensor, sample: Tensor, starting_mask_ratio: Tensor, generator: Generators, count: Tensor
+    ) -> None:
+        """Nothing is chosen before the logits are there."""
+
     def __call__(
         self,
         logits: StepLogits,
@@ -25,6 +30,7 @@ class WholeStep:
         starting_mask_ratio: Tensor,
         generator: Generators,
         count: Tensor,
+        choice: Choice | None = None,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
         given = (logits.values, t, sample, starting_mask_ratio, generator, False)
@@ -34,6 +40,9 @@ class WholeStep:
 
 class StepInGroups:
     """Draws the positions of a step in ordered groups, with another pass before each group but the first.
+
+    A scheduler that chooses without logits does so before the step's pass, which then gives logits of the chosen
+    positions alone.
 
     Args:
         denoiser: maps tokens to logits; supports partial passes.
@@ -54,6 +63,15 @@ class StepInGroups:
         self.lengths = None if lengths is None else lengths.cpu()
         self.memory = scheduler.new_memory()
 
+    def ahead(
+        self, t: Tensor, sample: Tensor, starting_mask_ratio: Tensor, generator: Generators, count: Tensor
+    ) -> Choice | None:
+        """The step's choice if the scheduler needs no logits for it; else None."""
+        if not self.scheduler.chooses_without_logits:
+            return None
+        given = (None, t, sample, starting_mask_ratio, generator)
+        return self.scheduler.choose(*given, max_count=int(count.max()), memory=self.memory)
+
     def __call__(
         self,
         logits: StepLogits,
@@ -62,11 +80,13 @@ class StepInGroups:
         starting_mask_ratio: Tensor,
         generator: Generators,
         count: Tensor,
+        choice: Choice | None = None,
     ) -> Tensor:
         """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        arguments = (logits.values, t, sample, starting_mask_ratio, generator)
-        most, places = int(count.max()), logits.places
-        choice = self.scheduler.choose(*arguments, max_count=most, logits_at=places, memory=self.memory)
+        if choice is None:
+            given = (logits.values, t, sample, starting_mask_ratio, generator)
+            most, places = int(count.max()), logits.places
+            choice = self.scheduler.choose(*given, max_count=most, logits_at=places, memory=self.memory)
         # The rows that hold masks; the others take part in no further pass.
         rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
         own = choice if isinstance(rows, slice) else choice.of_rows(rows)
@@ -127,6 +147,8 @@ def step_of(
         ValueError: partial caching is on, but the scheduler does not choose its positions before its tokens.
     """
     if partial_cache is None or partial_cache.num_substeps == 1:
+        if isinstance(scheduler, ChooseThenSampleScheduler) and scheduler.chooses_without_logits:
+            return StepInGroups(denoiser, scheduler, PartialCacheConfig(num_substeps=1), lengths)
         return WholeStep(scheduler)
     if not isinstance(scheduler, ChooseThenSampleScheduler):
         raise ValueError(

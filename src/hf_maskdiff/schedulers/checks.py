@@ -90,15 +90,3 @@ def flatten_logits(model_output: Tensor, sample: Tensor, logits_at: Tensor | Non
     if not model_output.is_floating_point():
         raise ValueError(f"`model_output` must hold floating point logits, got {model_output.dtype}. Pass the logits.")
     return logits
-
-
-def require_logits(masked: Tensor, logits_at: Tensor) -> None:
-    """Raise `ValueError` if a masked position has no logits; used on the CPU alone."""
-    given = masked.new_zeros(masked.numel() + 1)
-    given[logits_at.flatten()] = True  # -1 is the last
-    missing = int((masked.flatten() & ~given[:-1]).sum())
-    if missing:
-        raise ValueError(
-            f"`logits_at` must name every masked position, got {missing} masked positions without logits. Pass those "
-            "of all positions that are masked in `sample`."
-        )

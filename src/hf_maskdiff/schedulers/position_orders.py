@@ -63,6 +63,8 @@ CERTAINTIES: dict[str, Callable[[Marginals, StepContext, Purpose], Tensor]] = {
     "margin": margin,
     "entropy": entropy,
 }
+# Orders that do not depend on the model.
+WITHOUT_LOGITS = {"uniform", "halton", "randomized_halton"}
 POSITION_ORDERS = {
     "uniform": uniform,
     "halton": halton,

@@ -81,6 +81,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     the chosen positions, and may be called again with fresher logits for later ranks.
     """
 
+    @property
+    def chooses_without_logits(self) -> bool:
+        """Whether `choose` reads no logits, so that a model need compute only those of the chosen positions.
+
+        A class that says so must say no for a subclass that scores positions otherwise.
+        """
+        return False
+
     @abstractmethod
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         """Scores of all positions, floating point `(batch_size, L)`: larger is earlier.
@@ -123,7 +131,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     @torch.inference_mode()
     def choose(
         self,
-        model_output: Tensor,
+        model_output: Tensor | None,
         timestep: float | Tensor,
         sample: Tensor,
         starting_mask_ratio: float | Tensor = 1.0,
@@ -134,13 +142,17 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     ) -> Choice:
         """The first half of `step`, with the same arguments: choose the positions, and their order.
 
-        If the step would reveal more than `max_count` positions of a row, only the first `max_count` are chosen.
+        If the step would reveal more than `max_count` positions of a row, only the first `max_count` are chosen. A
+        scheduler that `chooses_without_logits` takes None for the logits.
 
         Returns:
             A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
             and L on an accelerator.
         """
-        given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
+        if model_output is None and self.chooses_without_logits:
+            columns = self.config.mask_token_id + 2  # more than the mask's
+            model_output, logits_at = torch.empty(0, 0, columns), torch.empty(0, 0, dtype=torch.int64)
+        given: Any = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
         marginals, context = self.start_step(*given)
         return self._choose(context, *self.rank_positions(marginals, context), max_count)
 

@@ -70,6 +70,11 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
         counts[-1] = remaining[-1].clamp(min=0)
         return counts
 
+    @property
+    def chooses_without_logits(self) -> bool:
+        """True: the order of positions does not depend on the model."""
+        return type(self).score_positions is FirstHittingScheduler.score_positions
+
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return position_orders.uniform(marginals, context, Purpose.CHOICE)
 

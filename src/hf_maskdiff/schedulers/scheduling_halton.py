@@ -68,6 +68,11 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         require(valid, "inverse_temperature", rule, inverse_temperature, "Pass 1.0 for the model's own temperature.")
         self.check_config()
 
+    @property
+    def chooses_without_logits(self) -> bool:
+        """True: the order of positions does not depend on the model."""
+        return type(self).score_positions is HaltonScheduler.score_positions
+
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         order = position_orders.randomized_halton if self.config.randomize else position_orders.halton
         return order(marginals, context, Purpose.CHOICE)

@@ -12,7 +12,7 @@ from ..masking import MaskingSchedule
 from ..orders import explore_first, ranking
 from ..sampling import Marginals, Purpose
 from .checks import ChoiceTemperature, require
-from .position_orders import POSITION_ORDERS
+from .position_orders import POSITION_ORDERS, WITHOUT_LOGITS
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 
@@ -80,6 +80,12 @@ class HybridScheduler(ChooseThenSampleScheduler):
         start, end = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
         now = start + (end - start) * context.progress
         return (now * context.count.to(context.keys.device) + 0.5).long()
+
+    @property
+    def chooses_without_logits(self) -> bool:
+        """True if neither order depends on the model."""
+        own = type(self).rank_positions is HybridScheduler.rank_positions
+        return own and {self.config.exploration, self.config.exploitation} <= WITHOUT_LOGITS
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return POSITION_ORDERS[self.config.exploitation](marginals, context, Purpose.CHOICE)

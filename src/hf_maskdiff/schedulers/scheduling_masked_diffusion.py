@@ -25,7 +25,6 @@ from .checks import (
     flatten_logits,
     is_number,
     require,
-    require_logits,
     require_steps,
     require_tensor,
 )
@@ -326,8 +325,6 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         tokens = sample.flatten(1)
         masked = tokens == self.config.mask_token_id
         remaining = masked.sum(-1)
-        if logits_at is not None and tokens.device.type == "cpu":
-            require_logits(masked, logits_at)
         device = float64_device(tokens.device)
         if isinstance(starting_mask_ratio, Tensor):
             shape, allowed = tuple(starting_mask_ratio.shape), f"a number or one per row ({len(tokens)},)"

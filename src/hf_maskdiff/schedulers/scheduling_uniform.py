@@ -53,5 +53,10 @@ class UniformScheduler(ChooseThenSampleScheduler):
     ) -> None:
         self.check_config()
 
+    @property
+    def chooses_without_logits(self) -> bool:
+        """True: the order of positions does not depend on the model."""
+        return type(self).score_positions is UniformScheduler.score_positions
+
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return position_orders.uniform(marginals, context, Purpose.CHOICE)

@@ -1,0 +1,106 @@
+"""Plans of passes, and the stores that follow the rows."""
+
+from __future__ import annotations
+
+from mutant_lists.mutant import Mutant
+
+_PLANS = "hf_maskdiff/caching/plans.py"
+_CALLS = "hf_maskdiff/pipelines/calls.py"
+_LOOP = "hf_maskdiff/pipelines/denoising.py"
+_PLANNED = "hf_maskdiff/pipelines/planned_passes.py"
+_STORES = "hf_maskdiff/caching/transformers_stores.py"
+_TEXT = "hf_maskdiff/pipelines/text_denoising.py"
+_SAMPLING = "hf_maskdiff/sampling.py"
+_REFERENCE = "tests/pipelines/test_cached_steps.py::test_it_computes_what_it_says_and_keeps_all_else"
+_ROWS = "tests/pipelines/test_cached_steps.py::test_a_row_does_not_depend_on_its_batch"
+
+MUTANTS = [
+    Mutant(
+        "refreshed-one-step-late",
+        "all positions are computed afresh in the step after the one that is due",
+        _PLANS,
+        "state.step % self.refresh_every == 0",
+        "state.step % self.refresh_every == 1",
+        ("tests/caching/test_plans.py::test_when_all_are_computed_afresh",),
+    ),
+    Mutant(
+        "delayed-without-its-second-step",
+        "what the first step has drawn is stored as the mask that it was",
+        _PLANS,
+        "        if state.step == 1:\n            return None\n",
+        "",
+        (f"{_REFERENCE}[1.0-DelayedCacheConfig-3]",),
+    ),
+    Mutant(
+        "prefix-stops-at-the-block",
+        "the prefix cache computes the block alone",
+        _PLANS,
+        "return _ranges(state, state.starts, state.lengths)",
+        "return _ranges(state, state.starts, state.ends)",
+        (f"{_REFERENCE}[1.0-PrefixCacheConfig-None]",),
+    ),
+    Mutant(
+        "delay-forgotten",
+        "a token that was just drawn keeps the keys of its mask until all are computed afresh",
+        _PLANNED,
+        "        latest = (self._masked[rows], self._num_masked[of_rows])",
+        "        latest = (masked, num_masked)",
+        (f"{_REFERENCE}[1.0-DelayedCacheConfig-3]",),
+    ),
+    Mutant(
+        "rows-stay-in-the-store",
+        "the store's rows are those of its first pass, whichever rows take part",
+        _CALLS,
+        "cache = cache.take(_places_in(held, unfinished))",
+        "cache = cache.take(torch.arange(len(unfinished)))",
+        (f"{_ROWS}[llama-threshold-DualCacheConfig-None]",),
+    ),
+    Mutant(
+        "pass-of-some-rows-not-stored",
+        "what a pass of some rows computes is lost for the next one",
+        _CALLS,
+        "        cache.put(index, part)\n",
+        "",
+        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
+    ),
+    Mutant(
+        "values-of-other-rows",
+        "rows are taken out of a store with the values of the first ones",
+        _STORES,
+        "taken.keys, taken.values = self.keys[rows], self.values[rows]",
+        "taken.keys, taken.values = self.keys[rows], self.values[: len(rows)]",
+        (f"{_ROWS}[llama-threshold-DualCacheConfig-None]",),
+    ),
+    Mutant(
+        "mask-of-other-rows",
+        "rows are taken out of a store with the attention masks of the first ones",
+        _STORES,
+        "mask = masks.setdefault(id(mask), mask[rows])",
+        "mask = masks.setdefault(id(mask), mask[: len(rows)])",
+        (f"{_ROWS}[modernbert-threshold-DualCacheConfig-None]",),
+    ),
+    Mutant(
+        "logits-of-the-wrong-queries",
+        "a cached pass gives the logits of its first queries",
+        _TEXT,
+        "columns.gather(1, at)",
+        "torch.arange(at.shape[1], device=at.device).expand_as(at)",
+        (f"{_REFERENCE}[1.0-PrefixCacheConfig-None]",),
+    ),
+    Mutant(
+        "edits-not-seen",
+        "what a callback changes does not begin the plan anew",
+        _LOOP,
+        "counts.hold, logits, began = False, None, i + 1",
+        "counts.hold, logits = False, None",
+        ("tests/pipelines/test_cached_steps.py::test_what_a_callback_changes_is_seen",),
+    ),
+    Mutant(
+        "places-of-logits-mixed-up",
+        "logits of some positions are taken for those of the positions after them",
+        _SAMPLING,
+        "return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))",
+        "return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device).roll(1))",
+        ("tests/schedulers/test_logits_at.py::test_it_is_the_step_with_all_logits",),
+    ),
+]
