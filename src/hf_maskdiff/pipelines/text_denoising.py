@@ -47,9 +47,17 @@ class WindowDenoiser:
         self.row_ids, self.passes = row_ids, passes
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
-        windows = (batch.masked(batch.sample), batch.starts, batch.ends, batch.lengths.cpu(), resumed)
+        windows = (
+            batch.masked(batch.sample),
+            batch.starts,
+            batch.ends,
+            batch.lengths.cpu(),
+            resumed,
+            batch.block_starts,
+        )
         self._planned = PlannedPasses(denoiser.plan, *windows)
         in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
+        self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
@@ -88,7 +96,7 @@ class WindowDenoiser:
         at: Tensor,
     ) -> Tensor:
         ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
-        arguments: dict[str, Any] = {"attention_mask": self._visible(rows), "logits_at": at}
+        arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
         positions = None
         if queries is not None:
             positions, places = queries.positions, places_of(queries.positions)
@@ -96,6 +104,7 @@ class WindowDenoiser:
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
             arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
+            arguments |= {"length": self.batch.length}
             ids = ids.gather(1, places)
         return self._run(context, t, ids, now.rows, now.unfinished, positions, arguments)
 
@@ -113,14 +122,14 @@ class WindowDenoiser:
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
-        arguments = {"attention_mask": self._visible(rows)}
+        arguments = {**self._sequences(rows), "length": self.batch.length}
         return self._guided(t, lambda context: self._run(context, t, tokens, held, held, stand, arguments))
 
     def _apart(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
         at = self.batch.block_places(rows)
         with self.denoiser.cache_context(context):
-            return self.denoiser(ids, t, attention_mask=self._visible(rows), logits_at=at, **self.caches.apart())
+            return self.denoiser(ids, t, **self._sequences(rows), logits_at=at, **self.caches.apart())
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
@@ -134,7 +143,9 @@ class WindowDenoiser:
         positions: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        passed, held = ([self.row_ids[row] for row in some] for some in (rows, unfinished))
+        # Rows that have finished this block are needed in the next one by a plan that outlives blocks.
+        kept = range(len(self.row_ids)) if self._keeps_all else unfinished
+        passed, held = ([self.row_ids[row] for row in some] for some in (rows, kept))
         with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
             return self.caches.run(
                 context, passed, held, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
@@ -146,8 +157,10 @@ class WindowDenoiser:
         scale = self.call.guidance_scale_at(t)
         return logits if scale == 1 else run("uncond").lerp_(logits, scale)
 
-    def _visible(self, rows: Tensor | slice) -> Tensor | None:
-        return None if self.batch.attention_mask is None else self.batch.attention_mask[rows]
+    def _sequences(self, rows: Tensor | slice) -> dict[str, Any]:
+        """What the model is told of the windows: what pads them, and where their blocks begin."""
+        told = {"attention_mask": self.batch.attention_mask, "offsets": self.batch.offsets}
+        return {name: None if value is None else value[rows] for name, value in told.items()}
 
 
 def fill_in(
@@ -162,13 +175,14 @@ def fill_in(
     *,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
+    without_ended: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Fill in the blocks of a batch of windows; returns the windows.
 
     Args:
         denoiser, batch, call, caches, row_ids, passes, resumed: see `WindowDenoiser`.
         generator: one for the batch, or one for each window.
-        progress_bar, on_step_end: see `denoise`.
+        progress_bar, on_step_end, without_ended: see `denoise`.
     """
     run = WindowDenoiser(denoiser, batch, call, caches, row_ids, passes, resumed)
     try:
@@ -183,6 +197,7 @@ def fill_in(
             lengths=batch.lengths,
             progress_bar=progress_bar,
             on_step_end=on_step_end,
+            without_ended=without_ended,
             interrupted=lambda: call.interrupt,
         )
     finally:  # free the memory of diffusers' caches, also after an error
