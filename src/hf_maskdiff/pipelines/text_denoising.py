@@ -52,9 +52,17 @@ class WindowDenoiser:
         self._contexts: Contexts = ()
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
-        windows = (batch.masked(batch.sample), batch.starts, batch.ends, batch.lengths.cpu(), resumed)
+        windows = (
+            batch.masked(batch.sample),
+            batch.starts,
+            batch.ends,
+            batch.lengths.cpu(),
+            resumed,
+            batch.block_starts,
+        )
         self._planned = PlannedPasses(denoiser.plan, *windows)
         in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
+        self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
@@ -64,6 +72,8 @@ class WindowDenoiser:
         batch, device, contexts = self.batch, sample.device, self._contexts_at(t)
         if self.denoiser.plan is not None and contexts != self._contexts:  # of a new context nothing is stored
             now = replace(now, step=0, rows=now.unfinished)
+            if not self.caches.hold(_name(contexts)):
+                self._planned.forget_resumed()
         self._contexts = contexts
         rows = now.index(len(sample), device)
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
@@ -96,7 +106,7 @@ class WindowDenoiser:
         at: Tensor,
     ) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
-        arguments: dict[str, Any] = {"attention_mask": self._visible(rows), "logits_at": at}
+        arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
         positions = None
         if queries is not None:
             positions, places = queries.positions, places_of(queries.positions)
@@ -104,6 +114,7 @@ class WindowDenoiser:
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
             arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
+            arguments |= {"length": self.batch.length}
             ids = ids.gather(1, _repeated(places, contexts))
         return self._run(contexts, t, ids, now.rows, now.unfinished, positions, arguments)
 
@@ -121,7 +132,7 @@ class WindowDenoiser:
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
-        arguments = {"attention_mask": self._visible(rows)}
+        arguments = {**self._sequences(rows), "length": self.batch.length}
 
         def run(contexts: Contexts) -> Tensor:
             return self._run(contexts, t, _repeated(tokens, contexts), held, held, stand, arguments)
@@ -130,7 +141,7 @@ class WindowDenoiser:
 
     def _apart(self, contexts: Contexts, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
-        given = {"attention_mask": self._visible(rows), "logits_at": self.batch.block_places(rows)}
+        given = {**self._sequences(rows), "logits_at": self.batch.block_places(rows)}
         arguments = {name: _repeated(value, contexts) for name, value in given.items()}
         with self.denoiser.cache_context(contexts[0]):
             return self.denoiser(ids, t, **arguments, **self.caches.apart())
@@ -147,16 +158,16 @@ class WindowDenoiser:
         positions: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        # Rows of the second context are further rows of the store.
-        ids_of_rows = [[self.row_ids[row] for row in some] for some in (rows, unfinished)]
-        passed, held = (
-            [i + k * self.passes.shape[1] for k in range(len(contexts)) for i in some] for some in ids_of_rows
-        )
+        # Rows that have finished this block are needed in the next one by a plan that outlives blocks. Rows of the
+        # second context are further rows of the store.
+        kept = list(range(len(self.row_ids))) if self._keeps_all else unfinished
+        starts = [k * self.passes.shape[1] for k in range(len(contexts))]
+        passed, held = ([start + self.row_ids[row] for start in starts for row in some] for some in (rows, kept))
         given = {name: _repeated(value, contexts) for name, value in arguments.items()}
         queries = None if positions is None else _repeated(positions, contexts)
         with self.denoiser.cache_context(contexts[0]):  # diffusers' own caches need the context's name
             return self.caches.run(
-                "+".join(contexts), passed, held, queries, lambda stored: self.denoiser(ids, t, **given, **stored)
+                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, t, **given, **stored)
             )
 
     def _contexts_at(self, t: Tensor) -> Contexts:
@@ -176,8 +187,15 @@ class WindowDenoiser:
         logits, without_prompt = run(contexts).chunk(2)
         return without_prompt.lerp_(logits, scale)
 
-    def _visible(self, rows: Tensor | slice) -> Tensor | None:
-        return None if self.batch.attention_mask is None else self.batch.attention_mask[rows]
+    def _sequences(self, rows: Tensor | slice) -> dict[str, Any]:
+        """What the model is told of the windows: what pads them, and where their blocks begin."""
+        told = {"attention_mask": self.batch.attention_mask, "offsets": self.batch.offsets}
+        return {name: None if value is None else value[rows] for name, value in told.items()}
+
+
+def _name(contexts: Contexts) -> str:
+    """What the store of these contexts is called."""
+    return "+".join(contexts)
 
 
 def _repeated(value: Any, contexts: Contexts) -> Any:
@@ -197,13 +215,14 @@ def fill_in(
     *,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
+    without_ended: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Fill in the blocks of a batch of windows; returns the windows.
 
     Args:
         denoiser, batch, call, caches, row_ids, passes, resumed: see `WindowDenoiser`.
         generator: one for the batch, or one for each window.
-        progress_bar, on_step_end: see `denoise`.
+        progress_bar, on_step_end, without_ended: see `denoise`.
     """
     run = WindowDenoiser(denoiser, batch, call, caches, row_ids, passes, resumed)
     try:
@@ -218,6 +237,7 @@ def fill_in(
             lengths=batch.lengths,
             progress_bar=progress_bar,
             on_step_end=on_step_end,
+            without_ended=without_ended,
             interrupted=lambda: call.interrupt,
         )
     finally:  # free the memory of diffusers' caches, also after an error
