@@ -131,9 +131,13 @@ class Passes:
         self.handle = model.register_forward_hook(self._see, with_kwargs=True)
 
     def _see(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        sample = inputs[0] if inputs else options["input_ids"]
-        self.samples.append(sample.flatten(1))
-        self.logits.append(output[0][..., : self.config.codebook_size].double().log_softmax(-1).numpy())
+        sample = (inputs[0] if inputs else options["input_ids"]).flatten(1)
+        logits = output[0][..., : self.config.codebook_size].double().log_softmax(-1)
+        if (columns := options.get("logits_at")) is not None:  # those of masked positions alone, which are all it takes
+            every = logits.new_full((*sample.shape, logits.shape[-1]), torch.nan)
+            logits = every.scatter(1, columns[..., None].expand_as(logits), logits)
+        self.samples.append(sample)
+        self.logits.append(logits.numpy())
 
     def masked(self, step: int, row: int) -> np.ndarray:
         """Which positions of a row are masked before a step; none after the last."""

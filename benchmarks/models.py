@@ -34,6 +34,7 @@ def halton(
 
 
 def llamagen_vq() -> VQModel:
+    """LlamaGen's tokenizer, with stride 16."""
     attention = [False] * 4 + [True]
     return VQModel(
         down_block_types=["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention],

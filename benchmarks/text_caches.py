@@ -37,6 +37,7 @@ from hf_maskdiff import (
     DelayedCacheConfig,
     DualCacheConfig,
     EntropyBoundedScheduler,
+    KLASSScheduler,
     PartialCacheConfig,
     PrefixCacheConfig,
     ThresholdScheduler,
@@ -57,6 +58,7 @@ ADAPTIVE: dict[str, Callable[..., Any]] = {
     "threshold 0.9": partial(ThresholdScheduler, threshold=0.9),
     "threshold 0.95": partial(ThresholdScheduler, threshold=0.95),
     "factor 1": partial(ThresholdScheduler, threshold=None, factor=1.0),
+    "KLASS": KLASSScheduler,
     "entropy-bounded": EntropyBoundedScheduler,
 }
 ADAPTIVE_CACHES = ("no cache", "dual")
@@ -88,6 +90,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16], help="a block")
     parser.add_argument("--caches", nargs="*", choices=CACHES, default=list(CACHES))
     parser.add_argument("--adaptive", nargs="*", choices=ADAPTIVE, default=list(ADAPTIVE))
+    parser.add_argument("--adaptive_caches", nargs="*", choices=CACHES, default=list(ADAPTIVE_CACHES))
     parser.add_argument("--num_sequences", type=int, default=16, help="texts a seed, of the model's length")
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -183,7 +186,7 @@ def points_of(summary: Summary, sampler: str, measure: str) -> list[tuple[float,
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     pairs = [(REFERENCE, 0), *((name, steps) for name in args.caches for steps in args.steps)]
-    kinds = [f"{kind}; {cache}" for kind in args.adaptive for cache in ADAPTIVE_CACHES]
+    kinds = [f"{kind}; {cache}" for kind in args.adaptive for cache in args.adaptive_caches]
     pairs += [(name, args.block_length) for name in kinds]
     results = run_cells(args, SETTINGS, seed_by_seed(pairs, args.num_seeds), lambda: Bench(args).measure)
     print_cells(results["cells"], COLUMNS, most="steps a block")

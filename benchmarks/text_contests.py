@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference_loops import dkv_decode, dllm_fast_dllm, dllm_mdlm, fast_dllm
+from reference_loops import dkv_decode, dllm_fast_dllm, dllm_mdlm, fast_dllm, klass
 from reference_model import ReferenceModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,6 +25,7 @@ from hf_maskdiff import (
     ConfidenceScheduler,
     DelayedCacheConfig,
     DualCacheConfig,
+    KLASSScheduler,
     MaskedDiffusionTextPipeline,
     PrefixCacheConfig,
     ThresholdScheduler,
@@ -108,6 +109,10 @@ def with_factor(**tokens: int) -> Any:
     return ThresholdScheduler(**tokens, threshold=None, factor=1.0, token_temperature=0)
 
 
+def unchanged(**tokens: int) -> Any:
+    return KLASSScheduler(**tokens, token_temperature=0)
+
+
 def fixed(loop: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
     return lambda model, prompt, **arguments: loop(model, prompt, **arguments, **options)
 
@@ -134,6 +139,7 @@ CONTESTS: Mapping[str, Contest] = {
         fixed(dllm_fast_dllm, cache="dual", factor=1.0), with_factor, DualCacheConfig(), batches=True, as_needed=True
     ),
     "dKV-Cache": Contest(fixed(dkv_decode, refresh_every=8), even, DelayedCacheConfig(refresh_every=8), batches=True),
+    "KLASS": Contest(klass, unchanged, as_needed=True),
 }
 
 

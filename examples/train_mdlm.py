@@ -4,8 +4,10 @@ r"""Train a masked diffusion language model (MDLM) on texts, and write the whole
         --mixed_precision bf16
 
 `--data_dir FOLDER` reads local .txt files instead. The tokens are the characters of the training text, byte pairs
-learned from it (`--vocab_size 1024`), or those of any tokenizer on the Hub (`--tokenizer gpt2`). Add
-`--resume_from_checkpoint latest` to continue after a stop. Then:
+learned from it (`--vocab_size 1024`), or those of any tokenizer on the Hub (`--tokenizer gpt2`). With `--block_size 16`
+the model learns to write such blocks from left to right (block diffusion, arXiv 2503.09573), each from the finished
+ones before it, whose keys and values are then cached exactly. `--start_from FOLDER` goes on from a trained pipeline,
+also from one without blocks, at any length. Add `--resume_from_checkpoint latest` to continue after a stop. Then:
 
     pipe = MDLMPipeline.from_pretrained("runs/shakespeare")
     print(pipe("ROMEO:", num_inference_steps=32).texts[0])
@@ -25,7 +27,7 @@ from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from training_utils import (
     add_training_arguments,
     errors_in_one_line,
@@ -38,7 +40,7 @@ from training_utils import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_maskdiff import MDLMPipeline, MDLMTransformer, MomentScheduler
-from hf_maskdiff.evaluation.likelihood import nelbo
+from hf_maskdiff.evaluation.block_likelihood import NoisyAndClean, block_nelbo
 from hf_maskdiff.evaluation.text_data import load_documents
 
 SMALLEST_TIME = 1e-3
@@ -56,6 +58,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="instead: folder of a trained pipeline; takes its tokenizer, sizes and weights, for rows of any length",
     )
     parser.add_argument("--model_length", type=int, default=128, help="tokens per row")
+    parser.add_argument(
+        "--block_size", type=int, help="tokens per block, written from left to right; default: no blocks"
+    )
     parser.add_argument("--hidden_dim", type=int, default=192)
     parser.add_argument("--cond_dim", type=int, default=32)
     parser.add_argument("--n_blocks", type=int, default=5)
@@ -133,6 +138,7 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> MDLMTransformer:
             torch_dtype=torch.float32,
             model_length=args.model_length,
             dropout=args.dropout,
+            block_size=args.block_size,
         )
     return MDLMTransformer(
         vocab_size=vocab_size,
@@ -143,6 +149,7 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> MDLMTransformer:
         n_heads=args.n_heads,
         dropout=args.dropout,
         time_conditioning=args.time_conditioning,
+        block_size=args.block_size,
     )
 
 
@@ -152,17 +159,42 @@ def spread_times(num: int, generator: torch.Generator, device: torch.device) -> 
     return SMALLEST_TIME + (1 - SMALLEST_TIME) * times
 
 
+def times_of_blocks(num_rows: int, num_blocks: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Times of the blocks of rows, `(num_rows, num_blocks)`, of all blocks together evenly spread."""
+    times = spread_times(num_rows * num_blocks, generator, device)
+    if num_blocks > 1:
+        times = times[torch.randperm(len(times), generator=generator, device=device)]
+    return times.view(num_rows, num_blocks)
+
+
+def bound(
+    network: nn.Module, scheduler: MomentScheduler, tokens: Tensor, times: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The bound of each token in nats, `(batch_size, length)`, for masks drawn at the times of the blocks of a row.
+
+    Training uses the same scheduler as sampling.
+
+    Args:
+        network: an MDLMTransformer, for one block a row, or a NoisyAndClean.
+        times: `(batch_size, number of blocks)`.
+    """
+    blocks = tokens.reshape(times.numel(), -1)
+    sample = scheduler.add_noise(blocks, times.flatten(), generator).view_as(tokens)
+    logits = network(sample, times[:, 0]).logits if times.shape[1] == 1 else network(sample, tokens)
+    return block_nelbo(logits, sample, tokens, times, scheduler.config.mask_token_id)
+
+
 @torch.no_grad()
-def evaluate(model: MDLMTransformer, scheduler: MomentScheduler, rows: Tensor, batch_size: int, seed: int) -> float:
+def evaluate(
+    network: nn.Module, scheduler: MomentScheduler, rows: Tensor, num_blocks: int, args: argparse.Namespace
+) -> float:
     """Mean bound in nats per token, with the same times and masks in every evaluation."""
-    generator = torch.Generator(rows.device).manual_seed(seed)
-    times = spread_times(len(rows), generator, rows.device)
-    times = times[torch.randperm(len(rows), generator=generator, device=rows.device)]
+    generator = torch.Generator(rows.device).manual_seed(args.seed)
+    times = spread_times(len(rows) * num_blocks, generator, rows.device)
+    times = times[torch.randperm(len(times), generator=generator, device=rows.device)].view(len(rows), -1)
     total = 0.0
-    for tokens, t in zip(rows.split(batch_size), times.split(batch_size), strict=True):
-        sample = scheduler.add_noise(tokens, t, generator)
-        logits = model(sample, t).logits
-        total += nelbo(logits, sample, tokens, t, scheduler.config.mask_token_id).sum().item()
+    for tokens, t in zip(rows.split(args.batch_size), times.split(args.batch_size), strict=True):
+        total += bound(network, scheduler, tokens, t, generator).sum().item()
     return total / rows.numel()
 
 
@@ -181,6 +213,10 @@ def main(argv: Sequence[str] | None = None) -> float:
         raise ValueError(
             f"`model_length` must be at most {min(len(tokens) // 2, len(test_tokens))} for this text, got {length}."
         )
+    if args.block_size is not None and (args.block_size < 1 or length % args.block_size):
+        raise ValueError(
+            f"`block_size` must divide `model_length` = {length}, got {args.block_size}. Pass whole blocks a row."
+        )
     test_rows = test_tokens[: len(test_tokens) // length * length].view(-1, length)
 
     mask_token_id = len(tokenizer) - 1
@@ -198,43 +234,44 @@ def main(argv: Sequence[str] | None = None) -> float:
         model.compile_repeated_blocks()
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer, schedule = make_optimizer(model.parameters(), args)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    # What learns, in however many processes; without blocks, the row is the only one.
+    num_blocks = 1 if args.block_size is None else length // args.block_size
+    network = model if num_blocks == 1 else NoisyAndClean(model, args.block_size)
+    network, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
-    trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    learner = accelerator.unwrap_model(network)  # still computes in the precision asked for
 
     # Each row starts at a random place in its part of the text, so that every epoch cuts the text differently.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
     progress = training_batches("mdlm", num_rows, start, args, accelerator)
     for step, indices, generator in progress:
-        model.train()
+        network.train()
         starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)
         rows = tokens[starts[:, None] + offsets]
-        times = spread_times(len(rows), generator, device)
-        # Training uses the same scheduler as sampling.
-        sample = scheduler.add_noise(rows, times, generator)
-        loss = nelbo(model(sample, times).logits, sample, rows, times, mask_token_id).mean()
+        times = times_of_blocks(len(rows), num_blocks, generator, device)
+        loss = bound(network, scheduler, rows, times, generator).mean()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        ema.step(trained.parameters())
+        ema.step(model.parameters())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             save_checkpoint(accelerator, args.output_dir, step + 1)
             # Save and evaluate the averaged weights; training continues with the current ones.
-            ema.store(trained.parameters())
-            ema.copy_to(trained.parameters())
-            test_loss = evaluate(trained.eval(), scheduler, test_rows, args.batch_size, args.seed)
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            test_loss = evaluate(learner.eval(), scheduler, test_rows, num_blocks, args)
             if accelerator.is_main_process:
-                MDLMPipeline(tokenizer, trained, scheduler).save_pretrained(args.output_dir)
-            ema.restore(trained.parameters())
+                MDLMPipeline(tokenizer, model, scheduler).save_pretrained(args.output_dir)
+            ema.restore(model.parameters())
             progress.write(f"step {step + 1}, test split: {test_loss:.4f} nats per token")
-    accelerator.print(f"{trained.num_parameters():,} parameters, saved in {args.output_dir}")
+    accelerator.print(f"{model.num_parameters():,} parameters, saved in {args.output_dir}")
     return test_loss
 
 

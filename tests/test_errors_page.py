@@ -141,6 +141,7 @@ hf-maskdiff evaluate
 hf-maskdiff evaluate empty
 hf-maskdiff evaluate pictures --num_samples 5
 hf-maskdiff evaluate pictures pictures
+hf-maskdiff evaluate pictures --image_size 5000000
 hf-maskdiff convert ./model.pth new
 hf-maskdiff convert weights.safetensors full
 hf-maskdiff convert notes.txt new

@@ -33,7 +33,7 @@ from hf_maskdiff import (
 from hf_maskdiff.conversion.text_models import dream_counts
 from hf_maskdiff.masking import planned_counts
 from hf_maskdiff.orders import negative_entropy
-from hf_maskdiff.published.text_models import LLADA_KEYS, llama_config
+from hf_maskdiff.published.families import LLADA_KEYS, llama_config
 from hf_maskdiff.sampling import Marginals
 from hf_maskdiff.schedulers import position_orders
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from block_models import FAMILIES
 from small_models import change_json, save_a2d, save_bert, save_tokenizer
 
 from hf_maskdiff import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
@@ -106,10 +107,10 @@ def with_code(folder: Path, file: str, settings: dict[str, object]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", ["sdar", "llada2_moe", "no such model", "vit", ""])
+@pytest.mark.parametrize("model_type", ["sdar2", "no such model", "vit", ""])
 def test_an_unknown_type_names_the_families(model_type: str, silent: None, tmp_path: Path) -> None:
     folder = with_code(save_bert(tmp_path / "model"), "config.json", {"model_type": model_type})
-    message = r"must hold a LLaDA, a Dream, an MDLM of dLLM .* Code of a repository is never run: load .*from_model"
+    message = r"must hold a LLaDA, a LLaDA2, a Dream, an SDAR, .* Code of a repository is never run: load .*from_model"
     for kwargs in ({}, {"trust_remote_code": False}, {"trust_remote_code": None}):
         with pytest.raises(ValueError, match=message):
             MaskedDiffusionTextPipeline.from_pretrained(folder, **kwargs)
@@ -121,6 +122,11 @@ def test_an_unknown_type_names_the_families(model_type: str, silent: None, tmp_p
 def test_a_known_type_is_opened_as_what_it_is(silent: None, tmp_path: Path) -> None:
     bert = with_code(save_bert(tmp_path / "bert"), "config.json", {})
     assert type(load_published_text(bert).model).__name__ == "BertForMaskedLM"
+    for name, (save, needed) in FAMILIES.items():
+        words = {"tokenizer": str(save_tokenizer(tmp_path / "words", 39))} if name == "bd3lm" else {}
+        MaskedDiffusionTextPipeline.from_pretrained(
+            with_code(save(tmp_path / name), "config.json", {}), **needed, **words
+        )
     a2d = with_code(save_a2d(tmp_path / "a2d"), "config.json", {})
     assert type(load_published_text(a2d, attention="full").model).__name__ == "Qwen3ForCausalLM"
     assert not (tmp_path / "pwned").exists()

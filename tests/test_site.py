@@ -71,6 +71,7 @@ def test_nothing_stays_unrendered(tmp_path: Path) -> None:
         assert "{{" not in re.sub(r"<script\b.*?</script>", "", text, flags=re.DOTALL), page
         outside = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", " ", text, flags=re.DOTALL)
         assert re.findall(r"\$\$|\[`|\]\[|\\\[|arithmatex|^ *Args:", html.unescape(outside), re.M) == [], page
+        assert [formula for formula in re.findall(r"<math.*?</math>", text, re.DOTALL) if "\\" in formula] == [], page
     schedulers = pages[tmp_path / "reference" / "schedulers" / "index.html"]
     assert schedulers.count("<math") >= 8
     assert 'href="#hf_maskdiff.MaskedDiffusionScheduler"' in schedulers

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from hf_maskdiff.published.text_models import LLADA_KEYS, llama_config
+from hf_maskdiff.published.families import LLADA_KEYS, llama_config
 
 GOLDEN2 = Path(os.environ["HF_MASKDIFF_GOLDEN2"]) if "HF_MASKDIFF_GOLDEN2" in os.environ else None
 Settings = dict[str, Any]

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_maskdiff.published.text_models import LLADA_KEYS, llama_config
+from hf_maskdiff.published.families import LLADA_KEYS, llama_config
 
 END, MASK = "<|endoftext|>", "<|mdm_mask|>"
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|eot_id|>{% endfor %}<|assistant|>"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
+from models import llamagen_vq
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -148,17 +149,7 @@ def vq(bench: Bench) -> VQModel:
     """LlamaGen's tokenizer, with stride 16."""
     if bench.tiny:
         return VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=20, lookup_from_codebook=True)
-    attention = [False] * 4 + [True]
-    return VQModel(
-        down_block_types=["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention],
-        up_block_types=["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in attention[::-1]],
-        block_out_channels=[128, 128, 256, 256, 512],
-        layers_per_block=2,
-        latent_channels=256,
-        num_vq_embeddings=16384,
-        vq_embed_dim=8,
-        lookup_from_codebook=True,
-    )
+    return llamagen_vq()
 
 
 def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r"(!\[[^\]]*\])\(docs/")
 FORMULA = re.compile(r'<(div|span) class="arithmatex">\\(?:\[|\()(.*?)\\(?:\]|\))</\1>', re.DOTALL)
+SIZES = re.compile(r"\\[bB]igg?[lr]?(?![a-z])")  # of brackets, which MathML stretches by itself
 SIMILAR = ("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
 
 
@@ -65,8 +66,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html_: str, page: Any, config: Any, files: Files) -> str:
-    def formula(found: re.Match[str]) -> str:
+    def as_mathml(found: re.Match[str]) -> str:
         display = "block" if found[1] == "div" else "inline"
-        return convert(html.unescape(found[2]).strip(), display=display).replace(*SIMILAR)
+        formula = SIZES.sub("", html.unescape(found[2]).strip())
+        return convert(formula, display=display).replace(*SIMILAR)
 
-    return FORMULA.sub(formula, html_)
+    return FORMULA.sub(as_mathml, html_)

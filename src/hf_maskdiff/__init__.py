@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: E40
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES  # noqa: E402
 
 from .models import (  # noqa: E402
+    BlockCacheConfig,
     DelayedCacheConfig,
     DualCacheConfig,
     HaltonMaskGITTransformer2DModel,
@@ -66,6 +67,7 @@ for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
 
 __all__ = [
     "AncestralScheduler",
+    "BlockCacheConfig",
     "CanvasIteratorStreamer",
     "CanvasStreamer",
     "Choice",

@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for sizes that were not published; for MAGE encoder's and decoder's",
     )
-    add("--attention", choices=["full"], help="of a model of dLLM that its type and name do not tell: full for an MDLM")
+    add(
+        "--attention",
+        choices=["full", "block_causal"],
+        help="of a model of dLLM that its type and name do not tell: full for an MDLM, block_causal for a BD3LM",
+    )
+    add("--block_size", type=int, help="of blocks seen from left to right, where config.json does not say it")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -45,7 +50,8 @@ def run(args: argparse.Namespace) -> Path:
     check_arguments(args)
     from hf_maskdiff.conversion.convert import convert
 
-    output = convert(args.source, args.output, args.tokenizer, args.revision, args.num_attention_heads, args.attention)
+    said = (args.num_attention_heads, args.attention, args.block_size)
+    output = convert(args.source, args.output, args.tokenizer, args.revision, *said)
     name = json.loads((output / "model_index.json").read_text())["_class_name"]
     print(f"{output}: open it with `{name}.from_pretrained({str(output)!r})`, read {output / 'README.md'}")
     return output

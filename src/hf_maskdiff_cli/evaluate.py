@@ -19,6 +19,9 @@ from .samples import (
 from .set_folder import require_set_folder
 
 INCEPTION_LAYERS = (64, 192, 768, 2048)
+# What a network reads at a time: 16 squares of 4096 pixels a side, 3 GiB in float32. The system kills a process whose
+# images need more than there is, and nothing is said.
+_MOST_PIXELS = 2**28
 _FOR_THE_OTHER_KIND = {
     IMAGES: ("judge", "judge_tokenizer", "ngram", "max_length"),
     TEXTS: ("image_size", "inception_weights", "save_statistics"),
@@ -90,6 +93,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise `ValueError` for arguments that cannot work, before anything is loaded."""
     _check_what_is_judged(args)
     require_positive(args, ("num_seeds", "eval_batch_size", "image_size", "max_reference"))
+    _check_pixels(args)
     _check_output_dir(args)
     _check_statistics(args)
     kind = _kind_of_pipeline(args) if args.pipeline else _kind_of_folders(args.samples)
@@ -112,6 +116,15 @@ def _check_what_is_judged(args: argparse.Namespace) -> None:
         )
     if args.samples and args.num_samples is not None:
         raise ValueError(f"--num_samples is for --pipeline, got {args.num_samples} with folders. Leave it out.")
+
+
+def _check_pixels(args: argparse.Namespace) -> None:
+    if args.image_size is not None and args.image_size**2 * args.eval_batch_size > _MOST_PIXELS:
+        raise ValueError(
+            f"`image_size` must leave a batch at most {_MOST_PIXELS} pixels, got {args.eval_batch_size} images of "
+            f"{args.image_size} x {args.image_size}. Networks read at most 299 a side: pass a smaller --image_size, or "
+            "a smaller --eval_batch_size."
+        )
 
 
 def _check_output_dir(args: argparse.Namespace) -> None:

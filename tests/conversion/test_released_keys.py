@@ -12,7 +12,7 @@ from golden_data import cases
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-from hf_maskdiff.published.text_models import qwen2_config
+from hf_maskdiff.published.families import qwen2_config
 
 # What their `config.json` say, as far as it has a bearing on the weights.
 AMUSED = {

@@ -263,6 +263,11 @@ def test_folders_that_hold_nothing_or_the_wrong_thing(
     assert "must be a folder, or a data set of the Hub" in refused(capsys, tmp_path / "missing")
     for name in ("--eval_batch_size", "--image_size", "--num_seeds"):
         assert "at least 1, got 0" in refused(capsys, images, name, "0")
+    error = refused(capsys, images, "--network", classifier, "--image_size", "5000000")
+    assert "got 32 images of 5000000 x 5000000" in error
+    assert "a smaller --image_size" in error
+    assert "268435456 pixels" in refused(capsys, images, "--image_size", "4097", "--eval_batch_size", "16")
+    assert "pixels" not in refused(capsys, images, "--image_size", "4096", "--eval_batch_size", "16", "--judge", "x")
     assert "--judge is not for images, got 'x'" in refused(capsys, images, "--network", classifier, "--judge", "x")
     assert "--image_size is not for texts, got 8" in refused(capsys, texts, "--image_size", "8")
     assert "--num_samples is for --pipeline" in refused(capsys, images, "--num_samples", "8")

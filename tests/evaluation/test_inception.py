@@ -45,6 +45,21 @@ found = calculate_metrics(input1=sys.argv[2], input2=sys.argv[3], feature_extrac
     fid=True, isc=True, feature_layer_fid="64", cuda=False, save_cpu_ram=True, cache=False, verbose=False)
 print(json.dumps(found))
 """
+FEW = """\
+import numpy as np
+from pathlib import Path
+from PIL import Image
+from torch_fidelity import FeatureExtractorInceptionV3
+from hf_maskdiff.evaluation.image_features import InceptionNetwork, read_features
+from hf_maskdiff.evaluation.samples import ImageSamples
+images = [Image.open(path) for path in sorted(Path(sys.argv[2]).glob("*.png"))[:3]]
+ours = read_features(InceptionNetwork(sys.argv[1], 64), ImageSamples("made", len(images), images.__getitem__), 2)
+network = FeatureExtractorInceptionV3("inception-v3-compat", ["64", "logits_unbiased"],
+    feature_extractor_weights_path=sys.argv[1]).eval()
+with torch.inference_mode():
+    theirs = network(torch.stack([torch.tensor(np.asarray(image)).permute(2, 0, 1) for image in images]))
+print(json.dumps([((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs)]))
+"""
 BROKEN = """\
 import contextlib, io, pathlib
 from hf_maskdiff.cli import main
@@ -101,6 +116,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return both[0], both[1]
 
 
+def test_features_of_a_few_images_are_torch_fidelity_s(weights: Path, folders: tuple[Path, Path]) -> None:
+    apart = json.loads(child(FEW, weights, folders[0]).splitlines()[-1])
+    assert len(apart) == 2
+    assert max(apart) < 1e-4
+
+
+@pytest.mark.exhaustive  # a minute of the processor: 132 images through Inception, once by each package
 def test_the_numbers_are_torch_fidelity_s(weights: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
     made, real = folders
     theirs = json.loads(child(THEIRS, weights, made, real).splitlines()[-1])

@@ -1,9 +1,10 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import caches, draws, passes, pipelines, rest, schedulers, sets
+from mutant_lists import blocks, caches, draws, passes, pipelines, rest, schedulers, sets
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
+    *blocks.MUTANTS,
     *draws.MUTANTS,
     *schedulers.MUTANTS,
     *passes.MUTANTS,

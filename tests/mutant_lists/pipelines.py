@@ -133,8 +133,8 @@ MUTANTS = [
         "text-guidance-sign",
         "guidance leads away from the prompt",
         _PASSES,
-        'run("uncond").lerp_(logits, scale)',
-        'logits.lerp_(run("uncond"), scale)',
+        'run(("uncond",)).lerp_(logits, scale)',
+        'logits.lerp_(run(("uncond",)), scale)',
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_compares_with_a_hidden_prompt",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from hf_maskdiff import MaskedDiffusionTextPipeline
 from hf_maskdiff.cli import main
 from hf_maskdiff.published.attention import attention_unknown
 
-UNKNOWN = r"share with its BD3LM models \(blocks from left to right, .* Pass 'full' for an MDLM"
+UNKNOWN = r"share with its BD3LM models \(blocks from left to right\).* 'block_causal' and .* 'full' for an MDLM"
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,14 @@ def test_loading(tmp_path: Path) -> None:
     folder = save_a2d(tmp_path / "model")
     with pytest.raises(ValueError, match=rf"`attention` must be given: .*'a2d-qwen3'.*{UNKNOWN}, as `attention='full"):
         MaskedDiffusionTextPipeline.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"`attention` must be 'full', got 'block_causal': models that see blocks"):
+    with pytest.raises(
+        ValueError, match=r"`block_size` must be given: .* config.json does not say how large they were"
+    ):
         MaskedDiffusionTextPipeline.from_pretrained(folder, attention="block_causal")
+    with pytest.raises(ValueError, match=r"`attention` must be 'full' or 'block_causal', got 'causal'"):
+        MaskedDiffusionTextPipeline.from_pretrained(folder, attention="causal")
+    with pytest.raises(ValueError, match=r"`block_size` must come with `attention='block_causal'`, got 4 with 'full'"):
+        MaskedDiffusionTextPipeline.from_pretrained(folder, attention="full", block_size=4)
     said = MaskedDiffusionTextPipeline.from_pretrained(folder, attention="full", dtype=torch.float32)
     assert isinstance(said.transformer, Qwen3ForCausalLM)
     folder.rename(tmp_path / "qwen3-mdlm")

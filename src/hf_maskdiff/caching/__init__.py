@@ -1,5 +1,6 @@
 """Keys and values that later passes take from earlier ones: where they are kept, and how users switch caching on."""
 
+from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
 from hf_maskdiff.caching.cache_config import CacheConfig
 from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.contexts import CacheContexts
@@ -18,6 +19,7 @@ from hf_maskdiff.caching.transformers_stores import AttentionStore, KeyValueStor
 
 __all__ = [
     "AttentionStore",
+    "BlockCacheConfig",
     "CacheConfig",
     "CacheContexts",
     "CachePlanConfig",
@@ -36,5 +38,6 @@ __all__ = [
     "PrefixCacheConfig",
     "Queries",
     "completed",
+    "fitting",
     "places_of",
 ]

@@ -20,6 +20,11 @@ class LayerCache:
         self.value: Tensor | None = None
         self.positions: Tensor | None = None
 
+    def grow(self, length: int) -> None:
+        """Make room for new positions at the end."""
+        if self.key is not None and self.value is not None:
+            self.key, self.value = grown(self.key, length), grown(self.value, length)
+
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the current pass; returns the keys and values of all positions."""
         if self.positions is not None and self.key is not None and self.value is not None:
@@ -58,13 +63,16 @@ class KeyValueCache:
     def __init__(self) -> None:
         self.layers: list[LayerCache] = []
 
-    def at(self, positions: Tensor | None, num_layers: int, batch_size: int) -> list[LayerCache]:
+    def at(
+        self, positions: Tensor | None, num_layers: int, batch_size: int, length: int | None = None
+    ) -> list[LayerCache]:
         """The caches of all layers, prepared for a pass.
 
         Args:
             positions: see `LayerCache`; None for a full pass.
             num_layers: number of layers in the model.
             batch_size: number of rows in the pass.
+            length: number of positions, where there are more of them than in the pass before.
 
         Raises:
             ValueError: a partial pass that does not follow a full pass over the same rows.
@@ -79,6 +87,8 @@ class KeyValueCache:
             )
         for layer in self.layers:
             layer.positions = positions
+            if length is not None and positions is not None:
+                layer.grow(length)
         return self.layers
 
     def take(self, rows: Tensor) -> KeyValueCache:
@@ -117,6 +127,21 @@ class KeyValueSlot(nn.Module):
 def places_of(positions: Tensor) -> Tensor:
     """The plain positions p, including those given as `-p - 1`, which are not to be stored."""
     return torch.where(positions < 0, ~positions, positions)
+
+
+def grown(kept: Tensor, length: int, dim: int = 1) -> Tensor:
+    """Keys or values of so many positions: those stored, and zeros for new ones, which nothing may attend to yet.
+
+    Args:
+        kept: with the sequence at `dim`.
+        length: number of positions; not below that of `kept`.
+    """
+    missing = length - kept.shape[dim]
+    if missing <= 0:
+        return kept
+    shape = list(kept.shape)
+    shape[dim] = missing
+    return torch.cat([kept, kept.new_zeros(shape)], dim)
 
 
 def completed(kept: Tensor, new: Tensor, positions: Tensor, dim: int = 1) -> Tensor:

@@ -130,7 +130,12 @@ class PartialCacheMixin(CacheMixin):
             self._contexts.clear()
 
     def layers_of_pass(
-        self, cache: KeyValueCache | None, positions: Tensor | None, num_layers: int, batch_size: int
+        self,
+        cache: KeyValueCache | None,
+        positions: Tensor | None,
+        num_layers: int,
+        batch_size: int,
+        length: int | None = None,
     ) -> list[LayerCache] | list[None]:
         """The cache of each layer for a pass; a list of None if nothing is cached.
 
@@ -139,6 +144,7 @@ class PartialCacheMixin(CacheMixin):
             positions: positions of the queries, see `LayerCache`; None in a full pass.
             num_layers: number of layers in the model.
             batch_size: number of rows in the pass.
+            length: number of positions, where there are more of them than in the pass before.
 
         Raises:
             ValueError: a partial pass with caching off, or one that does not follow a full pass over the same rows.
@@ -146,7 +152,7 @@ class PartialCacheMixin(CacheMixin):
         if cache is None and self._contexts is not None:
             cache = self._contexts.current
         if cache is not None:
-            return cache.at(positions, num_layers, batch_size)
+            return cache.at(positions, num_layers, batch_size, length)
         if positions is not None:
             raise ValueError(
                 "`positions` need the keys and values of a full pass, got `positions` with partial caching off. Call "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class PassState:
         num_masked: their number in each row, int64 `(R,)` on the CPU.
         resumed: where the block of the row that this call filled in before began in its window, int64 `(R,)` on the
             CPU; -1 if this is the row's first block, for which nothing is stored yet.
+        block_starts: where the blocks begin that the model sees from left to right and in which `starts` are, int64
+            `(R,)` on the CPU; `resumed` is then where such a block begins, too. None for a model that sees everything.
     """
 
     step: int
@@ -40,6 +42,7 @@ class PassState:
     masked: Tensor
     num_masked: Tensor
     resumed: Tensor
+    block_starts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,15 @@ class Queries:
 
 
 class PassPlan(Protocol):
-    """Says which positions the pass of each step computes."""
+    """Says which positions the pass of each step computes.
+
+    Attributes:
+        outlives_blocks: whether what one block stores serves the next ones; rows that have finished a block are then
+            kept for their next one.
+    """
+
+    @property
+    def outlives_blocks(self) -> bool: ...
 
     def queries(self, state: PassState) -> Queries | None:
         """The positions to compute; None for all of them, afresh. Must not depend on other rows, except for K."""
@@ -78,6 +89,7 @@ class CachePlanConfig(CacheConfig):
 
     refresh_every: int | None = None
     partial: PartialCacheConfig | None = None
+    outlives_blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.refresh_every is not None:
@@ -128,7 +140,7 @@ class PrefixCacheConfig(CachePlanConfig):
     """
 
     def between_refreshes(self, state: PassState) -> Queries | None:
-        return _ranges(state, state.starts, state.lengths)
+        return ranges_of(state, state.starts, state.lengths)
 
 
 @dataclass
@@ -149,7 +161,7 @@ class DualCacheConfig(CachePlanConfig):
     """
 
     def between_refreshes(self, state: PassState) -> Queries | None:
-        return _ranges(state, state.starts, state.ends)
+        return ranges_of(state, state.starts, state.ends)
 
 
 @dataclass
@@ -180,7 +192,7 @@ class DelayedCacheConfig(CachePlanConfig):
         return Queries(positions, num_runs=count)
 
 
-def _ranges(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:
+def ranges_of(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:
     """The positions from `starts` to `ends` of each row; None if these are all positions of all rows."""
     if not bool(starts.any()) and bool((ends == state.lengths).all()):
         return None

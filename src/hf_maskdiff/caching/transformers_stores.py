@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_maskdiff.caching.key_values import completed, places_of
+from hf_maskdiff.caching.key_values import completed, grown, places_of
 
 
 class KeyValueStore(ABC):
@@ -29,6 +29,10 @@ class KeyValueStore(ABC):
     @abstractmethod
     def num_layers(self) -> int:
         """Number of layers whose keys and values have been stored."""
+
+    @abstractmethod
+    def grow(self, length: int) -> int:
+        """Make room for new positions at the end of the sequences; returns how many there are."""
 
     @abstractmethod
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
@@ -83,6 +87,9 @@ class PositionalCacheLayer(CacheLayerMixin):
         num_queries = query_length.shape[0] if isinstance(query_length, Tensor) else query_length
         return (num_queries if self.positions is None else self.get_seq_length()), 0
 
+    def grow(self, length: int) -> None:
+        self.keys, self.values = grown(self.keys, length, dim=2), grown(self.values, length, dim=2)
+
     def batch_select_indices(self, indices: Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
 
@@ -121,6 +128,11 @@ class PositionalCache(Cache, KeyValueStore):
     def num_layers(self) -> int:
         return sum(layer.is_initialized for layer in self.layers)
 
+    def grow(self, length: int) -> int:
+        for layer in self.layers:
+            layer.grow(length)
+        return self.layers[0].keys.shape[2]
+
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
         return model(**inputs, past_key_values=self.at(positions), use_cache=True).logits
 
@@ -158,6 +170,15 @@ class AttentionStore(KeyValueStore):
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    def grow(self, length: int) -> int:
+        stored = self.layers[0][0].shape[2]
+        if length > stored:
+            raise ValueError(
+                "sequences must keep their length between the passes of this model, whose masks are those of its full "
+                f"pass, got {length} after {stored}. Call `disable_cache()`."
+            )
+        return stored
 
     def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
         own = model.config._attn_implementation

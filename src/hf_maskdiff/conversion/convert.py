@@ -29,6 +29,7 @@ from hf_maskdiff.conversion.upstream import Tree, Upstream, missing_heads
 from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
+from hf_maskdiff.models.transformer_mdlm import PUBLISHED_TYPES as MDLM_TYPES
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 from hf_maskdiff.published import open_tokenizer
@@ -46,6 +47,7 @@ def convert(
     revision: str | None = None,
     num_attention_heads: Sequence[int] = (),
     attention: str | None = None,
+    block_size: int | None = None,
 ) -> Path:
     """Convert a published checkpoint to a pipeline folder in safetensors, ready for `from_pretrained` and for the Hub.
 
@@ -66,7 +68,9 @@ def convert(
         revision: Branch, tag or commit of `source` on the Hub.
         num_attention_heads: Needed for models of sizes that were not published, since no tensor shows it; MAGE takes
             two numbers, the encoder's and the decoder's.
-        attention: "full" says that a model of dLLM whose type and name do not tell was trained as MDLM.
+        attention: "full" or "block_causal": how a model of dLLM was trained whose type and name do not tell, as MDLM or
+            as BD3LM.
+        block_size: Size of the blocks that a model sees from left to right, where its configuration does not say it.
 
     Returns:
         `output`.
@@ -81,7 +85,7 @@ def convert(
     with whole_folder(Path(output)) as folder:
         found = locate(source, revision)
         try:
-            write = _writer(found, Path(output), tokenizer, num_attention_heads, attention)
+            write = _writer(found, Path(output), _Given(tokenizer, num_attention_heads, attention, block_size))
         except SafetensorError as error:
             raise ValueError(
                 f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
@@ -95,17 +99,16 @@ def convert(
     return Path(output)
 
 
-def _writer(
-    found: Source, output: Path, tokenizer: str | Path | None, heads: Sequence[int], attention: str | None
-) -> Write:
+def _writer(found: Source, output: Path, given: _Given) -> Write:
     """Find out what the source holds, and return the function that writes it to a folder.
 
     All that can be wrong with the source is raised here, before anything is written.
     """
     for known in _BY_FILES:
         if known.is_at(found.path):
-            return known.writer(found, output, _Given(tokenizer, heads, attention))
-    _leave_out("a checkpoint of this kind", attention=attention)
+            return known.writer(found, output, given)
+    tokenizer, heads = given.tokenizer, given.num_attention_heads
+    _leave_out("a checkpoint of this kind", attention=given.attention, block_size=given.block_size)
     trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
         _leave_out("MDLM", num_attention_heads=heads)
@@ -186,6 +189,7 @@ class _Given:
     tokenizer: str | Path | None
     num_attention_heads: Sequence[int]
     attention: str | None
+    block_size: int | None
 
 
 @dataclass(frozen=True)
@@ -211,12 +215,15 @@ def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
 
 
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("MDLM", num_attention_heads=given.num_attention_heads, attention=given.attention)
+    others = {"attention": given.attention, "block_size": given.block_size}
+    _leave_out("MDLM", num_attention_heads=given.num_attention_heads, **others)
     return _mdlm_writer(MDLMTransformer.from_pretrained(found.path), found, output, given.tokenizer)
 
 
 def _mdlm_writer(transformer: MDLMTransformer, found: Source, output: Path, tokenizer: str | Path | None) -> Write:
-    preset, name = mdlm.mdlm(transformer.config.vocab_size), _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
+    name = _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
+    of_blocks = transformer.config.block_size is not None
+    preset = (mdlm.bd3lm if of_blocks else mdlm.mdlm)(transformer.config.vocab_size)
     try:
         opened = open_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:  # the last of what another format of tokenizers would need
@@ -226,13 +233,15 @@ def _mdlm_writer(transformer: MDLMTransformer, found: Source, output: Path, toke
         ) from error
     mdlm.check_mask(opened, transformer)
     pipe = MDLMPipeline(opened, transformer, preset.scheduler)
-    return _pipeline_writer(pipe, found, output, Description(*mdlm.DESCRIPTION, tokenizer=f"`{name}`"))
+    description = mdlm.DESCRIPTION_OF_BLOCKS if of_blocks else mdlm.DESCRIPTION
+    return _pipeline_writer(pipe, found, output, Description(*description, tokenizer=f"`{name}`"))
 
 
 def _text_writer(found: Source, output: Path, given: _Given) -> Write:
     _leave_out("a language model", num_attention_heads=given.num_attention_heads)
     tokenizer, name = given.tokenizer, found.repo_id or found.path
-    pipe, upstream = text_models.open_text_model(found.path, _text_tokenizer(tokenizer), given.attention, name)
+    said = (given.attention, name, given.block_size)
+    pipe, upstream = text_models.open_text_model(found.path, _text_tokenizer(tokenizer), *said)
     terms = f"Its publisher states the licence {upstream.licence}; read the card of the repository it came from."
     origin = None if tokenizer is None else f"`{tokenizer}`"
     description = Description(upstream.name, upstream.licence, upstream.notes, terms, origin)
@@ -284,7 +293,7 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
 
 _BY_FILES = (
     _Format(amused.is_amused, _amused_writer),
-    _Format(lambda path: model_type(path) == "mdlm", _mdlm_folder_writer),
+    _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
     _Format(text_models.is_text_model, _text_writer),
     _Format(antiberty.is_antiberty, _antiberty_writer),
 )

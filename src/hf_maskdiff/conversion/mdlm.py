@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_maskdiff.conversion.checkpoints import read_torch_checkpoint, require_stored, require_tensors
 from hf_maskdiff.conversion.upstream import Preset, names_in
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
-from hf_maskdiff.schedulers import AncestralScheduler
+from hf_maskdiff.schedulers import AncestralScheduler, FirstHittingScheduler
 
 # Repository and licence of the code, and what a model card says of the sampler.
 DESCRIPTION = (
@@ -21,6 +21,13 @@ DESCRIPTION = (
     "The scheduler is MDLM's own, the `ddpm_cache` update. Its authors run it in 1000 steps: pass "
     "`num_inference_steps=1000`, steps in which nothing is revealed cost no model call. The original leaves a share of "
     "1e-5 masked until a last step, which takes the most probable token; here the last step draws like the others.",
+)
+DESCRIPTION_OF_BLOCKS = (
+    "kuleshov-group/bd3lms",
+    "apache-2.0",
+    "The scheduler is the first-hitting sampler, one position per model pass, which is exact. The original's nucleus "
+    "of 0.9 is `top_p=0.9` but for the token that crosses it, which it leaves out. It begins a text with "
+    "`<|endoftext|>`: pass that as the prompt.",
 )
 _PREFIX, _NOISE = "backbone.", "noise."
 _BUFFER = "rotary_emb.inv_freq"
@@ -140,6 +147,11 @@ def mdlm(vocab_size: int = 50258) -> Preset:
         mask_token_id=vocab_size - 1, codebook_size=vocab_size - 1, masking_schedule="linear"
     )
     return Preset(scheduler, 1000)
+
+
+def bd3lm(vocab_size: int = 50258) -> Preset:
+    """BD3-LM's sampler: a block after the other, one position per pass."""
+    return Preset(FirstHittingScheduler(mask_token_id=vocab_size - 1, codebook_size=vocab_size - 1), 1000)
 
 
 def check_mask(tokenizer: PreTrainedTokenizerBase, transformer: MDLMTransformer) -> None:

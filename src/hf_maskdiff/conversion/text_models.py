@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from hf_maskdiff.attention_rule import BLOCK_CAUSAL, FULL
 from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
 from hf_maskdiff.published import PUBLISHED_TYPES, load_published_text
-from hf_maskdiff.published.attention import FULL, attention_unknown
+from hf_maskdiff.published.attention import attention_unknown
 from hf_maskdiff.schedulers import ConfidenceScheduler
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -107,7 +108,29 @@ _DREAM = TextUpstream(
     "schedule does; here every step reveals as many. `hf_maskdiff.conversion.text_models.dream_counts` gives the "
     'original\'s plan as a table for `masking_schedule`, with `rounding="floor_masked"`.',
 )
-_DLLM = TextUpstream("ZHZisZZ/dllm", "apache-2.0", llada, "The scheduler is LLaDA's: the surest position first.")
+_SUREST = "The scheduler is LLaDA's: the surest position first. "
+_DLLM = TextUpstream("ZHZisZZ/dllm", "apache-2.0", llada, _SUREST)
+_BLOCK_UPSTREAMS = {
+    "sdar": TextUpstream(
+        "JetAstra/SDAR",
+        "mit",
+        llada,
+        f"{_SUREST}That is the original's `low_confidence_static` with `top_k=1`, but for the order, in which its "
+        "positions are then all equal; its `sequential` is a `block_length` of 1.",
+    ),
+    "llada2_moe": TextUpstream(
+        "inclusionAI/LLaDA2.X",
+        "apache-2.0",
+        llada,
+        f"{_SUREST}That is diffusers' `LLaDA2Pipeline` with a `threshold` above 1 and without editing.",
+    ),
+    "Fast_dLLM_Qwen": TextUpstream(
+        "NVlabs/Fast-dLLM",
+        "apache-2.0",
+        llada,
+        f"{_SUREST}The original fills in sub-blocks of 8 tokens: pass `block_length=8`.",
+    ),
+}
 
 
 def is_text_model(folder: Path) -> bool:
@@ -117,12 +140,16 @@ def is_text_model(folder: Path) -> bool:
 
 
 def open_text_model(
-    folder: Path, tokenizer: str | Path | None = None, attention: str | None = None, name: str | Path | None = None
+    folder: Path,
+    tokenizer: str | Path | None = None,
+    attention: str | None = None,
+    name: str | Path | None = None,
+    block_size: int | None = None,
 ) -> tuple[MaskedDiffusionTextPipeline, TextUpstream]:
     """The pipeline with its preset, weights in the dtype they are stored in.
 
     Args:
-        attention: "full" where somebody says so, see `load_published_text`.
+        attention, block_size: where somebody says so, see `load_published_text`.
         name: of the repository that the folder was fetched from.
 
     Raises:
@@ -135,16 +162,20 @@ def open_text_model(
         missing["tokenizer"] = (
             f"There must be a tokenizer beside the model, {str(folder)!r} has none. Pass the name or the folder of one."
         )
-    unknown = attention_unknown(model_type, name or folder, attention)
+    settings = read_settings(folder / "config.json")
+    unknown = attention_unknown(model_type, name or folder, attention, settings)
     if unknown is not None:
         missing["attention"] = f"{unknown}."
+    if attention == BLOCK_CAUSAL and block_size is None and model_type.startswith("a2d-"):
+        missing["block_size"] = "Pass the size of the blocks that the model was trained with; its card says it."
     if missing:
         raise MissingOptions(missing)
-    upstream = {"llada": _LLADA, "Dream": _DREAM}.get(model_type, _DLLM)
+    upstream = {"llada": _LLADA, "Dream": _DREAM, **_BLOCK_UPSTREAMS}.get(model_type, _DLLM)
     own = None if tokenizer is None else str(tokenizer)
-    # Either it was said, or it does not matter, or the name of the repository tells.
-    found = load_published_text(folder, own, FULL, dtype="auto", use_safetensors=True)
+    if attention is None and model_type.startswith("a2d-"):
+        attention = FULL  # else it is missing: the name of the repository tells
+    found = load_published_text(folder, own, attention, block_size, dtype="auto", use_safetensors=True)
     size = min(len(found.tokenizer), found.model.config.vocab_size)
     scheduler = upstream.preset(found.mask_token_id, size).scheduler
     pipe = MaskedDiffusionTextPipeline(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
-    return pipe, upstream
+    return pipe, upstream  # the rule of a model that sees blocks is in its own configuration

@@ -24,7 +24,13 @@ def explicit(model: PreTrainedModel, attention_mask: Tensor | None) -> dict[str,
     if smallest_window(model.config.get_text_config()) is not None:
         return native(model, attention_mask)
     seen = torch.ones(1, 1, device=model.device, dtype=torch.bool) if attention_mask is None else attention_mask
-    seen = seen[:, None, None]
+    return by_query(model, seen[:, None, None])
+
+
+def by_query(model: PreTrainedModel, seen: Tensor | None) -> dict[str, Any]:
+    """A mask for every query, bool `(batch_size or 1, 1, num_queries or 1, num_keys)`: True for a key that it sees."""
+    if seen is None:
+        return {}
     if model.config._attn_implementation == "sdpa":
         return {"attention_mask": seen}
     hidden = torch.finfo(model.dtype).min

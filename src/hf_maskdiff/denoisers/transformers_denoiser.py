@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_maskdiff.caching import CacheConfig, CacheContexts, KeyValueStore, PartialCacheConfig, PassPlan, places_of
+from hf_maskdiff.attention_rule import BlockCausal
+from hf_maskdiff.caching import (
+    BlockCacheConfig,
+    CacheConfig,
+    CacheContexts,
+    KeyValueStore,
+    PartialCacheConfig,
+    PassPlan,
+    fitting,
+    places_of,
+)
 from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
@@ -22,25 +33,31 @@ from hf_maskdiff.exclusive import alone
 
 @dataclass
 class SequenceCache:
-    """What the passes of one call store: keys and values, and the attention mask and tokens of the full pass."""
+    """What the passes of one call store: keys and values, and of the sequences the mask, tokens and blocks."""
 
     store: KeyValueStore | None = None
     attention_mask: Tensor | None = None
     tokens: Tensor | None = None
+    offsets: Tensor | None = None
+    length: int = 0
 
     def take(self, rows: Tensor) -> SequenceCache:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
         store = None if self.store is None else self.store.take(rows)
-        return SequenceCache(
-            store, *(None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens))
+        attention_mask, tokens, offsets = (
+            None if kept is None else kept[rows] for kept in (self.attention_mask, self.tokens, self.offsets)
         )
+        return SequenceCache(store, attention_mask, tokens, offsets, self.length)
 
     def put(self, rows: Tensor, other: SequenceCache) -> None:
         """Overwrite these rows of the batch with what `other` holds; their attention masks must be the same."""
         if self.store is None or self.tokens is None or other.store is None or other.tokens is None:
             raise ValueError("rows can only be put into a cache that a full pass has filled. Run one first.")
+        self.store.grow(other.length)
+        self.length = other.length
         self.store.put(rows, other.store)
-        self.tokens = self.tokens.clone()  # it may be the caller's
+        # It may be the caller's, and shorter.
+        self.tokens = F.pad(self.tokens, (0, max(other.tokens.shape[1] - self.tokens.shape[1], 0))).clone()
         self.tokens[rows] = other.tokens
 
 
@@ -49,8 +66,9 @@ class TransformersDenoiser:
 
     A probe of a few short passes finds out how to use the model. It runs before the first use, and with caching again
     before the first sequence that is longer than the model's attention window. It determines how to let every position
-    attend to every other one; how positions are numbered; and, with caching, which of two methods gives the keys and
-    values of all layers. If nothing gives correct results, a `ValueError` names the model.
+    attend to every other one, or to its block and those before it; how positions are numbered; and, with caching, which
+    of two methods gives the keys and values of all layers. If nothing gives correct results, a `ValueError` names the
+    model.
 
     ```python
     denoiser = TransformersDenoiser(AutoModelForMaskedLM.from_pretrained("answerdotai/ModernBERT-base"))
@@ -65,13 +83,15 @@ class TransformersDenoiser:
         model: the model, in evaluation mode.
         shift_logits: True if row i - 1 of the model's output predicts position i, as in models derived from a causal
             one (Dream); position 0 is then predicted by its own row.
+        rule: which positions the model was trained to see; None for all of them.
     """
 
     time_conditioning = False
 
-    def __init__(self, model: PreTrainedModel, shift_logits: bool = False) -> None:
-        self.model, self.shift_logits = model, shift_logits
-        self.cache_config: CacheConfig | None = None
+    def __init__(self, model: PreTrainedModel, shift_logits: bool = False, rule: BlockCausal | None = None) -> None:
+        self.model, self.shift_logits, self.rule = model, shift_logits, rule
+        self.cache_config: CacheConfig | None = None if rule is None else BlockCacheConfig()
+        self._by_hand = False  # whether passes without a cache of their own are cached
         self._contexts: CacheContexts[SequenceCache] = CacheContexts(SequenceCache)
         self._abilities: Abilities | None = None
         self._reserved_positions = reserved_positions(model)
@@ -114,18 +134,18 @@ class TransformersDenoiser:
         """Switch a cache on.
 
         Raises:
-            ValueError: a cache of diffusers.
+            ValueError: a cache of diffusers, or one that makes no sense for what the model sees.
         """
         if not isinstance(config, CacheConfig):
             raise ValueError(
                 "a model of transformers takes a PartialCacheConfig, PrefixCacheConfig, DualCacheConfig or "
                 f"DelayedCacheConfig, got {type(config).__name__}. diffusers' caches are for its own models."
             )
-        self.cache_config = config
+        self.cache_config, self._by_hand = fitting(config, self.rule is not None), True
 
     def disable_cache(self) -> None:
         """Switch the cache off."""
-        self.cache_config = None
+        self.cache_config, self._by_hand = None, False
         self._reset_stateful_cache()
 
     def new_cache(self) -> SequenceCache:
@@ -152,13 +172,16 @@ class TransformersDenoiser:
         logits_at: Tensor | None = None,
         cache: SequenceCache | None = None,
         num_runs: int | None = None,
+        offsets: Tensor | None = None,
+        length: int | None = None,
     ) -> Tensor:
         """Predict tokens.
 
         Args:
             input_ids: int64 `(batch_size, L)`; in a partial pass only the tokens at `positions`.
             timestep: ignored.
-            attention_mask: bool `(batch_size, L)`, False for padding; partial passes use that of their full pass.
+            attention_mask: bool `(batch_size, L)`, False for padding; partial passes use that of the pass before them
+                unless they have a `length`.
             positions: None for a full pass. For a partial pass, which must follow a full pass with the same cache, the
                 positions of `input_ids` in the sequence, int64 of the same shape, distinct within a row. A position p
                 given as `-p - 1` is computed, but its cached keys and values are kept.
@@ -167,6 +190,10 @@ class TransformersDenoiser:
                 current `cache_context` is used if caching is on, and nothing is stored if it is off.
             num_runs: an upper bound on the runs of neighbouring positions in any row of `positions`, if the caller
                 knows one. With `shift_logits` each run needs one more query.
+            offsets: positions that each row's first block lacks, int64 `(batch_size,)`; None for 0. Only of a model
+                that sees blocks; partial passes use that of their full pass.
+            length: the L of a partial pass over sequences that may have become longer, with their `attention_mask`;
+                None for that of the pass before it.
 
         Returns:
             Logits `(batch_size, n, vocab_size)`.
@@ -174,15 +201,22 @@ class TransformersDenoiser:
         Raises:
             ValueError: the probe refuses the model; a partial pass does not follow a full one.
         """
-        if cache is None and self.cache_config is not None and self.cache_config.needs_store:
+        if cache is None and self._by_hand and self.cache_config is not None and self.cache_config.needs_store:
             cache = self._contexts.current
         with alone(unwrap_module(self.model)):
             if positions is None:
-                return self._full_pass(input_ids, attention_mask, logits_at, cache)
+                return self._full_pass(input_ids, attention_mask, logits_at, cache, offsets)
+            if cache is not None and length is not None:
+                cache.attention_mask, cache.length = attention_mask, length
             return self._partial_pass(input_ids, positions, logits_at, cache, num_runs)
 
     def _full_pass(
-        self, input_ids: Tensor, attention_mask: Tensor | None, logits_at: Tensor | None, cache: SequenceCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        logits_at: Tensor | None,
+        cache: SequenceCache | None,
+        offsets: Tensor | None,
     ) -> Tensor:
         abilities = self._probed(input_ids.device, input_ids.shape[1], needs_store=cache is not None)
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -191,9 +225,9 @@ class TransformersDenoiser:
         store = None
         if cache is not None:
             store = cache.store = abilities.make_store()
-            cache.attention_mask = attention_mask
+            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, input_ids.shape[1]
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
-        return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at)
+        return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at, offsets)
 
     def _partial_pass(
         self,
@@ -210,20 +244,21 @@ class TransformersDenoiser:
             )
         abilities = self._probed(tokens.device, 0, needs_store=False)  # the full pass has tested the store
         if self.shift_logits:
-            cache.tokens, positions, predicting = with_predecessors(cache.tokens, tokens, positions, num_runs)
+            sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
+            cache.tokens, positions, predicting = with_predecessors(sequence, tokens, positions, num_runs)
             tokens = cache.tokens.gather(1, places_of(positions))
             logits_at = predicting if logits_at is None else predicting.gather(1, logits_at)
-        places = places_of(positions)
-        return run_pass(self.model, abilities, cache.store, tokens, places, positions, cache.attention_mask, logits_at)
+        run = (self.model, abilities, cache.store, tokens, places_of(positions), positions)
+        return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length)
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""
         window = smallest_window(self._config)
         size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:
-            self._abilities = Probe(self.model, device).abilities()
+            self._abilities = Probe(self.model, device, self.rule).abilities()
         found = self._abilities
         if needs_store and size not in found.probed_lengths:
-            found.make_store = Probe(self.model, device).working_store(found, size)
+            found.make_store = Probe(self.model, device, self.rule).working_store(found, size)
             found.probed_lengths.add(size)
         return found

@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_maskdiff.attention_rule import BlockCausal
 from hf_maskdiff.caching import KeyValueStore, PositionalCache
 
 
@@ -28,6 +29,7 @@ class Abilities:
         probed_lengths: lengths at which the store was tested.
         noise: how far a row of a batch can shift another row's logits, in standard deviations. It is 0 except for 8-bit
             models, whose rounding depends on the largest number in the batch.
+        rule: makes the mask of each query, for `attention`; None lets every position see every real one.
     """
 
     implementation: str
@@ -36,6 +38,7 @@ class Abilities:
     make_store: Callable[[], KeyValueStore] = PositionalCache
     probed_lengths: set[int] = field(default_factory=set)
     noise: float = 0.0
+    rule: BlockCausal | None = None
 
 
 def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
@@ -57,6 +60,8 @@ def run_pass(
     positions: Tensor | None = None,
     attention_mask: Tensor | None = None,
     logits_at: Tensor | None = None,
+    offsets: Tensor | None = None,
+    length: int | None = None,
 ) -> Tensor:
     """Logits of one pass, `(batch_size, n, vocab_size)`.
 
@@ -69,13 +74,23 @@ def run_pass(
         positions: None in a full pass; in a partial pass `places`, with `-p - 1` for a p that must not be stored.
         attention_mask: bool `(batch_size, L)`, False for padding.
         logits_at: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
+        offsets: where each row's blocks begin, see `BlockCausal.blocks_of`.
+        length: L, of a partial pass.
 
     The caller must hold the model with `alone`, so that no other thread uses it meanwhile.
     """
-    if attention_mask is not None and positions is not None and store is not None and store.masks_are_kept:
-        attention_mask = attention_mask.gather(1, places)  # attention uses the stored masks; the model may read this
+    mask, num_keys = attention_mask, places.shape[1]
+    if positions is not None and store is not None:
+        if store.masks_are_kept and mask is not None:
+            mask = mask.gather(1, places)  # attention uses the stored masks; the model may read this
+        elif not store.masks_are_kept and length is not None:
+            num_keys = store.grow(length)
+        elif not store.masks_are_kept and mask is not None:
+            num_keys = mask.shape[1]
+    if abilities.rule is not None:
+        mask = abilities.rule.seen(places, num_keys, mask, offsets, length)
     accepted = accepted_arguments(model)
-    inputs = {"input_ids": input_ids, **abilities.attention(model, attention_mask)}
+    inputs = {"input_ids": input_ids, **abilities.attention(model, mask)}
     if "position_ids" in accepted:
         inputs["position_ids"] = places + abilities.first_position
     with _rows_before_head(model, logits_at):

@@ -11,8 +11,10 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_maskdiff.attention_rule import BlockCausal
 from hf_maskdiff.caching import AttentionStore, KeyValueStore, PositionalCache
 from hf_maskdiff.denoisers.attention_arguments import (
+    by_query,
     explicit,
     native,
     not_causal,
@@ -23,6 +25,8 @@ from hf_maskdiff.denoisers.transformers_pass import Abilities, accepted_argument
 
 # Number of tokens in a probe; to test an attention window, the probe is longer than the window by this number.
 PROBE_LENGTH = 12
+# Size of the blocks with which it is tested whether a model sees blocks, whatever the size of its own.
+_PROBE_BLOCK = 4
 # An effect on the logits that is smaller than this, in standard deviations of the logits, counts as none.
 _EXACT = 1e-6
 # If the rows of a batch affect each other (see `Abilities.noise`), an effect counts as seen above `_SEEN` times that
@@ -38,10 +42,11 @@ class Probe:
     Args:
         model: the model, in evaluation mode.
         device: the device for its tokens.
+        rule: what the model is to see; None for all positions.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: PreTrainedModel, device: torch.device, rule: BlockCausal | None = None) -> None:
+        self.model, self.device, self.rule = model, device, rule
         self.config = model.config.get_text_config()
         self.name = type(unwrap_module(model)).__name__
 
@@ -51,8 +56,10 @@ class Probe:
         Raises:
             ValueError: no way works for this model.
         """
-        found = self._bidirectional(self.model.config._attn_implementation)
+        implementation = self.model.config._attn_implementation
+        found = self._bidirectional(implementation) if self.rule is None else self._in_blocks(implementation)
         found.first_position = self._first_position(found)
+        found.rule = self.rule
         return found
 
     def working_store(self, found: Abilities, length: int) -> Callable[[], KeyValueStore]:
@@ -89,17 +96,12 @@ class Probe:
 
     def _bidirectional(self, implementation: str) -> Abilities:
         """The first way in which real tokens, but not padding, affect the logits before them."""
-        if self.model.training:
-            raise ValueError(
-                f"a denoiser must be in evaluation mode, got {self.name} in training. Call `model.eval()`."
-            )
+        self._require_evaluation()
         reason = ""
         for attention in (native, not_causal, explicit):
             found = Abilities(implementation, attention)
             try:
-                found.noise, seen, leaked = self._effects(found)
-                is_hidden = leaked <= (_EXACT if found.noise <= _EXACT else max(found.noise, _HIDDEN * seen))
-                if seen > max(_EXACT, _SEEN * found.noise) and is_hidden:
+                if self._shows(found, self._effects(found)):
                     return found
             except torch.OutOfMemoryError:
                 raise
@@ -109,6 +111,57 @@ class Probe:
             f"a denoiser must be bidirectional, got {self.name}, in which no token affects the logits before "
             f"it{reason}. Use a masked language model, or one whose attention takes a mask `(batch_size, 1, 1, L)`."
         )
+
+    def _in_blocks(self, implementation: str) -> Abilities:
+        """With a mask for each query, tokens affect the logits of their blocks and of later ones, and no others."""
+        self._require_evaluation()
+        found, reason = Abilities(implementation, by_query, rule=BlockCausal(_PROBE_BLOCK)), ""
+        try:
+            if smallest_window(self.config) is None and self._shows(found, self._effects_in_blocks(found)):
+                return found
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = f" ({error})"
+        raise ValueError(
+            "a model that sees blocks from left to right must take a mask `(batch_size, 1, L, L)` and keep to it, got "
+            f"{self.name}, which does not with {implementation!r} attention{reason}. Load it with "
+            '`attn_implementation="sdpa"`.'
+        )
+
+    def _require_evaluation(self) -> None:
+        if self.model.training:
+            raise ValueError(
+                f"a denoiser must be in evaluation mode, got {self.name} in training. Call `model.eval()`."
+            )
+
+    def _shows(self, found: Abilities, effects: tuple[float, float, float]) -> bool:
+        """Whether what is to be seen is seen, and what is not is hidden; takes note of the noise."""
+        found.noise, seen, leaked = effects
+        is_hidden = leaked <= (_EXACT if found.noise <= _EXACT else max(found.noise, _HIDDEN * seen))
+        return seen > max(_EXACT, _SEEN * found.noise) and is_hidden
+
+    def _effects_in_blocks(self, found: Abilities) -> tuple[float, float, float]:
+        """As `_effects`: what a token does to its own block and to later ones, and what to earlier ones."""
+        ids, places, padded = self._example()
+        place, size = 2 * _PROBE_BLOCK - 1, _PROBE_BLOCK
+        start, end, real = place - size + 1, place + 1, ids.shape[1] - 2
+
+        def moved(row: int, place: int, mask: Tensor | None) -> Tensor:
+            """How far each of the real logits of row 1 moves when a token changes, `(real,)`."""
+            other = ids.clone()
+            other[row, place] = ids[row, 0] if ids[row, 0] != ids[row, place] else ids[row, 2]
+            before, after = (
+                run_pass(self.model, found, None, tokens, places, None, mask)[1, :real].detach().double()
+                for tokens in (ids, other)
+            )
+            return (after - before).abs().amax(-1) / before.std()
+
+        changes = [moved(1, place, mask) for mask in (None, padded)]
+        noise = max(float(moved(0, place, mask).max()) for mask in (None, padded))
+        seen = min(float(change[part].min()) for change in changes for part in (slice(start, place), slice(end, real)))
+        leaked = max(float(change[:start].max()) for change in changes)
+        return noise, seen, max(leaked, float(moved(1, real, padded).max()))
 
     def _effects(self, found: Abilities) -> tuple[float, float, float]:
         """How far changing one token shifts the logits before it in row 1, at most, in their standard deviations.
@@ -137,7 +190,8 @@ class Probe:
         ids, places, _ = self._example()
         if "position_ids" not in accepted_arguments(self.model):
             return 0
-        own = self.model(input_ids=ids, **found.attention(self.model, None)).logits
+        mask = None if found.rule is None else found.rule.seen(places[:1], ids.shape[1])
+        own = self.model(input_ids=ids, **found.attention(self.model, mask)).logits
         for first in {0: None, reserved_positions(self.model): None}:
             found.first_position = first
             if _agree(run_pass(self.model, found, None, ids, places), own, found.noise):

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from hf_maskdiff.caching import (
+    BlockCacheConfig,
     DelayedCacheConfig,
     DualCacheConfig,
     KeyValueSlot,
@@ -31,6 +32,7 @@ _MOVED = {
 }
 
 __all__ = [
+    "BlockCacheConfig",
     "DelayedCacheConfig",
     "DualCacheConfig",
     "HaltonMaskGITTransformer2DModel",

@@ -23,7 +23,9 @@ _SETTINGS = (
     "n_heads",
     "dropout",
     "time_conditioning",
+    "block_size",
 )
+_OPTIONAL = ("block_size",)
 
 
 class MDLMConfig(PreTrainedConfig):
@@ -50,6 +52,7 @@ class MDLMConfig(PreTrainedConfig):
         n_heads: int | None = None,
         dropout: float = 0.1,
         time_conditioning: bool = False,
+        block_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("auto_map", None)  # names the code of the published repository, which is not used
@@ -61,6 +64,7 @@ class MDLMConfig(PreTrainedConfig):
         self.n_heads = n_heads
         self.dropout = dropout
         self.time_conditioning = time_conditioning
+        self.block_size = block_size
         super().__init__(**{"tie_word_embeddings": False, **kwargs})
 
 
@@ -91,7 +95,7 @@ class MDLMForMaskedLM(PreTrainedModel):
     def __init__(self, config: MDLMConfig, backbone: MDLMTransformer | None = None) -> None:
         super().__init__(config)
         settings = {name: getattr(config, name) for name in _SETTINGS}
-        missing = [name for name, value in settings.items() if value is None]
+        missing = [name for name, value in settings.items() if value is None and name not in _OPTIONAL]
         if missing:
             raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
         self.backbone = MDLMTransformer(**settings) if backbone is None else backbone

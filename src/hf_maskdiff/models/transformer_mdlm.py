@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers.modeling_outputs import MaskedLMOutput
 
-from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
+from hf_maskdiff.attention_rule import BlockCausal
+from hf_maskdiff.caching import KeyValueCache, LayerCache, PartialCacheMixin, places_of
 from hf_maskdiff.models.mdlm_layers import (
     AdaLayerNorm,
     MDLMNoiseEmbedding,
@@ -30,7 +32,12 @@ from hf_maskdiff.published.malformed import refusing, settings_of
 from hf_maskdiff.published.mdlm_weights import LOCATION, published_weights
 from hf_maskdiff.published.sizes import check_sizes
 
-__all__ = ["AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
+__all__ = ["PUBLISHED_TYPES", "AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
+
+PUBLISHED_TYPES = ("mdlm", "bd3lm")
+_BUFFERS_OF_TRAINING = ("sampling_eps_min", "sampling_eps_max")  # of BD3-LM: how much its loss masks
+# What a BD3-LM may say of its arithmetic and still be this model.
+_SUPPORTED = {"adaln": True, "causal": False}
 
 
 class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, PartialCacheMixin, PeftAdapterMixin):
@@ -40,6 +47,9 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
     at once and independently, so every scheduler of this package can use it. The noise level enters through adaptive
     norms in every layer. Without `time_conditioning`, as in the published models, the noise level is always zero, so
     the norms' condition is one learned vector, and only the tokens show how much is masked.
+
+    With a `block_size` it is a BD3-LM (arXiv 2503.09573, repository kuleshov-group/bd3lms, Apache-2.0): every position
+    sees its own block and those before it, so that a finished block is cached exactly.
 
     In a new model every block is the identity (its modulation is zero), and all other matrices are normal with standard
     deviation 0.02; the same `torch.manual_seed` gives the same model.
@@ -66,6 +76,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         dropout (`float`, defaults to 0.1):
             Dropout probability in training, on the outputs of attention and feed-forward.
         time_conditioning (`bool`, defaults to False): Whether the model reads the time.
+        block_size (`int`, *optional*): Size of the blocks that are seen from left to right; None to see everything.
 
     Raises:
         ValueError: If a size is below 1, `n_heads` does not fit `hidden_dim`, or `dropout` is not in [0, 1).
@@ -87,6 +98,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         n_heads: int,
         dropout: float = 0.1,
         time_conditioning: bool = False,
+        block_size: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -106,6 +118,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}. Pass 0 to train without it.")
+        self.rule = None if block_size is None else BlockCausal(block_size)
 
         self.vocab_embed = MDLMTokenEmbedding(vocab_size, hidden_dim)
         self.sigma_map = MDLMNoiseEmbedding(cond_dim)
@@ -131,8 +144,9 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         """Load a model saved by `save_pretrained`, or one in the layout published by MDLM's authors.
 
         The published layout (kuleshov-group/mdlm-owt) has a `config.json` of model type "mdlm", and `model.safetensors`
-        in one file or in shards, with weight names that start with "backbone.". The repository's own code is neither
-        needed nor run.
+        in one file or in shards, with weight names that start with "backbone.". That of BD3-LM
+        (kuleshov-group/bd3lm-owt-block_size4) is of model type "bd3lm", and says its `block_size`. The repository's own
+        code is neither needed nor run.
 
         Example:
 
@@ -153,7 +167,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
         what = f"config.json in {str(pretrained_model_name_or_path)!r}"
         config = settings_of(what, lambda: cls.load_config(pretrained_model_name_or_path, **location))
-        if config.get("model_type") != "mdlm":
+        if config.get("model_type") not in PUBLISHED_TYPES:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
         unknown = sorted(kwargs.keys() - {*LOCATION, "torch_dtype", "dtype"})
@@ -167,7 +181,10 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         missing = [name for name in required if name not in config]
         if missing:
             raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
+        _require_supported(config)
         weights = published_weights(pretrained_model_name_or_path, location)
+        for name in _BUFFERS_OF_TRAINING:
+            weights.pop(name, None)
         check_sizes(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         with torch.device("meta"), refusing(what, "Take config.json and weights from one model."):
             model = cls(**{name: config[name] for name in settings if name in config})
@@ -191,6 +208,8 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         positions: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
         logits_at: torch.Tensor | None = None,
+        offsets: torch.Tensor | None = None,
+        length: int | None = None,
     ) -> MaskedLMOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -211,6 +230,10 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
             logits_at: The columns of `input_ids` whose logits are wanted, int64 `(batch_size, n)`; None for all. The
                 projection to the vocabulary, which takes most of the time and memory of a small model, is computed for
                 these alone.
+            offsets: Only with a `block_size`: positions that each row's first block lacks, int64 `(batch_size,)`; None
+                for 0. They must be those of the full pass.
+            length: Number of positions of the sequences in a partial pass, for which `attention_mask` is, where they
+                may be more than in the pass before.
 
         Returns:
             An output whose `logits`, or a tuple whose only entry, is `(batch_size, sequence_length, vocab_size)` in
@@ -249,7 +272,12 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         hidden_states = self.vocab_embed(input_ids)
         noise_level = self._noise_level(timestep, len(input_ids), input_ids.device)
         condition = self.sigma_map(noise_level, hidden_states.dtype)
-        layers = self.layers_of_pass(cache, positions, len(self.blocks), len(input_ids))
+        layers = self.layers_of_pass(cache, positions, len(self.blocks), len(input_ids), length)
+        if self.rule is not None:
+            seen = None if attention_mask is None else attention_mask[:, 0, 0]
+            places = places.expand(len(input_ids), -1)
+            num_keys = _num_keys(layers, input_ids, positions)
+            attention_mask = self.rule.seen(places, num_keys, seen, offsets, length)
         for block, kept in zip(self.blocks, layers, strict=True):
             arguments = (hidden_states, condition, rotary, attention_mask, kept)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -278,3 +306,18 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
                 "Pass an entry of `scheduler.timesteps`."
             )
         return log_linear_noise(time.reshape(-1)).float().to(device)
+
+
+def _require_supported(config: Mapping[str, Any]) -> None:
+    """`ValueError` for settings of a published model under which it computes something else."""
+    other = {name: config[name] for name, value in _SUPPORTED.items() if config.get(name, value) != value}
+    if other:
+        raise ValueError(f"a BD3-LM must have adaptive norms and blocks, got {other} in config.json. It is another.")
+    if config["model_type"] == "bd3lm" and config.get("block_size") is None:
+        raise ValueError("`config.json` of a BD3-LM must name its `block_size`, it is not there. Add it.")
+
+
+def _num_keys(layers: list[LayerCache] | list[None], input_ids: torch.Tensor, positions: torch.Tensor | None) -> int:
+    """Number of positions that queries attend to: those of the pass, or all that are stored."""
+    stored = layers[0].key if layers and layers[0] is not None else None
+    return input_ids.shape[1] if positions is None or stored is None else stored.shape[1]

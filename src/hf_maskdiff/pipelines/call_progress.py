@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from .text_windows import num_parts
+from .text_windows import BlockGrid, num_parts
 
 
 class CallProgress:
@@ -38,20 +38,23 @@ class CallProgress:
     def over(
         cls,
         progress_bar: Callable[..., AbstractContextManager],
-        sequences: Iterable[Tensor],
+        sequences: Sequence[Tensor],
         mask_token_id: int,
         lengths: tuple[int | None, int | None, int | None],
         interrupted: Callable[[], bool] = lambda: False,
+        grids: Sequence[BlockGrid] | None = None,
     ) -> CallProgress:
         """The progress over what is masked in sequences.
 
         Args:
             lengths: `model_length`, `stride` and `block_length` of `next_part`.
+            grids: blocks that the model sees in each sequence, or None.
         """
         _, stride, block_length = lengths
-        if stride is None and block_length is None:
+        if stride is None and block_length is None and grids is None:
             return cls(progress_bar, 1, interrupted)
-        return cls(progress_bar, max(num_parts(ids, mask_token_id, *lengths) for ids in sequences), interrupted)
+        each = zip(sequences, [None] * len(sequences) if grids is None else grids, strict=True)
+        return cls(progress_bar, max(num_parts(ids, mask_token_id, *lengths, grid) for ids, grid in each), interrupted)
 
     def __enter__(self) -> CallProgress:
         return self

@@ -34,6 +34,7 @@ def denoise(
     lengths: Tensor | None = None,
     progress_bar: Callable[..., AbstractContextManager],
     on_step_end: StepCallback,
+    without_ended: Callable[[Tensor], Tensor] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
@@ -63,6 +64,8 @@ def denoise(
             a step reveals; None if these are the positions of `sample`.
         progress_bar: called with `total=`, the number of model calls; returns a context manager with `update()`.
         on_step_end: called after each step with the step's index, from 0; the run continues with the sample it returns.
+        without_ended: called after each step with the sample; returns it without the masks of rows that need no further
+            step, the sample itself if there are none.
         interrupted: called before each step; when it returns True the loop ends, with positions still masked.
 
     Returns:
@@ -101,7 +104,9 @@ def denoise(
             returned = on_step_end(i, t, sample)
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
                 counts.hold, logits, began = False, None, i + 1
-            sample = returned
+            sample = returned if without_ended is None else without_ended(returned)
+            if sample is not returned:
+                counts.finish_rows(sample)
             bar.update()
     counts.require_all_drawn()
     return sample

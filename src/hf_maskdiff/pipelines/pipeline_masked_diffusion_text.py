@@ -14,20 +14,23 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..attention_rule import BLOCK_CAUSAL, block_causal
 from ..caching import CacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer, is_integer
 from ..models import MDLMTransformer
-from ..published import PublishedText, load_published_text
+from ..published import PublishedText
 from ..published.malformed import refusing, settings_of
 from ..sampling import Generators, check_generators
-from ..schedulers import ConfidenceScheduler, MaskedDiffusionScheduler
+from ..schedulers import MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .published_pipelines import open_published, scheduler_of
 from .split_models import generator_of_all, split_component
 from .streaming import InOrder, check_streamer, ending_streams
+from .text_blocks import block_settings, check_block_length, grid_of
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_run import TextRun
@@ -65,6 +68,10 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature.
         shift_logits (`bool`): row i - 1 of the model's output predicts position i (Dream).
         eos_token_ids (list of `int`, *optional*): tokens that end a text; None for the tokenizer's own.
+        attention (`str`, *optional*): `"block_causal"` if the model was trained to see blocks of `block_size` from left
+            to right (SDAR, LLaDA2); None for what the model's configuration says, else it sees everything.
+        block_size (`int`, *optional*): size of these blocks.
+        blocks_from (`str`): `"start"` counts them from the first token, `"prompt"` from the first behind the prompt.
     """
 
     model_cpu_offload_seq = "transformer"
@@ -82,11 +89,15 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         scheduler: MaskedDiffusionScheduler,
         shift_logits: bool = False,
         eos_token_ids: Sequence[int] | None = None,
+        attention: str | None = None,
+        block_size: int | None = None,
+        blocks_from: str = "start",
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, transformer=without_wrapper(transformer), scheduler=scheduler)
         ends = None if eos_token_ids is None else list(eos_token_ids)
-        self.register_to_config(shift_logits=shift_logits, eos_token_ids=ends)
+        blocks = block_settings(self.transformer, attention, block_size, blocks_from)
+        self.register_to_config(shift_logits=shift_logits, eos_token_ids=ends, **blocks)
         self._denoiser: Any = None
 
     @classmethod
@@ -95,11 +106,10 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
     ) -> MaskedDiffusionTextPipeline:
         """As `DiffusionPipeline.from_pretrained`; also opens repositories of models alone, and runs none of their code.
 
-        Those are LLaDA, Dream, dLLM's models, and every masked language model of transformers: see
-        `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token first, unless
-        `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types do not tell
-        its MDLM models from its BD3LM models: `attention="full"` says that it is one of the former, where the
-        repository is not called one.
+        Those are LLaDA, LLaDA2, Dream, SDAR, Fast-dLLM v2, BD3-LM, dLLM's models, and every masked language model of
+        transformers: see `load_published_text`, which gets all arguments. Their scheduler is LLaDA's, the surest token
+        first, unless `scheduler` is given; another tokenizer is given as `tokenizer`, an object or a name. dLLM's types
+        do not tell MDLM from BD3LM: `attention="full"` or `attention="block_causal", block_size=32` does.
 
         `tp_plan="auto"` or `distributed_config`, with `torchrun`, split a model over processes as transformers does;
         each process then makes the same calls.
@@ -111,8 +121,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
         except OSError:  # no pipeline
-            scheduler = kwargs.pop("scheduler", None)
-            return cls._of(load_published_text(pretrained_model_name_or_path, **kwargs), scheduler)
+            scheduler, blocks_from = kwargs.pop("scheduler", None), kwargs.pop("blocks_from", "start")
+            return cls._of(open_published(pretrained_model_name_or_path, **kwargs), scheduler, blocks_from)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
         with refusing(what, "Fetch its files again.", passed=(RuntimeError, MemoryError)):
             kwargs |= split_component(pretrained_model_name_or_path, index, location, kwargs)
@@ -125,6 +135,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         tokenizer: PreTrainedTokenizerBase,
         scheduler: MaskedDiffusionScheduler | None = None,
         shift_logits: bool = False,
+        attention: str | None = None,
+        block_size: int | None = None,
+        blocks_from: str = "start",
     ) -> MaskedDiffusionTextPipeline:
         """Make a pipeline of a loaded model; mask and ends of text are those that model and tokenizer name.
 
@@ -133,8 +146,11 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             tokenizer: its ids are rows of the model.
             scheduler: None for LLaDA's, the surest token first.
             shift_logits: row i - 1 of the model's output predicts position i.
+            attention, block_size, blocks_from: which positions the model was trained to see, see the class.
         """
-        return cls._of(PublishedText.of(without_wrapper(model), tokenizer, shift_logits), scheduler)
+        rule = block_causal(attention, block_size)
+        found = PublishedText.of(without_wrapper(model), tokenizer, shift_logits, rule)
+        return cls._of(found, scheduler, blocks_from)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As diffusers does, with all that makes the folder a repository.
@@ -146,22 +162,21 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def _of(cls, found: PublishedText, scheduler: MaskedDiffusionScheduler | None) -> MaskedDiffusionTextPipeline:
-        if scheduler is None:
-            scheduler = ConfidenceScheduler(
-                mask_token_id=found.mask_token_id,
-                codebook_size=min(len(found.tokenizer), found.model.config.vocab_size),
-                masking_schedule="linear",
-                rounding="even",
-                token_temperature=0,
-            )
-        return cls(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
+    def _of(
+        cls, found: PublishedText, scheduler: MaskedDiffusionScheduler | None, blocks_from: str
+    ) -> MaskedDiffusionTextPipeline:
+        attention = None if found.rule is None else BLOCK_CAUSAL
+        block_size = None if found.rule is None else found.rule.block_size
+        scheduler = scheduler_of(found) if scheduler is None else scheduler
+        model = (found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
+        return cls(*model, attention, block_size, blocks_from)
 
     @property
     def denoiser(self) -> TextDenoiser:
         """The model as it is called: with attention in both directions, aligned logits and partial passes."""
         if self._denoiser is None or self._denoiser.model is not self.transformer:
-            self._denoiser = text_denoiser(self.transformer, self.config.shift_logits)
+            rule = block_causal(self.config.attention, self.config.block_size)
+            self._denoiser = text_denoiser(self.transformer, self.config.shift_logits, rule)
         return self._denoiser
 
     def enable_cache(self, config: CacheConfig) -> None:
@@ -211,6 +226,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 raise ValueError(
                     f"`{name}` must be an integer of at least 1 or None, got {value!r}. Pass None to leave it out."
                 )
+        check_block_length(self.denoiser.rule, block_length, stride)
         length = self.denoiser.model_length
         if stride is not None and length is not None and stride > length:
             raise ValueError(
@@ -310,7 +326,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             stride (`int`, *optional*): allows sequences longer than the model, filled in from left to right block by
                 block: each sees the `model_length - stride` tokens before it. None refuses them.
             block_length (`int`, *optional*): fills in this many tokens at a time, from left to right, while the model
-                sees all of the sequence; `num_inference_steps` are those of a block. None fills in all at once.
+                sees all of the sequence; `num_inference_steps` are those of a block. None fills in all at once, or a
+                block at a time where the model sees blocks.
             stop_at_eos (`bool`, *optional*): end a sequence with the first end of text after its prompt; None does so
                 for chats.
             guidance_scale (`float` or pair): w in `l + (w - 1) (l - l')`, l the logits and l' those with the prompt
@@ -379,6 +396,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             lengths=(self.denoiser.model_length, stride, block_length),
             mask_token_id=self.mask_token_id,
             device=self._execution_device,
+            grid=grid_of(self.denoiser.rule, self.config.blocks_from),
         )
 
         def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..models import MDLMTransformer
+from ..models.transformer_mdlm import PUBLISHED_TYPES
 from ..published import check_ids, open_tokenizer
 from ..published.malformed import settings_of
 from ..schedulers import AncestralScheduler
 from .pipeline_masked_diffusion_text import _LOCATION, MaskedDiffusionTextPipeline
-
-# The tokenizer of the published models, whose repositories hold none.
-PUBLISHED_TOKENIZER = "openai-community/gpt2"
+from .published_pipelines import PUBLISHED_TOKENIZER
 
 
 class MDLMPipeline(MaskedDiffusionTextPipeline):
@@ -65,7 +64,7 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
                 )
             except OSError:
                 raise error from None
-            if config.get("model_type") != "mdlm":
+            if config.get("model_type") not in PUBLISHED_TYPES:
                 raise
         else:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -14,13 +14,21 @@ class PlannedPasses:
     Args:
         plan: None if every pass computes all positions.
         masked: which positions of the windows are masked when the run begins, bool `(batch_size, L)`.
-        starts, ends, lengths, resumed: see `PassState`, for all rows of the batch.
+        starts, ends, lengths, resumed, block_starts: see `PassState`, for all rows of the batch.
     """
 
     def __init__(
-        self, plan: PassPlan | None, masked: Tensor, starts: Tensor, ends: Tensor, lengths: Tensor, resumed: Tensor
+        self,
+        plan: PassPlan | None,
+        masked: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        lengths: Tensor,
+        resumed: Tensor,
+        block_starts: Tensor | None = None,
     ) -> None:
         self.plan, self._on_host = plan, (starts, ends, lengths, resumed)
+        self._block_starts = block_starts
         self._masked = masked.clone()  # so that nothing of the caller is overwritten
         self._num_masked = masked.sum(-1).cpu() if plan is not None else torch.zeros(len(masked), dtype=torch.int64)
 
@@ -29,6 +37,11 @@ class PlannedPasses:
         """For rows that are filled in all at once."""
         whole = torch.full((len(masked),), masked.shape[1])
         return cls(plan, masked, torch.zeros_like(whole), whole, whole, torch.full_like(whole, -1))
+
+    def forget_resumed(self) -> None:
+        """From now on no row has an earlier block whose keys and values are stored."""
+        starts, ends, lengths, resumed = self._on_host
+        self._on_host = (starts, ends, lengths, torch.full_like(resumed, -1))
 
     def next(
         self, step: int, rows: Tensor | slice, of_rows: Tensor, masked: Tensor, num_masked: Tensor
@@ -45,7 +58,8 @@ class PlannedPasses:
             return None
         starts, ends, lengths, resumed = (values[of_rows] for values in self._on_host)
         latest = (self._masked[rows], self._num_masked[of_rows])
-        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed))
+        block_starts = None if self._block_starts is None else self._block_starts[of_rows]
+        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts))
         self._masked[rows] = masked
         self._num_masked[of_rows] = num_masked
         return queries

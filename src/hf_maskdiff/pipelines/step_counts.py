@@ -31,6 +31,7 @@ class StepCounts:
         self.initial = num_masked if initial is None else initial.cpu()
         self.timesteps = scheduler.timesteps[self.first_step :]
         self.planned = scheduler.planned_counts(num_masked, self.initial, self.first_step)
+        self._promised = self.planned  # what each row may have left, whether it goes on to its end or not
         self.hold = self.planned is not None
         self._row_length = sample[0].numel() if len(sample) else 0
         self._masks_after: list[Tensor] = []
@@ -65,6 +66,11 @@ class StepCounts:
         """How many masks each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU."""
         return self.planned[i:].sum(0) if self.hold and self.planned is not None else count
 
+    def finish_rows(self, sample: Tensor) -> None:
+        """Take rows without masks out of the plan; the others keep theirs."""
+        if self.planned is not None:
+            self.planned = self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0)
+
     def note(self, sample: Tensor) -> None:
         """Record how many masks a step has left, for `require_all_drawn`."""
         if self.hold or self.planned is None:
@@ -87,8 +93,8 @@ class StepCounts:
 
     def _allowed(self) -> Tensor:
         """The largest number of masks that each step may leave in each row."""
-        if self.planned is not None:
-            return self.planned.sum(0) - self.planned.cumsum(0)
+        if self._promised is not None:
+            return self._promised.sum(0) - self._promised.cumsum(0)
         allowed = torch.full((len(self.timesteps), 1), self._row_length)
         allowed[-1:] = 0  # without a plan, it is only known that the last step leaves no mask
         return allowed

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from unicodedata import category
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ MASK_SPAN = re.compile(r"(?<!\\)\[MASK(?::([1-9][0-9]{0,5}))?\]")
 _ESCAPED_SPAN = re.compile(r"\\(?=\[MASK)")
 # What looks like a span and is none; `[MASKED]` is a word.
 _FAULTY_SPAN = re.compile(r"(?<!\\)\[MASK(?![A-Za-z_])")
+_NO_LETTER = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no letter
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class PromptEncoder:
         """One prompt; None is an empty text.
 
         Raises:
-            ValueError: an empty prompt, a mask span that does not parse, ids that the model does not have, or a chat
-                for a tokenizer without a template.
+            ValueError: an empty prompt, a mask span that does not parse, letters that the tokenizer leaves out, ids
+                that the model does not have, or a chat for a tokenizer without a template.
         """
         if prompt is None:
             return self._with_special_tokens([])
@@ -85,8 +87,9 @@ class PromptEncoder:
             raise ValueError(
                 "a chat needs a tokenizer with a `chat_template`, got one without. Pass a text, or set it."
             )
-        text = self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-        return EncodedPrompt(torch.tensor(self._ids_of_text(str(text))))
+        text = str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
+        self._require_letters(text)
+        return EncodedPrompt(torch.tensor(self._ids_of_text(text)))
 
     def _of_text(self, prompt: str) -> EncodedPrompt:
         texts, counts, end = [], [], 0
@@ -103,6 +106,8 @@ class PromptEncoder:
                     r"\[MASK where these letters are meant."
                 )
         texts = [_ESCAPED_SPAN.sub("", text) for text in texts]
+        for text in texts:
+            self._require_letters(text)
         ids = self._ids_in_one_piece(texts, counts)
         if ids is None:
             ids = self._ids_of_text(texts[0])
@@ -142,6 +147,34 @@ class PromptEncoder:
                 "is missing."
             )
         return ids
+
+    def _require_letters(self, text: str) -> None:
+        """Refuse a text with letters of which nothing, or not every byte, becomes a token.
+
+        A tokenizer without an unknown token leaves such letters out, and the model reads another text. Spaces, control
+        characters and combining marks are for the tokenizer to leave out.
+        """
+        lost = self._lost_letters(text)
+        if lost:
+            for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values():
+                text = text.replace(str(token), "")  # a token of its own, whatever its letters are
+        if names := sorted(lost & set(text), key=text.index):
+            raise ValueError(
+                "`prompt` must be written in letters that the tokenizer knows, got "
+                f"{', '.join(map(repr, names[:10]))}, which it leaves out. Write without them, or load the tokenizer "
+                "that the model was trained with."
+            )
+
+    def _lost_letters(self, text: str) -> set[str]:
+        letters = [letter for letter in dict.fromkeys(text) if category(letter)[0] not in "CMZ"]
+        if not letters:
+            return set()
+        tokens = self.tokenizer(letters, add_special_tokens=False, verbose=False).input_ids
+        return {letter for letter, ids in zip(letters, tokens, strict=True) if not ids or self._is_cut(letter, ids)}
+
+    def _is_cut(self, letter: str, ids: list[int]) -> bool:
+        """Whether some bytes of a letter have no token, so that its tokens are no letter any more."""
+        return not letter.isascii() and letter != _NO_LETTER and _NO_LETTER in str(self.tokenizer.decode(ids))
 
     def _tokenized(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

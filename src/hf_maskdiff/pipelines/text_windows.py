@@ -24,8 +24,38 @@ class Part:
     block: slice
 
 
+@dataclass(frozen=True)
+class BlockGrid:
+    """The blocks that a model sees from left to right in one sequence.
+
+    Args:
+        block_size: positions in a block.
+        offset: positions that the first block lacks at its beginning.
+    """
+
+    block_size: int
+    offset: int = 0
+
+    def start_of(self, position: int) -> int:
+        """Where the block of a position begins."""
+        return max((position + self.offset) // self.block_size * self.block_size - self.offset, 0)
+
+    def end_of(self, position: int) -> int:
+        """The first position behind the block of a position."""
+        return ((position + self.offset) // self.block_size + 1) * self.block_size - self.offset
+
+    def within(self, start: int) -> BlockGrid:
+        """The same blocks in a window that begins at `start`."""
+        return BlockGrid(self.block_size, (self.offset + start) % self.block_size)
+
+
 def next_part(
-    sequence: Tensor, mask_token_id: int, model_length: int | None, stride: int | None, block_length: int | None
+    sequence: Tensor,
+    mask_token_id: int,
+    model_length: int | None,
+    stride: int | None,
+    block_length: int | None,
+    grid: BlockGrid | None = None,
 ) -> Part:
     """The part to fill in next.
 
@@ -38,33 +68,60 @@ def next_part(
         model_length: the length of the longest window; None for no limit.
         stride: number of new positions in a window; None for as many as fit.
         block_length: number of positions that are filled in together; None for the whole window.
+        grid: blocks that the model sees from left to right. The window then ends with the block of the first mask,
+            since nothing behind it is seen, and `block_length` divides the blocks; None fills in a block at a time.
     """
-    return _part_at(first(sequence == mask_token_id), len(sequence), model_length, stride, block_length)
+    return _part_at(first(sequence == mask_token_id), len(sequence), model_length, stride, block_length, grid)
 
 
 def num_parts(
-    sequence: Tensor, mask_token_id: int, model_length: int | None, stride: int | None, block_length: int | None
+    sequence: Tensor,
+    mask_token_id: int,
+    model_length: int | None,
+    stride: int | None,
+    block_length: int | None,
+    grid: BlockGrid | None = None,
 ) -> int:
     """How many parts fill in all of a sequence, one after the other; arguments as of `next_part`."""
     masks = (sequence == mask_token_id).nonzero()[:, 0].tolist()
     count = done = 0
     while done < len(masks):
-        part = _part_at(masks[done], len(sequence), model_length, stride, block_length)
+        part = _part_at(masks[done], len(sequence), model_length, stride, block_length, grid)
         done = bisect_left(masks, part.window.start + part.block.stop)
         count += 1
     return count
 
 
 def _part_at(
-    first_mask: int, num_tokens: int, model_length: int | None, stride: int | None, block_length: int | None
+    first_mask: int,
+    num_tokens: int,
+    model_length: int | None,
+    stride: int | None,
+    block_length: int | None,
+    grid: BlockGrid | None,
 ) -> Part:
     length = min(model_length or num_tokens, num_tokens)
     context = length - min(stride or length, length)
+    if grid is not None:
+        return _part_in_blocks(first_mask, num_tokens, length, context, block_length, grid)
     start = max(min(first_mask - context, num_tokens - length), 0)
     block = slice(0, length)
     if block_length is not None:
         block = slice(first_mask - start, min(first_mask - start + block_length, length))
     return Part(slice(start, start + length), block)
+
+
+def _part_in_blocks(
+    first_mask: int, num_tokens: int, length: int, context: int, block_length: int | None, grid: BlockGrid
+) -> Part:
+    end = min(grid.end_of(first_mask), num_tokens)
+    start = max(min(grid.start_of(first_mask) - context, num_tokens - length), 0)
+    if start > grid.start_of(start):  # a window begins with a block
+        start = grid.end_of(start)
+    filled = end
+    if block_length is not None:
+        filled = min(BlockGrid(block_length, grid.offset).end_of(first_mask), end)
+    return Part(slice(start, end), slice(first_mask - start, filled - start))
 
 
 class WindowBatch:
@@ -76,6 +133,7 @@ class WindowBatch:
         hidden: bool like the windows: the tokens that the pass without a prompt must not see; None if there is no such
             pass.
         mask_token_id: the token at positions that are to be filled in.
+        grids: the blocks that the model sees in each window; None for a model that sees everything.
 
     Attributes:
         lengths: lengths of the windows, int64 `(batch_size,)`.
@@ -83,10 +141,18 @@ class WindowBatch:
         attention_mask: bool `(batch_size, L)`, False for padding; None if all windows have the same length.
         sample: the blocks, int64 `(batch_size, size)`. A block shorter than `size` is extended by the tokens after it
             and then, if the window ends, by those at the window's beginning; all of these are known.
+        length: the longest window.
+        block_starts: where those of the `grids` begin in which `blocks` are, int64 `(batch_size,)` on the CPU, or None.
+        offsets: positions that the first block of each window lacks, int64 `(batch_size,)`; None if all are whole.
     """
 
     def __init__(
-        self, windows: list[Tensor], blocks: Sequence[slice], hidden: list[Tensor] | None, mask_token_id: int
+        self,
+        windows: list[Tensor],
+        blocks: Sequence[slice],
+        hidden: list[Tensor] | None,
+        mask_token_id: int,
+        grids: Sequence[BlockGrid] | None = None,
     ) -> None:
         device = windows[0].device
         self.mask_token_id = mask_token_id
@@ -94,7 +160,7 @@ class WindowBatch:
         # The model does not see the padding, which may be any token but the mask: masks would be filled in.
         self._seen = pad_sequence(windows, batch_first=True, padding_value=0 if mask_token_id else 1)
         self._hidden = None if hidden is None else pad_sequence(hidden, batch_first=True, padding_value=False)
-        length = self._seen.shape[1]
+        length = self.length = self._seen.shape[1]
         places = torch.arange(length, device=device)
         same = all(len(window) == length for window in windows)
         self.attention_mask = None if same else places < self.lengths[:, None]
@@ -102,6 +168,12 @@ class WindowBatch:
         self.starts = torch.tensor([block.start for block in blocks])
         self.ends = torch.tensor([block.stop for block in blocks])
         self._places = (self.starts.to(device)[:, None] + places[:size]) % length
+        self.offsets = self.block_starts = None
+        if grids is not None:
+            each = zip(grids, blocks, strict=True)
+            self.block_starts = torch.tensor([grid.start_of(block.start) for grid, block in each])
+            if any(grid.offset for grid in grids):
+                self.offsets = torch.tensor([grid.offset for grid in grids], device=device)
         self._is_whole = size == length and not any(block.start for block in blocks)
         self.sample = self._seen if self._is_whole else self._seen.gather(1, self._places)
 
@@ -111,6 +183,23 @@ class WindowBatch:
             return positions
         stand = self._places[rows].gather(1, torch.where(positions < 0, ~positions, positions))
         return torch.where(positions < 0, ~stand, stand)
+
+    def without_ended(self, sample: Tensor, ends: Sequence[int], from_places: Tensor) -> Tensor:
+        """The sample without the masks of rows that have ended: what stands behind an end of text is cut off.
+
+        Args:
+            sample: the blocks, int64 `(batch_size, size)`.
+            ends: tokens that end a text.
+            from_places: the first position at which one may end each window, int64 `(batch_size,)`.
+
+        Returns:
+            `sample` itself where no row has just ended. Looking makes the host wait for an accelerator.
+        """
+        masked = sample == self.mask_token_id
+        ended = torch.isin(sample, sample.new_tensor(list(ends))) & (self._places >= from_places[:, None])
+        before = masked.long().cumsum(-1) == 0  # a mask before the end may become one itself
+        just = (ended & before).any(-1) & masked.any(-1)
+        return sample.masked_fill(masked & just[:, None], ends[0]) if bool(just.any()) else sample
 
     def block_places(self, rows: Tensor | slice) -> Tensor | None:
         """Where the blocks of `rows` stand in their windows, int64 `(num_rows, size)`; None if they are the windows."""

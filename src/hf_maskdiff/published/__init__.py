@@ -1,7 +1,8 @@
 """Published models in their authors' layouts: where their weights are, what they are called, how they are read."""
 
+from hf_maskdiff.published.families import PUBLISHED_TYPES
 from hf_maskdiff.published.mdlm_weights import published_weights
-from hf_maskdiff.published.text_models import PUBLISHED_TYPES, PublishedText, load_published_text
+from hf_maskdiff.published.text_models import PublishedText, load_published_text
 from hf_maskdiff.published.tokenizer_files import check_ids, open_tokenizer
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,118 +16,28 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2Tokenizer,
 )
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .attention import require_attention
+from hf_maskdiff.attention_rule import BlockCausal
+
+from .attention import OWN_SIZE_NAME, attention_of
+from .families import FAMILIES
+from .fused_weights import with_split_projections
 from .malformed import refusing, settings_of
 from .mdlm_weights import LOCATION, weight_files
 from .sizes import check_count, check_sizes, shapes_of
 from .tokenizer_files import check_ids, check_special_id, open_tokenizer
 
-# Names of LLaDA's weights, as patterns, and of Llama's: the same arithmetic under other names. At the top `ff_out` is
-# the head, in a block the way out of its feed-forward layer.
-LLADA_KEYS = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_norm\.": r"model.layers.\1.input_layernorm.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
-    r"^model\.transformer\.blocks\.(\d+)\.q_proj\.": r"model.layers.\1.self_attn.q_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.k_proj\.": r"model.layers.\1.self_attn.k_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.v_proj\.": r"model.layers.\1.self_attn.v_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_out\.": r"model.layers.\1.self_attn.o_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
-}
-# What a LLaDA may say of its arithmetic and still be a Llama.
-_LLADA_IS_LLAMA = {
-    "block_type": "llama",
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "alibi": False,
-    "rope": True,
-    "attention_layer_norm": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "scale_logits": False,
-}
 # Tokens that end a turn besides a tokenizer's end of text.
 _ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>")
-
-
-def llama_config(published: Mapping[str, Any]) -> LlamaConfig:
-    """The `LlamaConfig` of a LLaDA's `config.json`.
-
-    Raises:
-        ValueError: settings under which it computes something else than a Llama.
-    """
-    other = {name: published[name] for name, value in _LLADA_IS_LLAMA.items() if published.get(name, value) != value}
-    if other:
-        raise ValueError(f"a LLaDA must compute what Llama does, got {other} in its config.json. It cannot be loaded.")
-    return LlamaConfig(
-        vocab_size=published.get("embedding_size") or published["vocab_size"],
-        hidden_size=published["d_model"],
-        intermediate_size=published.get("mlp_hidden_size") or published["mlp_ratio"] * published["d_model"],
-        num_hidden_layers=published["n_layers"],
-        num_attention_heads=published["n_heads"],
-        num_key_value_heads=published.get("n_kv_heads") or published["n_heads"],
-        max_position_embeddings=published["max_sequence_length"],
-        rms_norm_eps=published["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": published["rope_theta"]},
-        tie_word_embeddings=published["weight_tying"],
-        bos_token_id=None,
-        eos_token_id=published["eos_token_id"],
-        pad_token_id=published["pad_token_id"],
-        mask_token_id=published["mask_token_id"],
-    )
-
-
-def qwen2_config(published: Mapping[str, Any]) -> Qwen2Config:
-    """The `Qwen2Config` of a Dream's `config.json`, whose names are Qwen2's."""
-    foreign = ("model_type", "architectures", "auto_map", "rope_theta", "rope_scaling", "torch_dtype", "use_mrope")
-    settings = {name: value for name, value in published.items() if name not in foreign}
-    rope = {"rope_type": "default", "rope_theta": published["rope_theta"]}
-    return Qwen2Config(**settings, rope_parameters=rope)
-
-
-def native_config(published: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of an autoregressive architecture that dLLM made bidirectional: "a2d-qwen3" is "qwen3"."""
-    foreign = ("model_type", "architectures", "auto_map")
-    settings = {name: value for name, value in published.items() if name not in foreign}
-    return AutoConfig.for_model(published["model_type"].removeprefix("a2d-"), **settings)
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How a family of published models is loaded."""
-
-    config: Callable[[Mapping[str, Any]], PreTrainedConfig]
-    shift_logits: bool = False
-    keys: dict[str, str] = field(default_factory=dict)
-    tokenizer: Any = AutoTokenizer
-
-
-_FAMILIES = {
-    "llada": _Family(llama_config, keys=LLADA_KEYS),
-    "Dream": _Family(qwen2_config, shift_logits=True, tokenizer=Qwen2Tokenizer),
-    "a2d-qwen2": _Family(native_config),
-    "a2d-qwen3": _Family(native_config),
-    "a2d-llama": _Family(native_config),
-}
-PUBLISHED_TYPES = tuple(_FAMILIES)
 _SUPPORTED = (
-    "a LLaDA, a Dream, an MDLM of dLLM (Qwen2, Qwen3 or Llama), or a masked or causal language model that transformers "
-    "has itself"
+    "a LLaDA, a LLaDA2, a Dream, an SDAR, a Fast-dLLM v2, a BD3-LM, a model of dLLM (Qwen2, Qwen3 or Llama), or a "
+    "masked or causal language model that transformers has itself"
 )
 # What transformers makes of settings that fit no model. Too little memory is a RuntimeError, and stays one.
 _NONSENSE = (TypeError, AttributeError, LookupError, ArithmeticError)
@@ -151,9 +61,17 @@ class PublishedText:
     mask_token_id: int
     shift_logits: bool
     eos_token_ids: list[int]
+    rule: BlockCausal | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: Any, shift_logits: bool = False) -> PublishedText:
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        shift_logits: bool = False,
+        rule: BlockCausal | None = None,
+        mask_token: str | None = None,
+    ) -> PublishedText:
         """Finds mask and ends of text in the configurations of model and tokenizer.
 
         Raises:
@@ -163,6 +81,8 @@ class PublishedText:
         mask = getattr(model.config, "mask_token_id", None)
         if mask is None or (type(mask) is int and mask >= rows):
             mask = tokenizer.mask_token_id
+        if mask is None and mask_token is not None:
+            mask = tokenizer.get_vocab().get(mask_token)
         if mask is None:
             raise ValueError(
                 f"{model.name_or_path!r} must name a mask token, in `config.json` as `mask_token_id` or in its "
@@ -175,12 +95,16 @@ class PublishedText:
         ends = [end for end in ends if end is not None]
         for end in ends:
             check_special_id("eos_token_id", end, rows)
-        return cls(model, tokenizer, mask, shift_logits, sorted(set(ends)))
+        return cls(model, tokenizer, mask, shift_logits, sorted(set(ends)), rule)
 
 
 def _of_the_base(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that hold for the model under an adapter as well: not where in a repository the adapter is."""
-    return {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    return _without(kwargs, ("revision", "subfolder"))
+
+
+def _without(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in names}
 
 
 def with_adapter(found: PublishedText, name_or_path: str | os.PathLike, location: Mapping[str, Any]) -> PublishedText:
@@ -212,20 +136,23 @@ def load_published_text(
     name_or_path: str | os.PathLike,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     attention: str | None = None,
+    block_size: int | None = None,
     **kwargs: Any,
 ) -> PublishedText:
     """Loads a masked diffusion language model of the Hub, or a masked language model, with its own tokenizer.
 
-    LLaDA becomes a `LlamaForCausalLM`, Dream a `Qwen2ForCausalLM`, what dLLM made of Qwen or Llama that model itself;
-    any other repository is opened as `AutoModelForMaskedLM`, or `AutoModelForCausalLM` where that is what it holds.
+    LLaDA becomes a `LlamaForCausalLM`, Dream and Fast-dLLM v2 a `Qwen2ForCausalLM`, SDAR a `Qwen3ForCausalLM`, LLaDA2 a
+    `Glm4MoeForCausalLM`, what dLLM made of Qwen or Llama that model itself; any other repository is opened as
+    `AutoModelForMaskedLM`, or `AutoModelForCausalLM` where that is what it holds.
     Code of a repository is never run.
 
     A repository of an adapter (LoRA) is opened with the model that it names, and applied to it; that needs `peft`.
 
     Args:
         tokenizer: an object or a name; None for that of the repository.
-        attention: "full" says that a model of a type that dLLM gives to models with full and with block-causal
-            attention is one of the former; without a need where "mdlm" is in the repository's name.
+        attention: "full" or "block_causal", of a model of a type that dLLM gives to both kinds (without a need where
+            "mdlm" is in the repository's name) or of a model of transformers; others say it themselves.
+        block_size: of blocks that are seen from left to right, where config.json does not state it.
         kwargs: as for every model of transformers: `dtype`, `device_map`, `attn_implementation`, `revision`, ...
 
     Raises:
@@ -240,13 +167,13 @@ def load_published_text(
         )
     location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
     if (base := base_of_adapter(name_or_path, location)) is not None:
-        found_base = load_published_text(base, tokenizer, attention, **_of_the_base(kwargs))
+        found_base = load_published_text(base, tokenizer, attention, block_size, **_of_the_base(kwargs))
         return with_adapter(found_base, name_or_path, location)
     what = f"config.json in {str(name_or_path)!r}"
     published = settings_of(what, lambda: PreTrainedConfig.get_config_dict(name_or_path, **location)[0])
     model_type = str(published.get("model_type", ""))
-    require_attention(model_type, name_or_path, attention)
-    family = _FAMILIES.get(model_type)
+    rule = attention_of(model_type, name_or_path, published, attention, block_size)
+    family = FAMILIES.get(model_type)
     with refusing(what, "Take config.json and weights from one model."):
         config = _native_config(name_or_path, location, model_type) if family is None else family.config(published)
     architecture = _architecture(config, name_or_path, model_type)
@@ -262,11 +189,13 @@ def load_published_text(
     check_ids(found, config.vocab_size)
     if family is not None:
         kwargs |= {"config": config, "ignore_mismatched_sizes": True}
-        kwargs |= {"key_mapping": family.keys} if family.keys else {}
+        kwargs |= {"key_mapping": family.keys} if family.keys and not family.split else {}
+    where: Any = name_or_path
+    if family is not None and family.split:
+        weights = with_split_projections(weight_files(name_or_path, location), family.keys, config)
+        where, kwargs = None, {"state_dict": weights, **_without(kwargs, LOCATION)}
     try:
-        model, info = architecture.from_pretrained(
-            name_or_path, output_loading_info=True, trust_remote_code=False, **kwargs
-        )
+        model, info = architecture.from_pretrained(where, output_loading_info=True, trust_remote_code=False, **kwargs)
     except _NONSENSE as error:
         raise ValueError(f"{what} must describe the weights beside it: {error}. Take both from one model.") from error
     if family is not None:
@@ -278,8 +207,11 @@ def load_published_text(
     if wrong:
         raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
 
-    published_text = PublishedText.of(model.eval(), found, family is not None and family.shift_logits)
+    shift_logits, mask_token = (False, None) if family is None else (family.shift_logits, family.mask_token)
+    published_text = PublishedText.of(model.eval(), found, shift_logits, rule, mask_token)
     model.config.mask_token_id = published_text.mask_token_id  # the model is nobody else's yet
+    if rule is not None:
+        setattr(model.config, OWN_SIZE_NAME, rule.block_size)
     return published_text
 
 
