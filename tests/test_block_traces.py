@@ -78,7 +78,7 @@ class OfWholeBlocks(ThresholdScheduler):
         self.counts = counts
         return self
 
-    def _share(self, context: StepContext) -> Tensor:
+    def share_of_step(self, context: StepContext) -> Tensor:
         return torch.full_like(context.remaining, self.counts[min(context.step_index, len(self.counts) - 1)])
 
 
@@ -278,41 +278,48 @@ def nucleus(probs: Tensor, mass: float) -> Tensor:
 class Updates:
     """The original's updates of a block, one after the other: what it draws, and where."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, trace: dict[str, Tensor], mass: float) -> None:
-        self.trace, self.mass, self.step = trace, mass, -1
-        self.tokens = Tensor()
-        monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.tokens.flatten()[rows])
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, trace: dict[str, Tensor], settings: dict[str, str]) -> None:
+        self.trace, self.mass, self.step = trace, float(settings["nucleus_p"]), -1
+        self.num_steps, self.tokens = int(settings["num_steps"]), Tensor()
+        self.masked = self.picked = Tensor()
+        if settings["first_hitting"] == "True":
+            monkeypatch.setattr(FirstHittingScheduler, "score_positions", method(self.score_one))
+            monkeypatch.setattr(FirstHittingScheduler, "fit_timesteps", with_one_more)  # the last needs no scores
+            monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.drawn(marginals, rows))
+        else:
+            monkeypatch.setattr(AncestralScheduler, "score_positions", method(self.score_some))
+            monkeypatch.setattr(AncestralScheduler, "count_positions", method(self.count_some))
+            monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.tokens.flatten()[rows])
 
-    def race(self, marginals: Marginals, context: StepContext, stays: float) -> Tensor:
-        """The winners of the race of this update; the mask's id for positions that stay as they are."""
-        self.step += 1
-        wanted = context.masked
-        (probs,) = marginals.reduce(lambda block: (block.double().softmax(-1),), wanted.flatten().nonzero()[:, 0])
-        noise = self.trace["u"][self.step][-wanted.shape[1] :][wanted[0]]
+    def winners(self, marginals: Marginals, rows: Tensor, places: Tensor, stays: float) -> Tensor:
+        """Of the race of this update, at these places of the block; the mask's id where one stays as it is."""
+        (probs,) = marginals.reduce(lambda block: (block.double().softmax(-1),), rows)
+        noise = self.trace["u"][self.step][-self.masked.shape[1] :][places]
         rivals = torch.zeros_like(noise)
         rivals[:, : probs.shape[1]] = nucleus(probs, self.mass) * (1 - stays)
         rivals[:, marginals.mask_token_id] = stays
-        self.tokens = torch.zeros(wanted.shape, dtype=torch.int64)
-        self.tokens[wanted] = (rivals / (1e-10 - (noise + 1e-10).log())).argmax(-1)
-        return self.tokens
+        return (rivals / (1e-10 - (noise + 1e-10).log())).argmax(-1)
 
-    def score_one(self, scheduler: object, marginals: Marginals, context: StepContext) -> Tensor:
+    def score_one(self, scheduler: object, marginals: object, context: StepContext) -> Tensor:
         """First hitting: the position that the original picked among those that are masked."""
-        self.race(marginals, context, 0.0)
-        places = context.masked[0].nonzero()[:, 0]
-        return torch.zeros(context.masked.shape).index_fill(1, places[self.trace["pick"][self.step]], 1.0)
+        self.step, self.masked = self.step + 1, context.masked
+        self.picked = context.masked[0].nonzero()[self.trace["pick"][self.step]]
+        return torch.zeros(context.masked.shape).index_fill(1, self.picked, 1.0)
+
+    def drawn(self, marginals: Marginals, rows: Tensor) -> Tensor:
+        return self.winners(marginals, rows, self.picked, 0.0)
 
     def score_some(self, scheduler: object, marginals: Marginals, context: StepContext) -> Tensor:
         """Ancestral: the positions in which the mask did not win."""
-        times = self.trace["update_t"]
-        t = float(times[self.step + 1])
-        stays = (t - 1 / self.num_steps) / t
-        return (self.race(marginals, context, stays) != marginals.mask_token_id).double()
+        self.step, self.masked = self.step + 1, context.masked
+        t, wanted = float(self.trace["update_t"][self.step]), context.masked
+        self.tokens = torch.full(wanted.shape, marginals.mask_token_id)
+        rows = wanted.flatten().nonzero()[:, 0]
+        self.tokens[wanted] = self.winners(marginals, rows, rows, (t - 1 / self.num_steps) / t)
+        return (self.tokens != marginals.mask_token_id).double()
 
     def count_some(self, scheduler: object, scores: Tensor, context: StepContext) -> Tensor:
         return (scores > 0.5).sum(-1)
-
-    num_steps = 1
 
 
 @pytest.mark.parametrize("path", later_cases("bd3lm/block*/trace_*", lambda path: "slide_cache" not in path.name))
@@ -320,17 +327,11 @@ def test_bd3lm(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     trace, settings = read(path)
     pipe = opened(path.parent, tmp_path, {})
     length, size = int(settings["seqlen"]), int(settings["block_size"])
-    updates = Updates(monkeypatch, trace, float(settings["nucleus_p"]))
-    mask = int(settings["mask_id"])
+    updates, mask = Updates(monkeypatch, trace, settings), int(settings["mask_id"])
     call: dict[str, Any] = {"input_ids": [[int(settings["bos_token_id"])]], "max_new_tokens": length - 1}
     if settings["first_hitting"] == "True":
-        monkeypatch.setattr(FirstHittingScheduler, "score_positions", method(updates.score_one))
-        monkeypatch.setattr(FirstHittingScheduler, "fit_timesteps", with_one_more)  # the last needs no scores
         pipe.scheduler = FirstHittingScheduler(mask)
     else:
-        updates.num_steps = int(settings["num_steps"])
-        monkeypatch.setattr(AncestralScheduler, "score_positions", method(updates.score_some))
-        monkeypatch.setattr(AncestralScheduler, "count_positions", method(updates.count_some))
         pipe.scheduler = AncestralScheduler(mask)
         call["num_inference_steps"] = updates.num_steps
     if int(settings["context_size"]) < length:

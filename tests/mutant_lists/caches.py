@@ -36,8 +36,8 @@ MUTANTS = [
         "prefix-stops-at-the-block",
         "the prefix cache computes the block alone",
         _PLANS,
-        "return _ranges(state, state.starts, state.lengths)",
-        "return _ranges(state, state.starts, state.ends)",
+        "return ranges_of(state, state.starts, state.lengths)",
+        "return ranges_of(state, state.starts, state.ends)",
         (f"{_REFERENCE}[1.0-PrefixCacheConfig-None]",),
     ),
     Mutant(

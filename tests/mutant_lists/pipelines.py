@@ -141,8 +141,8 @@ MUTANTS = [
         "guidance-hides-the-answer",
         "guidance hides what earlier blocks have written, not the prompt alone",
         _RUN,
-        "[self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)]",
-        "[self.sequences[row][part.window] != self._mask_token_id for row, part in zip(rows, parts, strict=True)]",
+        "[self._prompts[row][part.window] for row, part, _ in each]",
+        "[self.sequences[row][part.window] != self._mask_token_id for row, part, _ in each]",
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_hides_the_prompt_and_not_what_was_written",),
     ),
     # what belongs to a call
