@@ -33,6 +33,7 @@ SPACE = ROOT / "spaces" / "maskdiff-demo"
 DIGITS, PLAYS = "tab0", "tab1"
 PATIENCE = 120  # seconds: other tests run on the same processor
 PATIENCE_WITH_A_CLICK = 40  # seconds until something must have come of it
+PATIENCE_WITH_A_START = 300  # it imports everything, and opens the models
 DESKTOP, NARROW = (1280, 1100), (390, 844)
 # Packages that were put beside the environment come last, so that those of the environment are the ones that are used.
 PROGRAM = "import sys; sys.path += sys.argv.pop(1).split(); from hf_maskdiff_cli import main; sys.exit(main())"
@@ -67,9 +68,10 @@ def served(command: list[str], folder: Path, port: int, log: Path) -> Iterator[s
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE_WITH_A_START
+        while True:
             assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, f"nothing is served yet: {log.read_text()}"
             try:
                 with urlopen(address, timeout=5):
                     break
