@@ -48,6 +48,15 @@ def opened(folder: Path, tmp_path: Path, config: dict[str, Any], **said: Any) ->
     return pipe
 
 
+def thinned(found: list[Any]) -> list[Any]:
+    """Every third of these cases in each run of the tests, the others in exhaustive ones."""
+    exhaustive = (pytest.mark.exhaustive,)
+    return [
+        pytest.param(*case.values, id=case.id, marks=(*case.marks, *(exhaustive if i % 3 else ())))
+        for i, case in enumerate(found)
+    ]
+
+
 class Passes:
     """Counts the passes of a model and the positions that they compute in each row."""
 
@@ -128,7 +137,7 @@ def dllm_counts(block_size: int, num_steps: int) -> list[int]:
     return [count for count in counts if count]
 
 
-@pytest.mark.parametrize("path", later_cases("dllm_bd3lm/trace_bd3lm_*", is_greedy))
+@pytest.mark.parametrize("path", thinned(later_cases("dllm_bd3lm/trace_bd3lm_*", is_greedy)))
 def test_dllm(path: Path, tmp_path: Path) -> None:
     trace, settings = read(path)
     size, new = int(settings["block_size"]), int(settings["max_new_tokens"])
@@ -176,7 +185,7 @@ def changes_nothing_known(path: Path) -> bool:
     return bool((states[1:] == states[:-1])[written].all()) and settings.get("top_k") != "1"
 
 
-@pytest.mark.parametrize("path", later_cases("sdar/trace_*", changes_nothing_known))
+@pytest.mark.parametrize("path", thinned(later_cases("sdar/trace_*", changes_nothing_known)))
 def test_sdar(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its confidence is that of the token drawn; with `top_k=1` all are the same, so that their order is not ours."""
     trace, settings = read(path)
@@ -220,7 +229,7 @@ def edits_nothing(path: Path) -> bool:
     return settings_of(path)["editing_threshold"] in ("null", "None")
 
 
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", edits_nothing))
+@pytest.mark.parametrize("path", thinned(later_cases("llada2/trace_*", edits_nothing)))
 def test_llada2(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loop, whose blocks begin with the padding of each row; a row is run alone, and without padding."""
     trace, settings = read(path)
@@ -322,7 +331,9 @@ class Updates:
         return (scores > 0.5).sum(-1)
 
 
-@pytest.mark.parametrize("path", later_cases("bd3lm/block*/trace_*", lambda path: "slide_cache" not in path.name))
+@pytest.mark.parametrize(
+    "path", thinned(later_cases("bd3lm/block*/trace_*", lambda path: "slide_cache" not in path.name))
+)
 def test_bd3lm(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     pipe = opened(path.parent, tmp_path, {})
