@@ -322,7 +322,7 @@ MUTANTS = [
         "            if stream is not None:\n"
         "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
         "            return on_step_end(i, t, sample)",
-        ("tests/pipelines/test_streaming.py::test_nothing_behind_an_end_of_text_is_handed_over",),
+        ("tests/pipelines/test_streaming.py::test_what_a_callback_writes_is_handed_over",),
     ),
     # models that are split over processes
     Mutant(
