@@ -311,8 +311,36 @@ def test_a_guided_step_passes_the_masked_positions_alone_too() -> None:
     pipe.enable_cache(DualCacheConfig())
     spy = Spy(pipe)
     pipe("w7 w8", max_new_tokens=8, block_length=4, num_inference_steps=2, guidance_scale=2.0)
-    assert spy.passes == [(1, 10), (1, 10), (1, 4), (1, 4)] * 2
-    assert [shape[1] for shape in spy.logits] == [4, 4, 2, 2] * 2
+    assert spy.passes == [(2, 10), (2, 4)] * 2  # with and without the prompt, as one batch
+    assert [shape[:2] for shape in spy.logits] == [(2, 4), (2, 2)] * 2
+
+
+@every_plan
+def test_guidance_that_begins_or_ends_in_the_middle(config: CachePlanConfig) -> None:
+    """A pair of scales with a 1 in it, and a scale that a callback changes: no pass sees what is not stored."""
+    pipe = make_mdlm()
+    pipe.enable_cache(config)
+    call = {"max_new_tokens": 16, "block_length": 8, "num_inference_steps": 4}
+    prompts = {"input_ids": [[7, 8, 9], [10, 11, 12, 13, 14]]}
+    for scales in ((1.0, 3.0), (3.0, 1.0)):
+        together = pipe(**prompts, guidance_scale=scales, generator=seeds(0, 1), **call).sequences
+        alone = pipe(input_ids=prompts["input_ids"][1:], guidance_scale=scales, generator=seeds(1), **call).sequences
+        assert torch.equal(alone[0], together[1])
+
+    for before, after in ((1.0, 3.0), (3.0, 1.0)):
+        spy = Spy(pipe)
+
+        def callback(pipe: Any, step: int, t: Any, given: dict[str, Tensor], new: float = after) -> dict[str, Tensor]:
+            if step == 2:
+                pipe._guidance_scale = new
+            return given
+
+        pipe(**prompts, guidance_scale=before, generator=seeds(0, 1), callback_on_step_end=callback, **call)
+        (first,) = {rows for rows, _ in spy.passes[:1]}
+        assert first == (2 if before == 1 else 4)
+        assert spy.passes[-1][0] == (2 if after == 1 else 4)
+        whole = [shape for shape in spy.passes if shape[1] == 5 + 16]
+        assert len(whole) >= 3  # at each block, and where guidance begins or ends
 
 
 def test_a_shifted_model_computes_one_position_more_than_the_block() -> None:

@@ -219,6 +219,10 @@ class CallCaches:
         cache.put(index, part)
         return logits
 
+    def hold(self, context: str) -> bool:
+        """Whether any pass of this context has been stored."""
+        return context in self._of_contexts
+
     def apart(self) -> dict[str, Any]:
         """The argument of a full pass that leaves the stores as they are."""
         return {"cache": self._make()} if self.are_on else {}

@@ -38,6 +38,11 @@ class PlannedPasses:
         whole = torch.full((len(masked),), masked.shape[1])
         return cls(plan, masked, torch.zeros_like(whole), whole, whole, torch.full_like(whole, -1))
 
+    def forget_resumed(self) -> None:
+        """From now on no row has an earlier block whose keys and values are stored."""
+        starts, ends, lengths, resumed = self._on_host
+        self._on_host = (starts, ends, lengths, torch.full_like(resumed, -1))
+
     def next(
         self, step: int, rows: Tensor | slice, of_rows: Tensor, masked: Tensor, num_masked: Tensor
     ) -> Queries | None:

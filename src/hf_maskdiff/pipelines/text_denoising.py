@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
 from ..sampling import Generators
-from .calls import CallCaches, PipelineCall
+from .calls import CallCaches, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
 from .text_windows import WindowBatch
+
+# "cond" sees the prompt, "uncond" does not.
+Contexts = tuple[str, ...]
 
 
 class WindowDenoiser:
@@ -45,6 +49,7 @@ class WindowDenoiser:
     ) -> None:
         self.denoiser, self.batch, self.call, self.caches = denoiser, batch, call, caches
         self.row_ids, self.passes = row_ids, passes
+        self._contexts: Contexts = ()
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
         windows = (
@@ -64,7 +69,12 @@ class WindowDenoiser:
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of those positions of the blocks that the step may reveal; the plan says what is computed."""
-        batch, device = self.batch, sample.device
+        batch, device, contexts = self.batch, sample.device, self._contexts_at(t)
+        if self.denoiser.plan is not None and contexts != self._contexts:  # of a new context nothing is stored
+            now = replace(now, step=0, rows=now.unfinished)
+            if not self.caches.hold(_name(contexts)):
+                self._planned.forget_resumed()
+        self._contexts = contexts
         rows = now.index(len(sample), device)
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
         if now.choice is None:
@@ -80,14 +90,14 @@ class WindowDenoiser:
         num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
         queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked)
         at = batch.places_of(columns, rows)
-        values = self._guided(t, lambda context: self._computed(context, tokens, t, rows, now, queries, at))
+        values = self._guided(t, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         self._unfinished = now.unfinished
         self.passes[0 if queries is None else 1, self._ids[rows]] += 1
         return StepLogits(values, places, now.rows)
 
     def _computed(
         self,
-        context: str,
+        contexts: Contexts,
         tokens: Tensor,
         t: Tensor,
         rows: Tensor | slice,
@@ -95,18 +105,18 @@ class WindowDenoiser:
         queries: Queries | None,
         at: Tensor,
     ) -> Tensor:
-        ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
+        ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
         arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
         positions = None
         if queries is not None:
             positions, places = queries.positions, places_of(queries.positions)
-            columns = torch.zeros_like(ids).scatter_(
+            columns = ids.new_zeros(len(places), ids.shape[1]).scatter_(
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
             arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
             arguments |= {"length": self.batch.length}
-            ids = ids.gather(1, places)
-        return self._run(context, t, ids, now.rows, now.unfinished, positions, arguments)
+            ids = ids.gather(1, _repeated(places, contexts))
+        return self._run(contexts, t, ids, now.rows, now.unfinished, positions, arguments)
 
     # --- passes of groups ---------------------------------------------------------------------------------------------
 
@@ -118,24 +128,29 @@ class WindowDenoiser:
         if positions is None:
             # A row that has drawn all its tokens waits for the others' groups.
             self.passes[0, self._ids[rows]] += (tokens == self.batch.mask_token_id).any(-1)
-            return self._guided(t, lambda context: self._apart(context, tokens, t, rows))
+            return self._guided(t, lambda contexts: self._apart(contexts, tokens, t, rows))
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
         arguments = {**self._sequences(rows), "length": self.batch.length}
-        return self._guided(t, lambda context: self._run(context, t, tokens, held, held, stand, arguments))
 
-    def _apart(self, context: str, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
-        ids = self.batch.seen(tokens, rows, with_prompt=context == "cond")
-        at = self.batch.block_places(rows)
-        with self.denoiser.cache_context(context):
-            return self.denoiser(ids, t, **self._sequences(rows), logits_at=at, **self.caches.apart())
+        def run(contexts: Contexts) -> Tensor:
+            return self._run(contexts, t, _repeated(tokens, contexts), held, held, stand, arguments)
+
+        return self._guided(t, run)
+
+    def _apart(self, contexts: Contexts, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+        ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
+        given = {**self._sequences(rows), "logits_at": self.batch.block_places(rows)}
+        arguments = {name: _repeated(value, contexts) for name, value in given.items()}
+        with self.denoiser.cache_context(contexts[0]):
+            return self.denoiser(ids, t, **arguments, **self.caches.apart())
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
     def _run(
         self,
-        context: str,
+        contexts: Contexts,
         t: Tensor,
         ids: Tensor,
         rows: list[int],
@@ -143,24 +158,49 @@ class WindowDenoiser:
         positions: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        # Rows that have finished this block are needed in the next one by a plan that outlives blocks.
-        kept = range(len(self.row_ids)) if self._keeps_all else unfinished
-        passed, held = ([self.row_ids[row] for row in some] for some in (rows, kept))
-        with self.denoiser.cache_context(context):  # diffusers' own caches need the context's name
+        # Rows that have finished this block are needed in the next one by a plan that outlives blocks. Rows of the
+        # second context are further rows of the store.
+        kept = list(range(len(self.row_ids))) if self._keeps_all else unfinished
+        starts = [k * self.passes.shape[1] for k in range(len(contexts))]
+        passed, held = ([start + self.row_ids[row] for start in starts for row in some] for some in (rows, kept))
+        given = {name: _repeated(value, contexts) for name, value in arguments.items()}
+        queries = None if positions is None else _repeated(positions, contexts)
+        with self.denoiser.cache_context(contexts[0]):  # diffusers' own caches need the context's name
             return self.caches.run(
-                context, passed, held, positions, lambda stored: self.denoiser(ids, t, **arguments, **stored)
+                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, t, **given, **stored)
             )
 
-    def _guided(self, t: Tensor, run: Callable[[str], Tensor]) -> Tensor:
+    def _contexts_at(self, t: Tensor) -> Contexts:
+        """With the prompt, and for guidance without it; a plan needs both in all steps of a call, or in none."""
+        scales = (self.call.guidance_scale_at(t),) if self.denoiser.plan is None else as_pair(self.call.guidance_scale)
+        return ("cond",) if all(scale == 1 for scale in scales) else ("cond", "uncond")
+
+    def _guided(self, t: Tensor, run: Callable[[Contexts], Tensor]) -> Tensor:
+        """Guided logits; with a plan both contexts are one batch, as passes over few positions cost little more so."""
         self.call.current_timestep = t  # diffusers' caches read it
-        logits = run("cond")
-        scale = self.call.guidance_scale_at(t)
-        return logits if scale == 1 else run("uncond").lerp_(logits, scale)
+        contexts, scale = self._contexts, self.call.guidance_scale_at(t)
+        if len(contexts) == 1:
+            return run(contexts)
+        if self.denoiser.plan is None:
+            logits = run(("cond",))
+            return run(("uncond",)).lerp_(logits, scale)
+        logits, without_prompt = run(contexts).chunk(2)
+        return without_prompt.lerp_(logits, scale)
 
     def _sequences(self, rows: Tensor | slice) -> dict[str, Any]:
         """What the model is told of the windows: what pads them, and where their blocks begin."""
         told = {"attention_mask": self.batch.attention_mask, "offsets": self.batch.offsets}
         return {name: None if value is None else value[rows] for name, value in told.items()}
+
+
+def _name(contexts: Contexts) -> str:
+    """What the store of these contexts is called."""
+    return "+".join(contexts)
+
+
+def _repeated(value: Any, contexts: Contexts) -> Any:
+    """A tensor's rows once for each context; anything else as it is."""
+    return torch.cat([value] * len(contexts)) if isinstance(value, Tensor) and len(contexts) > 1 else value
 
 
 def fill_in(
