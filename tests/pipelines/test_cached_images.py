@@ -81,7 +81,7 @@ def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, s
 def test_it_computes_what_it_says_and_keeps_all_else(
     make_pipeline: Callable[..., MaskGITPipeline], every: int | None, scale: Any
 ) -> None:
-    """Guidance that begins at 1 too: its first pass without a class is of no use but to those that read what it stored."""
+    """Guidance that begins at 1 too: later passes read what its first pass without a class has stored."""
     pipe = make(make_pipeline)
     plain = draw(pipe, [0, 1, 2], [5, 6, 7], guidance_scale=scale)
     pipe.enable_cache(DelayedCacheConfig(refresh_every=every))
