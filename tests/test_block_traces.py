@@ -48,6 +48,15 @@ def opened(folder: Path, tmp_path: Path, config: dict[str, Any], **said: Any) ->
     return pipe
 
 
+def thinned(found: list[Any]) -> list[Any]:
+    """Every third of these cases in each run of the tests, the others in exhaustive ones."""
+    exhaustive = (pytest.mark.exhaustive,)
+    return [
+        pytest.param(*case.values, id=case.id, marks=(*case.marks, *(exhaustive if i % 3 else ())))
+        for i, case in enumerate(found)
+    ]
+
+
 class Passes:
     """Counts the passes of a model and the positions that they compute in each row."""
 
@@ -78,7 +87,7 @@ class OfWholeBlocks(ThresholdScheduler):
         self.counts = counts
         return self
 
-    def _share(self, context: StepContext) -> Tensor:
+    def share_of_step(self, context: StepContext) -> Tensor:
         return torch.full_like(context.remaining, self.counts[min(context.step_index, len(self.counts) - 1)])
 
 
@@ -128,7 +137,7 @@ def dllm_counts(block_size: int, num_steps: int) -> list[int]:
     return [count for count in counts if count]
 
 
-@pytest.mark.parametrize("path", later_cases("dllm_bd3lm/trace_bd3lm_*", is_greedy))
+@pytest.mark.parametrize("path", thinned(later_cases("dllm_bd3lm/trace_bd3lm_*", is_greedy)))
 def test_dllm(path: Path, tmp_path: Path) -> None:
     trace, settings = read(path)
     size, new = int(settings["block_size"]), int(settings["max_new_tokens"])
@@ -176,7 +185,7 @@ def changes_nothing_known(path: Path) -> bool:
     return bool((states[1:] == states[:-1])[written].all()) and settings.get("top_k") != "1"
 
 
-@pytest.mark.parametrize("path", later_cases("sdar/trace_*", changes_nothing_known))
+@pytest.mark.parametrize("path", thinned(later_cases("sdar/trace_*", changes_nothing_known)))
 def test_sdar(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its confidence is that of the token drawn; with `top_k=1` all are the same, so that their order is not ours."""
     trace, settings = read(path)
@@ -220,7 +229,7 @@ def edits_nothing(path: Path) -> bool:
     return settings_of(path)["editing_threshold"] in ("null", "None")
 
 
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", edits_nothing))
+@pytest.mark.parametrize("path", thinned(later_cases("llada2/trace_*", edits_nothing)))
 def test_llada2(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loop, whose blocks begin with the padding of each row; a row is run alone, and without padding."""
     trace, settings = read(path)
@@ -278,59 +287,62 @@ def nucleus(probs: Tensor, mass: float) -> Tensor:
 class Updates:
     """The original's updates of a block, one after the other: what it draws, and where."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, trace: dict[str, Tensor], mass: float) -> None:
-        self.trace, self.mass, self.step = trace, mass, -1
-        self.tokens = Tensor()
-        monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.tokens.flatten()[rows])
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, trace: dict[str, Tensor], settings: dict[str, str]) -> None:
+        self.trace, self.mass, self.step = trace, float(settings["nucleus_p"]), -1
+        self.num_steps, self.tokens = int(settings["num_steps"]), Tensor()
+        self.masked = self.picked = Tensor()
+        if settings["first_hitting"] == "True":
+            monkeypatch.setattr(FirstHittingScheduler, "score_positions", method(self.score_one))
+            monkeypatch.setattr(FirstHittingScheduler, "fit_timesteps", with_one_more)  # the last needs no scores
+            monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.drawn(marginals, rows))
+        else:
+            monkeypatch.setattr(AncestralScheduler, "score_positions", method(self.score_some))
+            monkeypatch.setattr(AncestralScheduler, "count_positions", method(self.count_some))
+            monkeypatch.setattr(Marginals, "draw", lambda marginals, rows, *given: self.tokens.flatten()[rows])
 
-    def race(self, marginals: Marginals, context: StepContext, stays: float) -> Tensor:
-        """The winners of the race of this update; the mask's id for positions that stay as they are."""
-        self.step += 1
-        wanted = context.masked
-        (probs,) = marginals.reduce(lambda block: (block.double().softmax(-1),), wanted.flatten().nonzero()[:, 0])
-        noise = self.trace["u"][self.step][-wanted.shape[1] :][wanted[0]]
+    def winners(self, marginals: Marginals, rows: Tensor, places: Tensor, stays: float) -> Tensor:
+        """Of the race of this update, at these places of the block; the mask's id where one stays as it is."""
+        (probs,) = marginals.reduce(lambda block: (block.double().softmax(-1),), rows)
+        noise = self.trace["u"][self.step][-self.masked.shape[1] :][places]
         rivals = torch.zeros_like(noise)
         rivals[:, : probs.shape[1]] = nucleus(probs, self.mass) * (1 - stays)
         rivals[:, marginals.mask_token_id] = stays
-        self.tokens = torch.zeros(wanted.shape, dtype=torch.int64)
-        self.tokens[wanted] = (rivals / (1e-10 - (noise + 1e-10).log())).argmax(-1)
-        return self.tokens
+        return (rivals / (1e-10 - (noise + 1e-10).log())).argmax(-1)
 
-    def score_one(self, scheduler: object, marginals: Marginals, context: StepContext) -> Tensor:
+    def score_one(self, scheduler: object, marginals: object, context: StepContext) -> Tensor:
         """First hitting: the position that the original picked among those that are masked."""
-        self.race(marginals, context, 0.0)
-        places = context.masked[0].nonzero()[:, 0]
-        return torch.zeros(context.masked.shape).index_fill(1, places[self.trace["pick"][self.step]], 1.0)
+        self.step, self.masked = self.step + 1, context.masked
+        self.picked = context.masked[0].nonzero()[self.trace["pick"][self.step]]
+        return torch.zeros(context.masked.shape).index_fill(1, self.picked, 1.0)
+
+    def drawn(self, marginals: Marginals, rows: Tensor) -> Tensor:
+        return self.winners(marginals, rows, self.picked, 0.0)
 
     def score_some(self, scheduler: object, marginals: Marginals, context: StepContext) -> Tensor:
         """Ancestral: the positions in which the mask did not win."""
-        times = self.trace["update_t"]
-        t = float(times[self.step + 1])
-        stays = (t - 1 / self.num_steps) / t
-        return (self.race(marginals, context, stays) != marginals.mask_token_id).double()
+        self.step, self.masked = self.step + 1, context.masked
+        t, wanted = float(self.trace["update_t"][self.step]), context.masked
+        self.tokens = torch.full(wanted.shape, marginals.mask_token_id)
+        rows = wanted.flatten().nonzero()[:, 0]
+        self.tokens[wanted] = self.winners(marginals, rows, rows, (t - 1 / self.num_steps) / t)
+        return (self.tokens != marginals.mask_token_id).double()
 
     def count_some(self, scheduler: object, scores: Tensor, context: StepContext) -> Tensor:
         return (scores > 0.5).sum(-1)
 
-    num_steps = 1
 
-
-@pytest.mark.parametrize("path", later_cases("bd3lm/block*/trace_*", lambda path: "slide_cache" not in path.name))
+@pytest.mark.parametrize(
+    "path", thinned(later_cases("bd3lm/block*/trace_*", lambda path: "slide_cache" not in path.name))
+)
 def test_bd3lm(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     pipe = opened(path.parent, tmp_path, {})
     length, size = int(settings["seqlen"]), int(settings["block_size"])
-    updates = Updates(monkeypatch, trace, float(settings["nucleus_p"]))
-    mask = int(settings["mask_id"])
+    updates, mask = Updates(monkeypatch, trace, settings), int(settings["mask_id"])
     call: dict[str, Any] = {"input_ids": [[int(settings["bos_token_id"])]], "max_new_tokens": length - 1}
     if settings["first_hitting"] == "True":
-        monkeypatch.setattr(FirstHittingScheduler, "score_positions", method(updates.score_one))
-        monkeypatch.setattr(FirstHittingScheduler, "fit_timesteps", with_one_more)  # the last needs no scores
         pipe.scheduler = FirstHittingScheduler(mask)
     else:
-        updates.num_steps = int(settings["num_steps"])
-        monkeypatch.setattr(AncestralScheduler, "score_positions", method(updates.score_some))
-        monkeypatch.setattr(AncestralScheduler, "count_positions", method(updates.count_some))
         pipe.scheduler = AncestralScheduler(mask)
         call["num_inference_steps"] = updates.num_steps
     if int(settings["context_size"]) < length:

@@ -90,7 +90,7 @@ class Table(Model):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.logits = nn.Parameter(2 * torch.randn(MASK + 1, MASK + 1, generator=generator))
-        self.places = nn.Parameter(2 * torch.randn(16, MASK + 1, generator=generator))
+        self.places = nn.Parameter(2 * torch.randn(32, MASK + 1, generator=generator))
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
@@ -120,6 +120,27 @@ def test_the_preset_is_their_scheduler(threshold: float, steps: int) -> None:
     same = call(threshold=threshold, num_inference_steps=steps, eos_token_id=END)
     theirs = run(LLaDA2Pipeline(Table(), BlockRefinementScheduler()), **same)
     assert torch.equal(run(LLaDA2Pipeline(Table(), ours), **same), theirs)
+
+
+@pytest.mark.parametrize("length", [None, LENGTH, 6])
+def test_a_call_may_leave_out_the_length_of_a_block(length: int | None) -> None:
+    """Then it is the scheduler's, and of a scheduler that is told none it is theirs."""
+    given: dict[str, Any] = {} if length is None else {"block_length": length}
+    preset = {"rounding": "even", "threshold": 0.6, "follow_schedule": True, "token_temperature": 0}
+    ours, theirs = ThresholdScheduler(MASK, **preset, **given), BlockRefinementScheduler(**given)
+    same = call(threshold=0.6, num_inference_steps=9)
+    told = run(LLaDA2Pipeline(Table(), theirs), **same | {"block_length": length or 32})
+    same.pop("block_length")
+    assert torch.equal(run(LLaDA2Pipeline(Table(), ours), **same), told)
+    assert torch.equal(run(LLaDA2Pipeline(Table(), theirs), **same), told)
+    # The blocks can be told by what they make.
+    other = run(LLaDA2Pipeline(Table(), ours), **same | {"block_length": 2})
+    assert not torch.equal(other, told)
+
+
+def test_no_other_scheduler_has_a_length_of_blocks(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    settings = scheduler_class(mask_token_id=MASK).config
+    assert ("block_length" in settings) is (scheduler_class is ThresholdScheduler)
 
 
 def test_settings_are_those_of_the_scheduler() -> None:

@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces" / "maskdiff-demo"
 DIGITS, PLAYS = "tab0", "tab1"
 PATIENCE = 120  # seconds: other tests run on the same processor
+PATIENCE_WITH_A_CLICK = 40  # seconds until something must have come of it
+PATIENCE_WITH_A_START = 300  # it imports everything, and opens the models
 DESKTOP, NARROW = (1280, 1100), (390, 844)
 # Packages that were put beside the environment come last, so that those of the environment are the ones that are used.
 PROGRAM = "import sys; sys.path += sys.argv.pop(1).split(); from hf_maskdiff_cli import main; sys.exit(main())"
@@ -66,9 +68,10 @@ def served(command: list[str], folder: Path, port: int, log: Path) -> Iterator[s
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE_WITH_A_START
+        while True:
             assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, f"nothing is served yet: {log.read_text()}"
             try:
                 with urlopen(address, timeout=5):
                     break
@@ -136,11 +139,44 @@ class Page:
         script = "const one = document.querySelector(arguments[0]); return one ? one.innerHTML : ''"
         return str(self.browser.execute_script(script, selector))
 
-    def click(self, selector: str) -> None:
-        self.until(lambda: self.element(selector).is_enabled())
+    def click(self, selector: str, begun: Callable[[], Any] = lambda: True) -> Any:
+        """Click on an element once it stands still and nothing covers it, and wait for what comes of it.
+
+        A page that is being redrawn may lose a click, so where nothing has come of it after a while, it is repeated.
+
+        Args:
+            selector: of the element.
+            begun: whether something has come of the click; a second one must then do no harm.
+
+        Returns:
+            What `begun` returns.
+        """
+        from selenium.common.exceptions import TimeoutException
+
+        for seconds in (PATIENCE_WITH_A_CLICK, PATIENCE_WITH_A_CLICK, PATIENCE):
+            self.until(lambda: self._clicked(selector))
+            try:
+                return self.until(begun, seconds)
+            except TimeoutException:
+                if seconds == PATIENCE:
+                    raise
+        return None
+
+    def _clicked(self, selector: str) -> bool:
+        """Click on an element; False where it cannot be reached yet."""
+        from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException
+
         one = self.element(selector)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", one)
-        one.click()
+        place = one.rect
+        time.sleep(0.1)
+        if not (one.is_displayed() and one.is_enabled()) or one.rect != place:
+            return False
+        try:
+            one.click()
+        except (ElementClickInterceptedException, ElementNotInteractableException):
+            return False
+        return True
 
     def type(self, selector: str, value: object) -> None:
         """Put a value in place of what a field holds."""
@@ -189,7 +225,9 @@ class Page:
     def run(self, tab: str, steps: int, button: str = "run") -> list[tuple[str, str]]:
         """Press the button, and wait for both samplers' last frames; returns the captions that were seen meanwhile."""
         before, seen = [self.panel(f"{tab}-{panel}") for panel in "ab"], []
-        self.click(f"#{tab}-{button}")
+
+        def begun() -> bool:
+            return ended() or any(self.panel(f"{tab}-{panel}") != old for panel, old in zip("ab", before, strict=True))
 
         def ended() -> bool:
             found = (self.numbers(f"{tab}-a"), self.numbers(f"{tab}-b"))
@@ -198,6 +236,7 @@ class Page:
             ends = all(one.startswith(f"{steps} step") for one in found)
             return ends and all(self.panel(f"{tab}-{panel}") != old for panel, old in zip("ab", before, strict=True))
 
+        self.click(f"#{tab}-{button}", begun)
         self.until(ended)
         return seen
 
@@ -370,8 +409,7 @@ def test_a_prompt_that_cannot_be_read_is_one_line_on_the_page(prompt: str, page:
     one = page()
     one.tab("mdlm-shakespeare")
     one.type(f"#{PLAYS}-prompt textarea", prompt)
-    one.click(f"#{PLAYS}-run")
-    said = one.until(lambda: one.said(f"{PLAYS}-message"))
+    said = one.click(f"#{PLAYS}-run", lambda: one.said(f"{PLAYS}-message"))
     assert re.match(r"a mask span must read|a prompt must leave room|prompt and new tokens must fit", said)
     assert said.count("\n") == 0
     assert "Press “Write”" in one.text(f"#{PLAYS}-a")

@@ -69,4 +69,12 @@ MUTANTS = [
         "if size is not None and block_size not in (None, size) and block_size < 0:",
         (f"{_MODELS}::test_what_does_not_fit",),
     ),
+    Mutant(
+        "blocks-counted-from-the-window",
+        "the blocks of a window begin with its first token, wherever in the sequence it stands",
+        _WINDOWS,
+        "return BlockGrid(self.block_size, (self.offset + start) % self.block_size)",
+        "return BlockGrid(self.block_size, self.offset)",
+        (f"{_DECODING}::test_infilling_and_windows",),
+    ),
 ]

@@ -11,6 +11,7 @@ _PLANNED = "hf_maskdiff/pipelines/planned_passes.py"
 _STORES = "hf_maskdiff/caching/transformers_stores.py"
 _TEXT = "hf_maskdiff/pipelines/text_denoising.py"
 _SAMPLING = "hf_maskdiff/sampling.py"
+_BY_HAND = "tests/caching/test_plans.py"
 _REFERENCE = "tests/pipelines/test_cached_steps.py::test_it_computes_what_it_says_and_keeps_all_else"
 _ROWS = "tests/pipelines/test_cached_steps.py::test_a_row_does_not_depend_on_its_batch"
 
@@ -35,9 +36,57 @@ MUTANTS = [
         "prefix-stops-at-the-block",
         "the prefix cache computes the block alone",
         _PLANS,
-        "return _ranges(state, state.starts, state.lengths)",
-        "return _ranges(state, state.starts, state.ends)",
+        "return ranges_of(state, state.starts, state.lengths)",
+        "return ranges_of(state, state.starts, state.ends)",
         (f"{_REFERENCE}[1.0-PrefixCacheConfig-None]",),
+    ),
+    Mutant(
+        "block-starts-one-late",
+        "the dual cache leaves out the first position of the block",
+        _PLANS,
+        "return ranges_of(state, state.starts, state.ends)",
+        "return ranges_of(state, state.starts + 1, state.ends)",
+        (f"{_BY_HAND}::test_dual_computes_the_block",),
+    ),
+    Mutant(
+        "block-ends-one-early",
+        "the dual cache leaves out the last position of the block",
+        _PLANS,
+        "return ranges_of(state, state.starts, state.ends)",
+        "return ranges_of(state, state.starts, state.ends - 1)",
+        (f"{_BY_HAND}::test_dual_computes_the_block",),
+    ),
+    Mutant(
+        "block-of-the-shortest-row",
+        "a pass has room for the shortest block of the batch alone",
+        _PLANS,
+        "torch.arange(int((ends - starts).max()), device=device)",
+        "torch.arange(int((ends - starts).min()), device=device)",
+        (f"{_BY_HAND}::test_dual_computes_the_block",),
+    ),
+    Mutant(
+        "behind-a-block-stored",
+        "what fills up a row with a shorter block is stored too",
+        _PLANS,
+        "Queries(torch.where(valid, positions, ~positions), num_runs=1)",
+        "Queries(positions, num_runs=1)",
+        (f"{_BY_HAND}::test_prefix_computes_the_block_and_all_behind_it",),
+    ),
+    Mutant(
+        "known-tokens-stored",
+        "what fills up a row with fewer masks is stored too",
+        _PLANS,
+        "        positions = torch.where(state.masked.gather(1, positions), positions, ~positions)\n",
+        "",
+        (f"{_BY_HAND}::test_delayed_computes_what_was_masked_before_the_last_pass",),
+    ),
+    Mutant(
+        "masks-behind-the-block-left-out",
+        "the delayed cache has room for as many positions as the block has masks",
+        _TEXT,
+        "num_masked = self._num_outside[of_rows] + now.remaining[of_rows]",
+        "num_masked = now.remaining[of_rows]",
+        (f"{_REFERENCE}[1.0-DelayedCacheConfig-3]",),
     ),
     Mutant(
         "delay-forgotten",
@@ -54,6 +103,22 @@ MUTANTS = [
         "cache = cache.take(_places_in(held, unfinished))",
         "cache = cache.take(torch.arange(len(unfinished)))",
         (f"{_ROWS}[llama-threshold-DualCacheConfig-None]",),
+    ),
+    Mutant(
+        "pass-of-some-rows-completes-the-first",
+        "a pass of some rows completes the keys and values of the store's first ones",
+        _CALLS,
+        "part = self._make() if positions is None else cache.take(index)",
+        "part = self._make() if positions is None else cache.take(torch.arange(len(rows)))",
+        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
+    ),
+    Mutant(
+        "pass-of-some-rows-stored-in-the-first",
+        "what a pass of some rows computes is stored in the store's first ones",
+        _CALLS,
+        "cache.put(index, part)",
+        "cache.put(torch.arange(len(rows)), part)",
+        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
     ),
     Mutant(
         "pass-of-some-rows-not-stored",

@@ -153,8 +153,8 @@ MUTANTS = [
         "causal-model-taken-for-its-noise",
         "the probe takes what rounding to 8 bits moves for the effect of a token",
         _PROBE,
-        "if seen > max(_EXACT, _SEEN * found.noise) and is_hidden:",
-        "if seen > _EXACT and is_hidden:",
+        "return seen > max(_EXACT, _SEEN * found.noise) and is_hidden",
+        "return seen > _EXACT and is_hidden",
         ("tests/pipelines/test_adapters.py::test_noise_does_not_make_a_causal_model_bidirectional",),
     ),
     Mutant(

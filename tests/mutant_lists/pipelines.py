@@ -12,6 +12,9 @@ _PROMPTS = "hf_maskdiff/pipelines/text_prompts.py"
 _WINDOWS = "hf_maskdiff/pipelines/text_windows.py"
 _PASSES = "hf_maskdiff/pipelines/text_denoising.py"
 _OUTPUT = "hf_maskdiff/pipelines/text_output.py"
+_STREAMS = "hf_maskdiff/pipelines/streaming.py"
+_SPLIT = "hf_maskdiff/pipelines/split_models.py"
+_AGREEMENT = "tests/pipelines/test_split_agreement.py"
 
 MUTANTS = [
     Mutant(
@@ -138,8 +141,8 @@ MUTANTS = [
         "guidance-hides-the-answer",
         "guidance hides what earlier blocks have written, not the prompt alone",
         _RUN,
-        "[self._prompts[row][part.window] for row, part in zip(rows, parts, strict=True)]",
-        "[self.sequences[row][part.window] != self._mask_token_id for row, part in zip(rows, parts, strict=True)]",
+        "[self._prompts[row][part.window] for row, part, _ in each]",
+        "[self.sequences[row][part.window] != self._mask_token_id for row, part, _ in each]",
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_hides_the_prompt_and_not_what_was_written",),
     ),
     # what belongs to a call
@@ -274,5 +277,84 @@ MUTANTS = [
         "return EncodedPrompt(ids, num_before, num_after) if fits else EncodedPrompt(ids)",
         "return EncodedPrompt(ids)",
         ("tests/pipelines/test_text_door.py::test_ids_with_special_tokens_are_that_prompt",),
+    ),
+    # what is shown while it is written
+    Mutant(
+        "streamed-over-a-mask",
+        "a token is handed over although a mask stands before it",
+        _STREAMS,
+        "num_known = first(sequence == self._mask_token_id)",
+        "num_known = len(sequence) - first(sequence.flip(0) != self._mask_token_id)",
+        ("tests/pipelines/test_streaming.py::test_a_streamer_gets_the_text_in_reading_order",),
+    ),
+    Mutant(
+        "streamed-again",
+        "what was handed over before is handed over again",
+        _STREAMS,
+        "self._put(sequence[max(self._num_put, 0) : num_known])",
+        "self._put(sequence[:num_known])",
+        ("tests/pipelines/test_streaming.py::test_a_streamer_gets_the_text_in_reading_order",),
+    ),
+    Mutant(
+        "empty-prompt-not-streamed",
+        "where nothing is known at first, a streamer takes the first tokens for the prompt",
+        _STREAMS,
+        "self._mask_token_id, self._num_put = mask_token_id, -1",
+        "self._mask_token_id, self._num_put = mask_token_id, 0",
+        ("tests/pipelines/test_streaming.py::test_a_streamer_gets_the_text_in_reading_order",),
+    ),
+    Mutant(
+        "draft-one-late",
+        "a draft lacks the first place to fill in",
+        _STREAMS,
+        "self._put_draft(sequence[num_known:])",
+        "self._put_draft(sequence[num_known + 1 :])",
+        ("tests/pipelines/test_streaming.py::test_a_draft_is_the_sequence_as_it_stands",),
+    ),
+    Mutant(
+        "streamed-before-the-callback",
+        "a streamer is shown what a callback then changes",
+        _RUN,
+        "            sample = on_step_end(i, t, sample)\n"
+        "            if stream is not None:\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "            return sample",
+        "            if stream is not None:\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "            return on_step_end(i, t, sample)",
+        ("tests/pipelines/test_streaming.py::test_what_a_callback_writes_is_handed_over",),
+    ),
+    # models that are split over processes
+    Mutant(
+        "processes-draw-apart",
+        "without a generator each process draws with a seed of its own",
+        _SPLIT,
+        "return torch.Generator().manual_seed(of_all[0][1]) if generator is None else generator",
+        "return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,)))) if generator is None else generator",
+        (f"{_AGREEMENT}::test_without_a_generator_all_draw_the_same_which_is_new_in_every_call",),
+    ),
+    Mutant(
+        "one-process-may-differ",
+        "a single process that makes another call is not refused",
+        _SPLIT,
+        "    if others:\n",
+        "    if len(others) > 1:\n",
+        (f"{_AGREEMENT}::test_another_call_is_refused_in_all",),
+    ),
+    Mutant(
+        "seeds-of-processes-not-compared",
+        "processes with generators in other states go on",
+        _SPLIT,
+        "generator is None, states)",
+        "generator is None)",
+        (f"{_AGREEMENT}::test_another_call_is_refused_in_all",),
+    ),
+    Mutant(
+        "schedulers-of-processes-not-compared",
+        "processes whose schedulers have other settings go on",
+        _SPLIT,
+        "repr((type(scheduler).__name__, settings, arguments,",
+        "repr((type(scheduler).__name__, arguments,",
+        (f"{_AGREEMENT}::test_another_call_is_refused_in_all",),
     ),
 ]

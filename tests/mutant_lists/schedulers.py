@@ -272,4 +272,12 @@ MUTANTS = [
         "require(True, key",
         ("tests/test_llada2_client.py::test_settings_are_those_of_the_scheduler",),
     ),
+    Mutant(
+        "llada2-blocks-of-another-length",
+        "a call that leaves out the length of a block gets another one than diffusers' scheduler has",
+        f"{_SCHEDULERS}threshold.py",
+        "block_length: int = 32,",
+        "block_length: int = 64,",
+        ("tests/test_llada2_client.py::test_a_call_may_leave_out_the_length_of_a_block",),
+    ),
 ]

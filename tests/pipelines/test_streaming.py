@@ -96,6 +96,17 @@ def test_nothing_behind_an_end_of_text_is_handed_over(stop_at_eos: bool) -> None
     assert len(made) == (4 if stop_at_eos else 8)
 
 
+def test_what_a_callback_writes_is_handed_over() -> None:
+    def write(pipe: Any, step: int, t: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids = given["sequences"].clone()
+        ids[:, 2:] = 12
+        return {"sequences": ids}
+
+    streamer = Recorder()
+    make_pipeline()("w7 w8", 1, 4, streamer=streamer, callback_on_step_end=write, generator=seeds(0))
+    assert streamer.given == [[7, 8], [12] * 4]
+
+
 def test_a_draft_is_the_sequence_as_it_stands() -> None:
     stands = []
 

@@ -180,6 +180,7 @@ def test_the_order_is_that_of_certainty() -> None:
         ({"min_count": 0}, "`min_count` must be an integer of at least 1, got 0"),
         ({"measure": "drawn", "token_temperature": 0}, "`token_temperature` must be 1 where .*, got 0. Pass `temp"),
         ({"token_temperature": -1}, "`token_temperature` must be a number of at least 0, got -1"),
+        ({"block_length": 0}, "`block_length` must be an integer of at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_work(config: dict[str, object], message: str) -> None:

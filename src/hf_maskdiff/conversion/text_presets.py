@@ -26,6 +26,7 @@ def sdar(mask_token_id: int = 151669, codebook_size: int | None = None) -> Prese
         threshold=0.85,
         follow_schedule=True,
         measure="drawn",
+        block_length=4,
     )
     return Preset(scheduler, 4)
 

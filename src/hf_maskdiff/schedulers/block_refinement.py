@@ -50,7 +50,8 @@ class BlockRefinementMixin:
 
     The scheduler decides by its own configuration. So what the call of the pipeline says of thresholds, temperatures
     and the like must be the pipeline's defaults, or what the configuration says. Tokens that are revealed already are
-    not edited: an `editing_threshold` above 0 is warned of. Pass the pipeline a `block_length`.
+    not edited: an `editing_threshold` above 0 is warned of. Pass the pipeline a `block_length`; only the configuration
+    of `ThresholdScheduler` has one for a call without.
     """
 
     if TYPE_CHECKING:

@@ -68,6 +68,8 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         measure (`str`): `"confidence"`, `"margin"`, `"entropy"` or `"drawn"`.
         token_temperature (`float`): temperature of the draws, applied after `temperature`, `top_k` and `top_p`, without
             effect on certainty; 0 always takes the most probable token. Must be 1 for `"drawn"`.
+        block_length (`int`): how many positions a block has in diffusers' `LLaDA2Pipeline` where its call does not say.
+            The pipelines of this package do not read it: pass them `block_length`.
     """
 
     @register_to_config
@@ -86,6 +88,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         follow_schedule: bool = False,
         measure: str = "confidence",
         token_temperature: float = 1.0,
+        block_length: int = 32,
     ) -> None:
         measures = sorted([*CERTAINTIES, _DRAWN])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
@@ -102,6 +105,8 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         valid = measure != _DRAWN or token_temperature == 1
         remedy = "Pass `temperature`, which is that of the measure and of the draw alike."
         require(valid, "token_temperature", "1 where the measure is 'drawn'", token_temperature, remedy)
+        valid, remedy = is_integer(block_length, at_least=1), "Pass the length that the model was trained with."
+        require(valid, "block_length", "an integer of at least 1", block_length, remedy)
         self.check_config()
 
     def with_sampling_temperature(self, value: float) -> ThresholdScheduler:
