@@ -117,6 +117,8 @@ def case_of(number: int) -> Case:
         "max_new_tokens": draw.choice([3, 6, 10]),
         "sampling_temperature": draw.choice([None, None, 0.0, 0.7]),
     }
+    if kind is FirstHittingScheduler:  # its number of steps, over which a pair is spaced, is that of the longest row
+        call["guidance_scale"] = draw.choice([1.0, 2.0])
     if "drawn" in str(scheduler.config.get("measure")):
         del call["sampling_temperature"]
     prompts = [a_prompt(draw) for _ in range(draw.randint(1, 3))]
