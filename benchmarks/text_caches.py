@@ -174,7 +174,9 @@ def plot(summary: Summary, path: Path) -> None:
             set_ticks(axis.xaxis, (4, 8, 16, 32, 64, 128, 256))
         handles, names = page.axes[0].get_legend_handles_labels()
         shown = {name: handle for handle, name in zip(handles, names, strict=True) if name in ADAPTIVE}
-        page.axes[0].legend(shown.values(), shown, fontsize="small", title="black: no cache; red: dual")
+        page.legend(
+            shown.values(), shown, title="with the dual cache, as it is coloured", loc="outside lower left", ncols=6
+        )
         label_ends(page, ends)
 
 
