@@ -41,7 +41,7 @@ def draw(pipe: MaskGITPipeline, labels: list[int], numbers: list[int], **call: A
 
 
 @torch.no_grad()
-def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, scale: float) -> Tensor:
+def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, scale: Any) -> Tensor:
     """One image, step by step: whole passes in which positions that are not fresh keep their old keys and values."""
     kept: dict[Any, tuple[Tensor, Tensor]] = {}
     now: dict[str, Any] = {}
@@ -59,6 +59,7 @@ def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, s
     scheduler.set_timesteps(STEPS)
     sample = torch.full((1, 4, 4), 16)
     before = (sample == 16).flatten()
+    scales = torch.linspace(*(scale if isinstance(scale, tuple) else (scale, scale)), STEPS).tolist()
     for step, t in enumerate(scheduler.timesteps):
         if not (sample == 16).any():
             break
@@ -67,7 +68,7 @@ def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, s
         logits = []
         for now["label"] in (label, 3):
             logits.append(pipe.transformer(sample, torch.tensor([now["label"]]), return_dict=False)[0])
-        guided = logits[1] + scale * (logits[0] - logits[1])
+        guided = logits[1] + scales[step] * (logits[0] - logits[1])
         before = (sample == 16).flatten()
         sample = scheduler.step(guided, t, sample, 1.0, generator).prev_sample
     for hook in hooks:
@@ -76,10 +77,11 @@ def reference(pipe: MaskGITPipeline, label: int, seed: int, every: int | None, s
 
 
 @pytest.mark.parametrize("every", [None, 3])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0, (1.0, 3.0)])
 def test_it_computes_what_it_says_and_keeps_all_else(
-    make_pipeline: Callable[..., MaskGITPipeline], every: int | None, scale: float
+    make_pipeline: Callable[..., MaskGITPipeline], every: int | None, scale: Any
 ) -> None:
+    """Guidance that begins at 1 too: later passes read what its first pass without a class has stored."""
     pipe = make(make_pipeline)
     plain = draw(pipe, [0, 1, 2], [5, 6, 7], guidance_scale=scale)
     pipe.enable_cache(DelayedCacheConfig(refresh_every=every))
@@ -90,6 +92,26 @@ def test_it_computes_what_it_says_and_keeps_all_else(
         assert not torch.equal(cached, plain)
     pipe.enable_cache(DelayedCacheConfig(refresh_every=1))
     assert torch.equal(draw(pipe, [0, 1, 2], [5, 6, 7], guidance_scale=scale), plain)
+
+
+@pytest.mark.parametrize("partial", [None, PartialCacheConfig(2)])
+def test_guidance_that_a_callback_switches_on(
+    make_pipeline: Callable[..., MaskGITPipeline], partial: PartialCacheConfig | None
+) -> None:
+    """The pass without a class begins anew: computing all images afresh in that step changes nothing."""
+    pipe = make(make_pipeline)
+
+    def switch(pipe: Any, step: int, t: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        pipe._guidance_scale = 3.0 if step in (2, 3) else 1.0
+        return given
+
+    images = []
+    for every in (None, 3):  # guidance begins in step 3
+        pipe.enable_cache(DelayedCacheConfig(refresh_every=every, partial=partial))
+        images.append(
+            draw(pipe, [0, 1], [5, 6], guidance_scale=1.0, num_inference_steps=5, callback_on_step_end=switch)
+        )
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("partial", [None, PartialCacheConfig(2)])

@@ -219,9 +219,21 @@ class CallCaches:
         cache.put(index, part)
         return logits
 
-    def hold(self, context: str) -> bool:
-        """Whether any pass of this context has been stored."""
+    def keep_only(self, context: str) -> bool:
+        """Drop the stores of other contexts, which miss the passes from here on; returns whether this one is held."""
+        self._of_contexts = {name: held for name, held in self._of_contexts.items() if name == context}
         return context in self._of_contexts
+
+    def lack(self, context: str, rows: list[int]) -> bool:
+        """Whether the store of a context does not have these rows; then it begins anew with the next pass."""
+        lacks = not set(rows) <= set(self._of_contexts.get(context, (None, []))[1])
+        if lacks:
+            self.forget(context)
+        return lacks
+
+    def forget(self, context: str) -> None:
+        """Drop the store of a context that takes no part in a pass, and so would be out of date in the next one."""
+        self._of_contexts.pop(context, None)
 
     def apart(self) -> dict[str, Any]:
         """The argument of a full pass that leaves the stores as they are."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
-from .calls import CallCaches, PipelineCall
+from .calls import CallCaches, PipelineCall, as_pair
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
 
@@ -77,6 +77,8 @@ class ImageDenoiser:
             self._planned = PlannedPasses.over_whole_rows(self._plan, masked)
         queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows])
         self._unfinished = now.unfinished
+        if queries is not None and self._runs_without_class(t) and self._caches.lack("uncond", now.rows):
+            queries = None  # a callback has switched guidance on
         if queries is None:
             values = self._guided(t, sample[rows], rows, now.rows)
             if isinstance(rows, slice):
@@ -99,11 +101,18 @@ class ImageDenoiser:
         self, t: Tensor, tokens: Tensor, rows: Tensor | slice, stored: list[int] | None, positions: Tensor | None = None
     ) -> Tensor:
         self.call.current_timestep = t  # diffusers' caches ask for it
-        cond = self._pass("cond", self.classes[rows], tokens, stored, positions)
-        scale = self.call.guidance_scale_at(t)
-        if scale <= 1 or not self.is_conditional:
+        common = (tokens, stored, positions)
+        cond = self._pass("cond", self.classes[rows], *common)
+        if not self._runs_without_class(t):
+            self._caches.forget("uncond")
             return cond
-        return self._pass("uncond", self._no_class[rows], tokens, stored, positions).lerp_(cond, scale)
+        scale, uncond = self.call.guidance_scale_at(t), self._pass("uncond", self._no_class[rows], *common)
+        return cond if scale <= 1 else uncond.lerp_(cond, scale)
+
+    def _runs_without_class(self, t: Tensor) -> bool:
+        """Whether the step needs the pass without a class, for its logits or for what later steps read of it."""
+        highest = max(as_pair(self.call.guidance_scale)) if self._plan is not None else self.call.guidance_scale_at(t)
+        return self.is_conditional and highest > 1
 
     def _pass(
         self, context: str, labels: Tensor, tokens: Tensor, stored: list[int] | None, positions: Tensor | None

@@ -72,7 +72,7 @@ class WindowDenoiser:
         batch, device, contexts = self.batch, sample.device, self._contexts_at(t)
         if self.denoiser.plan is not None and contexts != self._contexts:  # of a new context nothing is stored
             now = replace(now, step=0, rows=now.unfinished)
-            if not self.caches.hold(_name(contexts)):
+            if not self.caches.keep_only(_name(contexts)):
                 self._planned.forget_resumed()
         self._contexts = contexts
         rows = now.index(len(sample), device)
@@ -92,7 +92,10 @@ class WindowDenoiser:
         at = batch.places_of(columns, rows)
         values = self._guided(t, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         self._unfinished = now.unfinished
-        self.passes[0 if queries is None else 1, self._ids[rows]] += 1
+        whole = torch.ones_like(self._ids[rows], dtype=torch.bool)
+        if queries is not None:  # some positions of the batch's longest row may be all positions of another
+            whole = (queries.positions >= 0).sum(-1) == batch.lengths[rows]
+        self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
         return StepLogits(values, places, now.rows)
 
     def _computed(
@@ -225,13 +228,14 @@ def fill_in(
         progress_bar, on_step_end, without_ended: see `denoise`.
     """
     run = WindowDenoiser(denoiser, batch, call, caches, row_ids, passes, resumed)
+    start, end = as_pair(call.guidance_scale)
     try:
         sample = denoise(
             run,
             call.scheduler,
             batch.sample,
             generator,
-            reuse_logits=not denoiser.time_conditioning,
+            reuse_logits=not denoiser.time_conditioning and start == end,
             partial_cache=denoiser.partial_cache,
             pass_of_step=run.pass_of_step,
             lengths=batch.lengths,

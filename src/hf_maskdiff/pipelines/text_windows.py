@@ -139,8 +139,8 @@ class WindowBatch:
         lengths: lengths of the windows, int64 `(batch_size,)`.
         starts, ends: the ranges of the blocks, int64 `(batch_size,)` on the CPU.
         attention_mask: bool `(batch_size, L)`, False for padding; None if all windows have the same length.
-        sample: the blocks, int64 `(batch_size, size)`. A block shorter than `size` is extended by the tokens after it
-            and then, if the window ends, by those at the window's beginning; all of these are known.
+        sample: the blocks, int64 `(batch_size, size)`. A block shorter than `size` is extended by the tokens before it,
+            the nearest first, and then by padding; all of these are known.
         length: the longest window.
         block_starts: where those of the `grids` begin in which `blocks` are, int64 `(batch_size,)` on the CPU, or None.
         offsets: positions that the first block of each window lacks, int64 `(batch_size,)`; None if all are whole.
@@ -167,7 +167,11 @@ class WindowBatch:
         size = max(block.stop - block.start for block in blocks)
         self.starts = torch.tensor([block.start for block in blocks])
         self.ends = torch.tensor([block.stop for block in blocks])
-        self._places = (self.starts.to(device)[:, None] + places[:size]) % length
+        starts, ends = self.starts.to(device)[:, None], self.ends.to(device)[:, None]
+        # Behind a block may stand masks of the next one, before it only what is known; before that, padding.
+        columns, sizes = places[:size], ends - starts
+        backwards = starts - 1 - (columns - sizes)
+        self._places = torch.where(columns < sizes, starts + columns, backwards) % length
         self.offsets = self.block_starts = None
         if grids is not None:
             each = zip(grids, blocks, strict=True)
