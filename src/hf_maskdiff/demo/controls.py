@@ -10,7 +10,7 @@ import gradio as gr
 
 from hf_maskdiff_cli.errors import USER_ERRORS, one_line
 
-from .captions import told
+from .captions import empty_panel, told
 from .opening import Opened
 from .requests import number, whole
 from .samplers import Choice, samplers
@@ -59,6 +59,29 @@ class SamplerControls:
     def inputs(self) -> list[Any]:
         """What `choice_of` reads."""
         return [self.sampler, self.choice_temperature, self.num_substeps]
+
+
+class Comparison:
+    """The buttons that start and stop, and below them two samplers side by side, each with a panel for its result.
+
+    Args:
+        opened: the pipeline.
+        label: what the button that starts says.
+        prefix: of the elements' ids.
+    """
+
+    def __init__(self, opened: Opened, label: str, prefix: str) -> None:
+        with gr.Row():
+            self.start = gr.Button(label, variant="primary", scale=3, elem_id=f"{prefix}-run")
+            self.stop = gr.Button("Stop", scale=1, min_width=100, elem_id=f"{prefix}-stop")
+        self.message = gr.HTML(elem_id=f"{prefix}-message", elem_classes="md-message", padding=False)
+        self.panels, self.inputs = [], []
+        with gr.Row(elem_classes="md-side-by-side"):
+            for title, first in zip("AB", first_samplers(opened), strict=True):
+                with gr.Column(min_width=320):
+                    name = f"{prefix}-{title.lower()}"
+                    self.inputs += SamplerControls(title, first, opened.choice_temperature, name).inputs
+                    self.panels.append(gr.HTML(empty_panel(f"Press “{label}”."), elem_id=name, padding=False))
 
 
 def choice_of(sampler: Any, choice_temperature: Any, num_substeps: Any) -> Choice:

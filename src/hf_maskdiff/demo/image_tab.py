@@ -8,15 +8,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .captions import empty_panel, remarks, told
-from .controls import SamplerControls, choice_of, first_samplers, shown
+from .captions import remarks, told
+from .controls import Comparison, choice_of, shown
 from .editing import edit_of, painted_part, to_paint_on
 from .image_runs import MOST_IMAGES, ImageRequest, image_runs
 from .opening import Opened
 from .requests import MOST_GUIDANCE
 from .runs import panels_of
 
-_NOTHING = "Press “Draw”."
 _NO_CLASS = "no class"
 # In the editor of Gradio 5.50 a script fails when it is given an image, and then it hands nothing over.
 _CAN_PAINT = int(gr.__version__.partition(".")[0]) >= 6
@@ -53,17 +52,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
             else "This model was never shown an image without its class: not used.",
             elem_id=f"{prefix}-guidance",
         )
-    with gr.Row():
-        draw = gr.Button("Draw", variant="primary", scale=3, elem_id=f"{prefix}-run")
-        stop = gr.Button("Stop", scale=1, min_width=100, elem_id=f"{prefix}-stop")
-    message = gr.HTML(elem_id=f"{prefix}-message", elem_classes="md-message", padding=False)
-    controls, panels = [], []
-    with gr.Row(elem_classes="md-side-by-side"):
-        for title, first in zip("AB", first_samplers(opened), strict=True):
-            with gr.Column(min_width=320):
-                name = f"{prefix}-{title.lower()}"
-                controls.append(SamplerControls(title, first, opened.choice_temperature, name))
-                panels.append(gr.HTML(empty_panel(_NOTHING), elem_id=name, padding=False))
+    compared = Comparison(opened, "Draw", prefix)
     gr.HTML(remarks(["Editing by painting needs Gradio 6: `pip install -U gradio`."]), visible=not _CAN_PAINT)
     with gr.Accordion(
         "Edit: paint over a part of an image, and it is drawn anew",
@@ -111,14 +100,14 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
             ]
         return ["", to_paint_on(images_of_a[0])]
 
-    values = [label, images, seed, steps, guidance, *controls[0].inputs, *controls[1].inputs]
-    outputs = [message, *panels, last]
+    values = [label, images, seed, steps, guidance, *compared.inputs]
+    outputs = [compared.message, *compared.panels, last]
     options: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": concurrency_id}
     started = [
-        draw.click(draw_images, values, outputs, **options),
-        redraw.click(draw_painted_part, [editor, *values], [edit_message, *panels, last], **options),
+        compared.start.click(draw_images, values, outputs, **options),
+        redraw.click(draw_painted_part, [editor, *values], [edit_message, *compared.panels, last], **options),
     ]
-    stop.click(None, cancels=started)
+    compared.stop.click(None, cancels=started)
     take.click(take_image, last, [edit_message, editor], show_progress="hidden")
 
 

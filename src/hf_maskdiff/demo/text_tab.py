@@ -7,14 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from .captions import empty_panel
-from .controls import SamplerControls, choice_of, first_samplers, shown
+from .controls import Comparison, choice_of, shown
 from .opening import Opened
 from .requests import MOST_GUIDANCE
 from .runs import panels_of
 from .text_runs import MOST_NEW_TOKENS, TextRequest, text_runs
 
-_NOTHING = "Press “Write”."
 _PROMPTS = ("ROMEO:", "To be, or [MASK:12] question.")
 
 
@@ -55,17 +53,7 @@ def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
     has_chats = getattr(opened.pipe.tokenizer, "chat_template", None) is not None
     is_chat = gr.Checkbox(has_chats, label="Answer the prompt, as a chat", visible=has_chats, elem_id=f"{prefix}-chat")
-    with gr.Row():
-        write = gr.Button("Write", variant="primary", scale=3, elem_id=f"{prefix}-run")
-        stop = gr.Button("Stop", scale=1, min_width=100, elem_id=f"{prefix}-stop")
-    message = gr.HTML(elem_id=f"{prefix}-message", elem_classes="md-message", padding=False)
-    controls, panels = [], []
-    with gr.Row(elem_classes="md-side-by-side"):
-        for title, first in zip("AB", first_samplers(opened), strict=True):
-            with gr.Column(min_width=320):
-                name = f"{prefix}-{title.lower()}"
-                controls.append(SamplerControls(title, first, opened.choice_temperature, name))
-                panels.append(gr.HTML(empty_panel(_NOTHING), elem_id=name, padding=False))
+    compared = Comparison(opened, "Write", prefix)
 
     def run(*values: Any) -> Iterator[list[Any]]:
         chosen = [choice_of(*values[6:9]), choice_of(*values[9:12])]
@@ -74,7 +62,7 @@ def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     def write_texts(*values: Any) -> Iterator[list[Any]]:
         yield from shown(lambda: run(*values), 2)
 
-    values = [prompt, is_chat, new_tokens, seed, steps, guidance, *controls[0].inputs, *controls[1].inputs]
-    outputs = [message, *panels]
-    started = write.click(write_texts, values, outputs, show_progress="hidden", concurrency_id=concurrency_id)
-    stop.click(None, cancels=[started])
+    values = [prompt, is_chat, new_tokens, seed, steps, guidance, *compared.inputs]
+    outputs = [compared.message, *compared.panels]
+    started = compared.start.click(write_texts, values, outputs, show_progress="hidden", concurrency_id=concurrency_id)
+    compared.stop.click(None, cancels=[started])
