@@ -244,21 +244,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
             ValueError: If a shape or dtype is not as above, or the time is missing. Ids are not checked for their range
                 here, since that would make the host wait for an accelerator; wrong ones fail in the embedding.
         """
-        if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
-            raise ValueError(
-                "`input_ids` must hold ids as torch.int64 of shape (batch_size, sequence_length), got "
-                f"{input_ids.dtype} {tuple(input_ids.shape)}. Pass `tokenizer(texts, return_tensors='pt').input_ids`."
-            )
-        if positions is not None and (positions.shape != input_ids.shape or positions.dtype != torch.int64):
-            raise ValueError(
-                f"`positions` must be int64 of the shape of `input_ids`, {tuple(input_ids.shape)}, got "
-                f"{positions.dtype} {tuple(positions.shape)}. Pass where each token stands in the sequence."
-            )
-        if attention_mask is not None and positions is None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
-                f"{tuple(attention_mask.shape)}. Pass 1 where a token is real and 0 where it is padding."
-            )
+        _check_inputs(input_ids, attention_mask, positions)
         if positions is None:
             places = torch.arange(input_ids.shape[1], device=input_ids.device)
         else:
@@ -321,3 +307,22 @@ def _num_keys(layers: list[LayerCache] | list[None], input_ids: torch.Tensor, po
     """Number of positions that queries attend to: those of the pass, or all that are stored."""
     stored = layers[0].key if layers and layers[0] is not None else None
     return input_ids.shape[1] if positions is None or stored is None else stored.shape[1]
+
+
+def _check_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None) -> None:
+    """Raise `ValueError` for tensors of another shape or dtype than `MDLMTransformer.forward` takes."""
+    if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
+        raise ValueError(
+            "`input_ids` must hold ids as torch.int64 of shape (batch_size, sequence_length), got "
+            f"{input_ids.dtype} {tuple(input_ids.shape)}. Pass `tokenizer(texts, return_tensors='pt').input_ids`."
+        )
+    if positions is not None and (positions.shape != input_ids.shape or positions.dtype != torch.int64):
+        raise ValueError(
+            f"`positions` must be int64 of the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+            f"{positions.dtype} {tuple(positions.shape)}. Pass where each token stands in the sequence."
+        )
+    if attention_mask is not None and positions is None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+            f"{tuple(attention_mask.shape)}. Pass 1 where a token is real and 0 where it is padding."
+        )

@@ -51,3 +51,17 @@ def check_guidance_scale(guidance_scale: GuidanceScale) -> None:
             "`guidance_scale` must be a finite number or a pair (start, end) of such, none below 0, got "
             f"{guidance_scale!r}. Pass 1.0 for no guidance."
         )
+
+
+def check_lengths(model_length: int | None, max_new_tokens: Any, stride: Any, block_length: Any) -> None:
+    """Raise `ValueError` for a length of a call that is no count, or a stride that the model has no room for."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
+        if value is not None and not is_integer(value, at_least=1):
+            raise ValueError(
+                f"`{name}` must be an integer of at least 1 or None, got {value!r}. Pass None to leave it out."
+            )
+    if stride is not None and model_length is not None and stride > model_length:
+        raise ValueError(
+            f"`stride` must be at most the model's length {model_length}, got {stride}. Half of it keeps half a block "
+            "as context."
+        )

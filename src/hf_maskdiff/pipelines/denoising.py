@@ -77,8 +77,7 @@ def denoise(
     take_step = step_of(denoiser, scheduler, partial_cache, lengths)
     reuse_logits = reuse_logits and isinstance(take_step, WholeStep)  # groups need all rows' keys and values
     pass_of_step = whole_pass(denoiser) if pass_of_step is None else pass_of_step
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
+    generator = _fresh() if generator is None else generator
     counts = StepCounts(scheduler, sample, initial, first_step)
     starting_mask_ratio = counts.starting_mask_ratio
     logits: StepLogits | None = None
@@ -110,6 +109,11 @@ def denoise(
             bar.update()
     counts.require_all_drawn()
     return sample
+
+
+def _fresh() -> torch.Generator:
+    """A generator with a seed of torch's global one."""
+    return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

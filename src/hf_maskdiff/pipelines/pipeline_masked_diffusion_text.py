@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import is_torch_xla_available, replace_example_docstring
+from diffusers.utils import replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
@@ -18,7 +18,7 @@ from ..attention_rule import BLOCK_CAUSAL, block_causal
 from ..caching import CacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
-from ..integers import as_integer, is_integer
+from ..integers import as_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText
 from ..published.malformed import refusing, settings_of
@@ -26,17 +26,22 @@ from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .checks import (
+    check_callback_inputs,
+    check_count,
+    check_guidance_scale,
+    check_lengths,
+    check_output_type,
+    check_scheduler,
+)
 from .published_pipelines import open_published, scheduler_of
 from .split_models import generator_of_all, split_component
+from .step_end import after_step
 from .streaming import InOrder, check_streamer, ending_streams
 from .text_blocks import block_settings, check_block_length, grid_of
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_run import TextRun
-
-if is_torch_xla_available():
-    import torch_xla.core.xla_model as xm
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -221,18 +226,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         check_scheduler(self.scheduler)
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         check_given(prompt, input_ids, mask, attention_mask, token_type_ids)
-        for name, value in (("max_new_tokens", max_new_tokens), ("stride", stride), ("block_length", block_length)):
-            if value is not None and not is_integer(value, at_least=1):
-                raise ValueError(
-                    f"`{name}` must be an integer of at least 1 or None, got {value!r}. Pass None to leave it out."
-                )
+        check_lengths(self.denoiser.model_length, max_new_tokens, stride, block_length)
         check_block_length(self.denoiser.rule, block_length, stride)
-        length = self.denoiser.model_length
-        if stride is not None and length is not None and stride > length:
-            raise ValueError(
-                f"`stride` must be at most the model's length {length}, got {stride}. Half of it keeps half a block as "
-                "context."
-            )
         check_count("num_return_sequences", num_return_sequences, "Pass how many texts you want of each prompt.")
         if stop_at_eos and not ends_of_text(self.tokenizer, self.config.eos_token_ids):
             raise ValueError("`stop_at_eos` needs a tokenizer with an `eos_token`, got one without. Leave it out.")
@@ -365,16 +360,9 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
         num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
-        given = (prompt, input_ids, mask, max_new_tokens, stride, block_length)
-        self.check_inputs(
-            *given,
-            stop_at_eos,
-            num_return_sequences,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-            attention_mask,
-            token_type_ids,
-        )
+        names = callback_on_step_end_tensor_inputs
+        given = (prompt, input_ids, mask, max_new_tokens, stride, block_length, stop_at_eos, num_return_sequences)
+        self.check_inputs(*given, output_type, names, attention_mask, token_type_ids)
         check_guidance_scale(guidance_scale)
         prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
@@ -399,14 +387,7 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
             grid=grid_of(self.denoiser.rule, self.config.blocks_from),
         )
 
-        def on_step_end(i: int, t: Tensor, sample: Tensor) -> Tensor:
-            call.end_step()
-            if callback_on_step_end is not None:
-                given = {"sequences": sample} if "sequences" in callback_on_step_end_tensor_inputs else {}
-                sample = callback_on_step_end(self, call.num_timesteps - 1, t, given).pop("sequences", sample)
-            if is_torch_xla_available():
-                xm.mark_step()
-            return sample
+        on_step_end = after_step(self, call, callback_on_step_end, names, "sequences")
 
         with self._running(call):
             stream = None if streamer is None else InOrder(streamer, self.mask_token_id)

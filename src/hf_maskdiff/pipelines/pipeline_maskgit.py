@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.utils import is_torch_xla_available, replace_example_docstring
+from diffusers.utils import replace_example_docstring
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
@@ -24,9 +24,7 @@ from .denoising import denoise
 from .image_codes import nearest_codes, upcast, with_grey
 from .image_denoising import ImageCachingMixin, ImageDenoiser
 from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
-
-if is_torch_xla_available():
-    import torch_xla.core.xla_model as xm
+from .step_end import after_step
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -355,14 +353,8 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
             latents, initial = self.prepare_image_latents(codes, editable, first_step, generator, call.scheduler)
 
-        def on_step_end(i: int, t: Tensor, latents: Tensor) -> Tensor:
-            call.end_step()
-            if callback_on_step_end is not None:
-                given = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                latents = callback_on_step_end(self, i, t, given).pop("latents", latents)
-            if is_torch_xla_available():
-                xm.mark_step()
-            return latents
+        names = callback_on_step_end_tensor_inputs
+        on_step_end = after_step(self, call, callback_on_step_end, names, "latents")
 
         run = ImageDenoiser(self._cache_switch, classes, call, class_labels is not None)
         try:

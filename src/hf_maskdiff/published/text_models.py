@@ -201,11 +201,7 @@ def load_published_text(
     if family is not None:
         # Else `save_pretrained` would give the weights their published names again, beside a config that is Llama's.
         model._weight_conversions = None
-    # A masked language model may bring heads that are not asked for; in a model of one of these families all is known.
-    kinds = ("missing_keys", "mismatched_keys", *(() if family is None else ("unexpected_keys",)))
-    wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)}
-    if wrong:
-        raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
+    _check_weights(name_or_path, info, all_are_known=family is not None)
 
     shift_logits, mask_token = (False, None) if family is None else (family.shift_logits, family.mask_token)
     published_text = PublishedText.of(model.eval(), found, shift_logits, rule, mask_token)
@@ -213,6 +209,14 @@ def load_published_text(
     if rule is not None:
         setattr(model.config, OWN_SIZE_NAME, rule.block_size)
     return published_text
+
+
+def _check_weights(name_or_path: str | os.PathLike, info: Mapping[str, Any], all_are_known: bool) -> None:
+    """Raise `ValueError` where weights lack or do not fit; a masked language model may bring heads not asked for."""
+    kinds = ("missing_keys", "mismatched_keys", *(("unexpected_keys",) if all_are_known else ()))
+    wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info.get(kind)}
+    if wrong:
+        raise ValueError(f"The weights in {str(name_or_path)!r} must fit its config.json, got {wrong}.")
 
 
 def _native_config(name_or_path: str | os.PathLike, location: Mapping[str, Any], model_type: str) -> PreTrainedConfig:
