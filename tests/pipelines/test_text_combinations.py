@@ -122,6 +122,8 @@ def case_of(number: int) -> Case:
     if "drawn" in str(scheduler.config.get("measure")):
         del call["sampling_temperature"]
     prompts = [a_prompt(draw) for _ in range(draw.randint(1, 3))]
+    if scheduler.config.get("randomize"):  # its random place is one of the longest row's
+        prompts = prompts[:1]
     if draw.random() < 0.25:
         pipe = pipeline_of(draw.choice(["llama", "qwen2"]), BLOCK_SIZE)
         call["block_length"] = draw.choice([None, 1, 2, 4])
