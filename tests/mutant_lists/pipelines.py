@@ -21,8 +21,8 @@ MUTANTS = [
         "guidance-sign",
         "guidance leads away from the class",
         _IMAGE_PASSES,
-        'return self._pass("uncond", self._no_class[rows], tokens, stored, positions).lerp_(cond, scale)',
-        'return cond.lerp_(self._pass("uncond", self._no_class[rows], tokens, stored, positions), scale)',
+        "else uncond.lerp_(cond, scale)",
+        "else cond.lerp_(uncond, scale)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_is_extrapolation",),
     ),
     Mutant(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hf_maskdiff import EntropyBoundedScheduler, MaskedDiffusionScheduler, MomentScheduler, PartialCacheConfig
+from hf_maskdiff import (
+    EntropyBoundedScheduler,
+    MaskedDiffusionScheduler,
+    MomentScheduler,
+    PartialCacheConfig,
+    UniformScheduler,
+)
 from hf_maskdiff.pipelines import denoise
 
 MASK, CODES, LENGTH, STEPS = 9, 9, 40, 8
@@ -170,3 +177,18 @@ def test_positions_that_an_accelerator_left_masked_are_found_after_the_loop(
     expected = STEPS - 1 if base is EntropyBoundedScheduler else failing
     with pytest.raises(ValueError, match=rf"got such logits in step {expected} \(counted from 0\)"):
         Run(Broken(mask_token_id=MASK, **config), torch.full((4, LENGTH), MASK))
+
+
+class CountingScheduler(UniformScheduler):
+    """A sampler of a user's own: with a `step` that does more than the one it inherits."""
+
+    steps = 0
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).steps += 1
+        return super().step(*args, **kwargs)
+
+
+def test_a_step_of_one_s_own_is_taken_where_positions_need_no_logits() -> None:
+    run = Run(CountingScheduler(mask_token_id=MASK), torch.full((1, LENGTH), MASK))
+    assert CountingScheduler.steps == len(run.times) == STEPS

@@ -147,7 +147,7 @@ def step_of(
         ValueError: partial caching is on, but the scheduler does not choose its positions before its tokens.
     """
     if partial_cache is None or partial_cache.num_substeps == 1:
-        if isinstance(scheduler, ChooseThenSampleScheduler) and scheduler.chooses_without_logits:
+        if isinstance(scheduler, ChooseThenSampleScheduler) and _chooses_ahead(scheduler):
             return StepInGroups(denoiser, scheduler, PartialCacheConfig(num_substeps=1), lengths)
         return WholeStep(scheduler)
     if not isinstance(scheduler, ChooseThenSampleScheduler):
@@ -156,6 +156,12 @@ def step_of(
             f"{type(scheduler).__name__}. Use MomentScheduler, which samples almost like it, or call `disable_cache()`."
         )
     return StepInGroups(denoiser, scheduler, partial_cache, lengths)
+
+
+def _chooses_ahead(scheduler: ChooseThenSampleScheduler) -> bool:
+    """Whether positions are chosen before a step's pass; a scheduler with a `step` of its own is left to take it."""
+    own_step = getattr(scheduler.step, "__func__", None) is not ChooseThenSampleScheduler.step
+    return scheduler.chooses_without_logits and not own_step
 
 
 def _at(logits: Tensor, positions: Tensor) -> Tensor:
