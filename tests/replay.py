@@ -117,6 +117,8 @@ class ReplayHalton:
             return drawn[len(self.betas) - 1].flatten()[rows]
 
         monkeypatch.setattr(Marginals, "draw", draw)
+        # The originals draw at every position, so the logits of all are wanted.
+        monkeypatch.setattr("hf_maskdiff.pipelines.substeps._chooses_ahead", lambda scheduler: False)
 
 
 def factors_of(settings: dict[str, str]) -> Tensor:

@@ -488,7 +488,7 @@ def test_the_demo_shows_the_pipelines_of_the_folder_it_is_started_in(
     from hf_maskdiff_cli.demo import pipelines_here
 
     monkeypatch.chdir(tmp_path)
-    assert pipelines_here() == [str(DIGITS), str(PLAYS)]  # those of the source
+    assert pipelines_here() == [str(DIGITS), str(PLAYS), f"{PLAYS}-long"]  # those of the source
     for name in ("b", "a", "empty"):
         (tmp_path / "pipelines" / name).mkdir(parents=True)
     for name in ("a", "b"):

@@ -122,13 +122,24 @@ def replay_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         def draw_all(marginals: Marginals, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             noise = -float(settings["temperature"]) * (-now(trace["rand_f64"]).log()).log()
-            tokens = (marginals.logits.double() + noise).argmax(-1)
-            return tokens, marginals.logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].double()
+            logits = everywhere(marginals, wanted.shape)
+            tokens = (logits.double() + noise).argmax(-1)
+            return tokens, logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].double()
 
         monkeypatch.setattr(Marginals, "draw_all", draw_all)
     states = run(**call)
     assert torch.equal(states[:-1], trace["inputs"])
     assert torch.equal(states[-1], final)
+
+
+def everywhere(marginals: Marginals, shape: torch.Size) -> Tensor:
+    """The logits of all positions; those of positions that are known, which nothing reads, are 0."""
+    if marginals.places is None:
+        return marginals.logits
+    logits = marginals.logits.new_zeros(shape.numel(), marginals.logits.shape[-1])
+    real = marginals.places >= 0
+    logits[marginals.places[real]] = marginals.logits[real]
+    return logits.view(*shape, -1)
 
 
 @pytest.mark.parametrize("path", cases("dream/trace_*", folder=FOLDER))

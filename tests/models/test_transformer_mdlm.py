@@ -380,7 +380,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded, info = MDLMTransformer.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    expected = CONFIG | {"dropout": 0.2, "time_conditioning": True}
+    expected = CONFIG | {"dropout": 0.2, "time_conditioning": True, "block_size": None}
     assert {key: value for key, value in loaded.config.items() if not key.startswith("_")} == expected
     assert torch.equal(loaded(ids, 0.5).logits, model(ids, 0.5).logits)
 

@@ -206,6 +206,8 @@ def test_refreshed_in_every_step_it_equals_no_cache(
 class Everything:
     """A plan whose passes compute all positions, but as queries: stored keys are all overwritten."""
 
+    outlives_blocks = False
+
     def queries(self, state: PassState) -> Queries | None:
         if state.step == 0:
             return None

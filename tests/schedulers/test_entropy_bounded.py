@@ -185,8 +185,10 @@ def test_a_pipeline_makes_at_most_as_many_passes_as_it_was_given(
     latents = pipe([0, 1, 2, 0], num_inference_steps=steps, generator=seeded(), output_type="latent").images
     assert not (latents == 16).any()
     assert pipe.num_timesteps == len(masks) <= min(steps, 16)
-    assert all((after < before).logical_or(before == 0).all() for before, after in pairwise(masks))
-    assert all(bool((left > 0).any()) for left in masks)  # the model is not called once nothing is masked
+    # Every row that is passed has masks, fewer from pass to pass; a row without any takes part in no further pass.
+    assert all(int(left.min()) > 0 for left in masks)
+    assert all(len(after) <= len(before) for before, after in pairwise(masks))
+    assert all(int(after.sum()) < int(before.sum()) for before, after in pairwise(masks))
     if bound == 0.0 and not follow_schedule:
         assert len(masks) == min(steps, 16)
     if bound == inf:
