@@ -1,7 +1,7 @@
 """Keys and values that later passes take from earlier ones: where they are kept, and how users switch caching on."""
 
 from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
-from hf_maskdiff.caching.cache_config import CacheConfig
+from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, completed, places_of
@@ -23,6 +23,7 @@ __all__ = [
     "CacheConfig",
     "CacheContexts",
     "CachePlanConfig",
+    "CacheReadings",
     "CacheSwitch",
     "DelayedCacheConfig",
     "DualCacheConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from hf_maskdiff.caching.partial_cache import PartialCacheConfig
@@ -26,3 +26,22 @@ class CacheConfig(ABC):
         """Whether any pass takes keys and values from an earlier one."""
         groups = self.within_steps()
         return self.across_steps() is not None or (groups is not None and groups.num_substeps > 1)
+
+
+class _Configured(Protocol):
+    @property
+    def cache_config(self) -> CacheConfig | None: ...
+
+
+class CacheReadings:
+    """What a pipeline reads of a `cache_config`, whoever holds it; its owner gives `cache_config`."""
+
+    @property
+    def partial_cache(self: _Configured) -> PartialCacheConfig | None:
+        """How steps are drawn in groups; None if they are drawn at once."""
+        return None if self.cache_config is None else self.cache_config.within_steps()
+
+    @property
+    def plan(self: _Configured) -> PassPlan | None:
+        """Which positions the pass of each step computes; None if it computes all of them."""
+        return None if self.cache_config is None else self.cache_config.across_steps()

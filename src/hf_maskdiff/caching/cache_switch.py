@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_maskdiff.caching.cache_config import CacheConfig
-from hf_maskdiff.caching.partial_cache import PartialCacheConfig
-from hf_maskdiff.caching.plans import PassPlan
+from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 
 
-class CacheSwitch:
+class CacheSwitch(CacheReadings):
     """The caches of one pipeline; other pipelines with the same model are not affected.
 
     A cache that is switched on at the model itself, `model.enable_cache(config)`, holds for all of its users, and so do
@@ -27,16 +25,6 @@ class CacheSwitch:
     def cache_config(self) -> CacheConfig | None:
         """This user's configuration, else the model's; None if none of this package's caches is on."""
         return self.model.cache_config if self._own is None else self._own
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        """How steps are drawn in groups; None if they are drawn at once."""
-        return None if self.cache_config is None else self.cache_config.within_steps()
-
-    @property
-    def plan(self) -> PassPlan | None:
-        """Which positions the pass of each step computes; None if it computes all of them."""
-        return None if self.cache_config is None else self.cache_config.across_steps()
 
     def new_cache(self) -> Any:
         """An empty cache, for the passes of one call."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
-from hf_maskdiff.caching.cache_config import CacheConfig
+from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, LayerCache
 from hf_maskdiff.integers import as_integer, is_integer
@@ -72,7 +72,7 @@ class PartialCacheConfig(CacheConfig):
         return None
 
 
-class PartialCacheMixin(CacheMixin):
+class PartialCacheMixin(CacheReadings, CacheMixin):
     """Adds the caches of this package to a denoiser that has `KeyValueSlot`s; all of diffusers' own still work.
 
     ```python
@@ -104,11 +104,6 @@ class PartialCacheMixin(CacheMixin):
     def cache_config(self) -> CacheConfig | None:
         """The configuration of this package's cache, which pipelines read; None if none of them is on."""
         return self._cache_config if isinstance(self._cache_config, CacheConfig) else None
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        """How steps are drawn in groups; None if they are drawn at once."""
-        return None if self.cache_config is None else self.cache_config.within_steps()
 
     def new_cache(self) -> KeyValueCache:
         """A new, empty cache for the passes of one call."""

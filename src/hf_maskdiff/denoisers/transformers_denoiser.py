@@ -18,9 +18,8 @@ from hf_maskdiff.caching import (
     BlockCacheConfig,
     CacheConfig,
     CacheContexts,
+    CacheReadings,
     KeyValueStore,
-    PartialCacheConfig,
-    PassPlan,
     fitting,
     places_of,
 )
@@ -61,7 +60,7 @@ class SequenceCache:
         self.tokens[rows] = other.tokens
 
 
-class TransformersDenoiser:
+class TransformersDenoiser(CacheReadings):
     """Makes any transformers model with `.logits`, encoder or decoder, a denoiser, without code for that model.
 
     A probe of a few short passes finds out how to use the model. It runs before the first use, and with caching again
@@ -119,16 +118,6 @@ class TransformersDenoiser:
         return named_mask(self._config)
 
     # --- caching: as `CacheSwitch` ------------------------------------------------------------------------------------
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        """How steps are drawn in groups; None if they are drawn at once."""
-        return None if self.cache_config is None else self.cache_config.within_steps()
-
-    @property
-    def plan(self) -> PassPlan | None:
-        """Which positions the pass of each step computes; None if it computes all of them."""
-        return None if self.cache_config is None else self.cache_config.across_steps()
 
     def enable_cache(self, config: CacheConfig) -> None:
         """Switch a cache on.
