@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from block_models import open_family
 from diffusers import FirstBlockCacheConfig
 from test_concurrent_calls import MASK, text_pipeline, tokenizer
 from torch import Tensor
 from transformers import pipeline
 
 from hf_maskdiff import (
+    DelayedCacheConfig,
+    DualCacheConfig,
     HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionTextPipeline,
@@ -190,3 +194,29 @@ def test_progress_bars(kind: str, make_pipeline: Make, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     result(shown)
     assert "here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_with_another_scheduler_keeps_a_cache_across_steps(kind: str, make_pipeline: Make) -> None:
+    """Its pipeline is a copy, which once kept nothing but partial caching."""
+    pipe = make(kind, make_pipeline)
+    config = DelayedCacheConfig(refresh_every=4) if kind == "images" else DualCacheConfig(refresh_every=3)
+    pipe.enable_cache(config)
+    task = "image" if kind == "images" else "text"
+    made = pipeline(f"masked-diffusion-{task}-generation", model=pipe, scheduler="UniformScheduler").model
+    assert made is not pipe
+    assert cache_of(made) == cache_of(pipe) == config
+    made.disable_cache()
+    assert cache_of(pipe) == config
+
+
+def test_a_task_does_not_switch_on_what_was_switched_off(tmp_path: Path) -> None:
+    pipe = open_family("sdar", tmp_path)
+    assert cache_of(pipe) is not None
+    pipe.disable_cache()
+    task = "masked-diffusion-text-generation"
+    assert cache_of(pipeline(task, model=pipe, scheduler="UniformScheduler").model) is None
+
+
+def cache_of(pipe: Any) -> Any:
+    return (pipe.denoiser if hasattr(pipe, "denoiser") else pipe._cache_switch).cache_config

@@ -114,7 +114,7 @@ def _(model: Repository, tokenizer: PreTrainedTokenizerBase | str | None) -> Mas
 def _(
     model: MaskedDiffusionTextPipeline, tokenizer: PreTrainedTokenizerBase | str | None
 ) -> MaskedDiffusionTextPipeline:
-    return model if tokenizer is None else _replaced(model, tokenizer=_load_tokenizer(tokenizer))
+    return model if tokenizer is None else replaced(model, tokenizer=_load_tokenizer(tokenizer))
 
 
 @text_pipeline.register
@@ -189,15 +189,20 @@ def _load_scheduler(scheduler: Scheduler, present: Any) -> MaskedDiffusionSchedu
     return found
 
 
-def _replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
+def replaced(pipe: DiffusionPipeline, **components: Any) -> Any:
     """The pipeline with other components and the same settings; the one that was given stays as it is."""
     settings = {name: value for name, value in pipe.config.items() if name in inspect.signature(type(pipe)).parameters}
-    replaced = type(pipe)(**{**settings, **pipe.components, **components})
-    replaced.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    caching = getattr(pipe, "denoiser", pipe)
-    if caching.partial_cache is not None:
-        replaced.enable_cache(caching.partial_cache)
-    return replaced
+    copied = type(pipe)(**{**settings, **pipe.components, **components})
+    copied.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    config = _caching(pipe).cache_config
+    if config != _caching(copied).cache_config:  # that of some models is on by default
+        copied.disable_cache() if config is None else copied.enable_cache(config)
+    return copied
+
+
+def _caching(pipe: Any) -> Any:
+    """What holds a pipeline's cache."""
+    return pipe.denoiser if hasattr(pipe, "denoiser") else pipe._cache_switch
 
 
 # --- the tasks --------------------------------------------------------------------------------------------------------
@@ -218,9 +223,9 @@ class _MaskedDiffusionTask(Pipeline):
     ) -> None:
         placed = getattr(model, "hf_device_map", None)
         if scheduler is not None:
-            model = _replaced(model, scheduler=_load_scheduler(scheduler, model.scheduler.config))
+            model = replaced(model, scheduler=_load_scheduler(scheduler, model.scheduler.config))
         if isinstance(placed, str):  # diffusers' way to say that all is on one device, which transformers cannot read
-            model, kwargs["device"] = _replaced(model), placed
+            model, kwargs["device"] = replaced(model), placed
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
