@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from arguments import add_pipeline_arguments, new_parser
 from looks import GREY
-from passes import draw_codes, draw_ids, generators_from, open_pipeline
+from passes import draw_codes, draw_ids, everywhere, generators_from, open_pipeline
 from plots import End, draw_curve, figure, label_ends, set_ticks
 from tables import print_table, with_error, write_json
 from torch import nn
@@ -133,9 +133,7 @@ class Passes:
     def _see(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         sample = (inputs[0] if inputs else options["input_ids"]).flatten(1)
         logits = output[0][..., : self.config.codebook_size].double().log_softmax(-1)
-        if (columns := options.get("logits_at")) is not None:  # those of masked positions alone, which are all it takes
-            every = logits.new_full((*sample.shape, logits.shape[-1]), torch.nan)
-            logits = every.scatter(1, columns[..., None].expand_as(logits), logits)
+        logits = everywhere(logits, options.get("logits_at"), sample.shape[1])  # masked positions are all it takes
         self.samples.append(sample)
         self.logits.append(logits.numpy())
 

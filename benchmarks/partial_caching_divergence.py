@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from arguments import add_pipeline_arguments, new_parser
 from images import SAMPLERS
-from passes import draw_codes, draw_ids, generators_from, open_pipeline, partial_caching
+from passes import draw_codes, draw_ids, everywhere, generators_from, open_pipeline, partial_caching
 from samplers import shared_config
 from tables import print_table, with_error, write_json
 from text import TEMPERED
@@ -59,14 +59,16 @@ class Divergences:
             return
         positions = options.get("positions")
         if positions is None:
-            self.sample, self.stale, self.step = inputs[0].flatten(1), output[0], self.step + 1
+            self.sample, self.step = inputs[0].flatten(1), self.step + 1
+            self.stale = everywhere(output[0], options.get("logits_at"), self.sample.shape[1])
             return
         self.looking = False
         drawn = inputs[0] != self.mask_token_id
         open_ = (positions >= 0) & ~drawn
         places = torch.where(positions < 0, ~positions, positions)
         written = self.sample.scatter(1, places, inputs[0])
-        full = {name: value for name, value in options.items() if name != "positions"}
+        of_the_pass = ("positions", "cache", "logits_at", "length")
+        full = {name: value for name, value in options.items() if name not in of_the_pass}
         with self.model.cache_context("fresh"):
             fresh = self.model(written, *inputs[1:], **full)[0]
         self.looking = True

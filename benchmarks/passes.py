@@ -95,3 +95,11 @@ def draw_set(
     for start in range(0, len(columns[0]), batch_size):
         samples += draw(*(column[start : start + batch_size] for column in columns))
     return samples, {"seconds": time.perf_counter() - started, **needed.cost(len(samples))}
+
+
+def everywhere(logits: Tensor, logits_at: Tensor | None, length: int) -> Tensor:
+    """The logits of all `length` positions of a pass; NaN at those that it gave none for, which are known."""
+    if logits_at is None:
+        return logits
+    every = logits.new_full((len(logits), length, logits.shape[-1]), torch.nan)
+    return every.scatter_(1, logits_at[..., None].expand_as(logits), logits)

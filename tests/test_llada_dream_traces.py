@@ -15,7 +15,7 @@ import pytest
 import torch
 from golden_data import COMMITTED, GOLDEN, Model, cases, read, rows_left
 from replay import as_recorded
-from text_replay import Run, config_of, number, open_pipeline, starts
+from text_replay import Run, config_of, everywhere, number, open_pipeline, starts
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -130,16 +130,6 @@ def replay_llada(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = run(**call)
     assert torch.equal(states[:-1], trace["inputs"])
     assert torch.equal(states[-1], final)
-
-
-def everywhere(marginals: Marginals, shape: torch.Size) -> Tensor:
-    """The logits of all positions; those of positions that are known, which nothing reads, are 0."""
-    if marginals.places is None:
-        return marginals.logits
-    logits = marginals.logits.new_zeros(shape.numel(), marginals.logits.shape[-1])
-    real = marginals.places >= 0
-    logits[marginals.places[real]] = marginals.logits[real]
-    return logits.view(*shape, -1)
 
 
 @pytest.mark.parametrize("path", cases("dream/trace_*", folder=FOLDER))

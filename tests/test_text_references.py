@@ -136,6 +136,9 @@ def test_dkv_cache(path: Path) -> None:
     replays(path, loops().dkv_decode, settings, trace["prompt"], **arguments)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch.multinomial draws other tokens from a seed before torch 2.13"
+)
 @pytest.mark.parametrize("path", cases("sdar/trace_*", folder=GOLDEN2))
 def test_sdar(path: Path) -> None:
     trace, settings = read(path)[0], settings_of(read(path)[1])

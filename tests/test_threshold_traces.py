@@ -14,7 +14,7 @@ import torch
 from golden_data import later_cases, read, settings_of
 from replay import as_recorded
 from safetensors.torch import load_file
-from text_replay import number, open_pipeline, passes_of
+from text_replay import everywhere, number, open_pipeline, passes_of
 from torch import Tensor
 
 from hf_maskdiff import ThresholdScheduler
@@ -47,7 +47,7 @@ class RecordedDraws:
     def draw_all(self, marginals: Marginals, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         if bool(wanted.all()):  # a new block
             self.start, self.next_start = self.next_start, self.next_start + wanted.shape[1]
-        noise, logits = next(self.noise)[:, self.start : self.next_start], marginals.logits.double()
+        noise, logits = next(self.noise)[:, self.start : self.next_start], everywhere(marginals, wanted.shape).double()
         self.tokens = (logits - self.temperature * (-noise.log()).log()).argmax(-1)
         return self.tokens, logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
 

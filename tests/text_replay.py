@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hf_maskdiff import MaskedDiffusionTextPipeline
+from hf_maskdiff.sampling import Marginals
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -80,3 +81,13 @@ def passes_of(pipe: MaskedDiffusionTextPipeline, start: Tensor, **call: object) 
     made = torch.stack(pipe(input_ids=start, **call).sequences)
     hook.remove()
     return seen, made
+
+
+def everywhere(marginals: Marginals, shape: torch.Size) -> Tensor:
+    """The logits of all positions; those of positions that are known, which nothing reads, are 0."""
+    if marginals.places is None:
+        return marginals.logits
+    logits = marginals.logits.new_zeros(shape.numel(), marginals.logits.shape[-1])
+    real = marginals.places >= 0
+    logits[marginals.places[real]] = marginals.logits[real]
+    return logits.view(*shape, -1)

@@ -323,6 +323,17 @@ def test_a_compiled_model_writes_the_same() -> None:
     assert [ids.tolist() for ids in compiled] == [ids.tolist() for ids in plain]
 
 
+def test_a_compiled_model_gives_the_logits_that_are_asked_for() -> None:
+    """Where as many are asked for as there are, in other places, a hook that was skipped would not show."""
+    pipe = make_pipeline("qwen2", shift_logits=True)
+    call = {"num_inference_steps": 2, "max_new_tokens": 6, "block_length": 3}
+    plain = [pipe(prompt, generator=seeds(0), **call).sequences[0].tolist() for prompt in ("w7 w8", None)]
+    torch._dynamo.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    compiled = [pipe(prompt, generator=seeds(0), **call).sequences[0].tolist() for prompt in ("w7 w8", None)]
+    assert compiled == plain
+
+
 def test_maskgit_cannot_use_it() -> None:
     pipe = make_pipeline()
     pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from diffusers.utils.torch_utils import unwrap_module
+from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -93,11 +93,22 @@ def run_pass(
     inputs = {"input_ids": input_ids, **abilities.attention(model, mask)}
     if "position_ids" in accepted:
         inputs["position_ids"] = places + abilities.first_position
-    with _rows_before_head(model, logits_at):
-        if store is not None:
-            return store.run(model, positions, **inputs)
-        cacheless = {"use_cache": False} if "use_cache" in accepted else {}
-        return model(**inputs, **cacheless).logits
+    cacheless = {"use_cache": False} if "use_cache" in accepted else {}
+    # A compiled model may have been traced without the hook, and then would skip it without a word.
+    before, after = (None, logits_at) if _is_compiled(model) else (logits_at, None)
+    with _rows_before_head(model, before):
+        logits = model(**inputs, **cacheless).logits if store is None else store.run(model, positions, **inputs)
+    return logits if after is None else _rows_of(logits, after)
+
+
+def _is_compiled(model: PreTrainedModel) -> bool:
+    """Whether the whole model is, by `torch.compile(model)` or `model.compile()`."""
+    return is_compiled_module(model) or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def _rows_of(states: Tensor, rows: Tensor) -> Tensor:
+    """Rows `(batch_size, n)` of hidden states or logits `(batch_size, num_queries, size)`."""
+    return states.gather(1, rows.to(states.device)[..., None].expand(-1, -1, states.shape[-1]))
 
 
 @contextmanager
@@ -109,8 +120,7 @@ def _rows_before_head(model: PreTrainedModel, rows: Tensor | None) -> Iterator[N
 
     def select(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_states, *others = inputs
-        index = rows.to(hidden_states.device)[..., None].expand(-1, -1, hidden_states.shape[-1])
-        return (hidden_states.gather(1, index), *others)
+        return (_rows_of(hidden_states, rows), *others)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
