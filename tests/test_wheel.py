@@ -53,6 +53,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return archive, wheel
 
 
+def test_every_folder_of_the_repository_goes_into_the_source_distribution() -> None:
+    """The quick sibling of the next test: a new folder has to be named in MANIFEST.in."""
+    folders = {name.split("/", 1)[0] for name in committed() if "/" in name}
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    assert folders == {line.removeprefix("graft ") for line in lines if line.startswith("graft ")}
+
+
 @pytest.mark.exhaustive
 def test_the_source_distribution_is_the_repository(built: tuple[Path, Path]) -> None:
     """So tests, examples and benchmarks run of it; a new folder has to be named in MANIFEST.in."""
