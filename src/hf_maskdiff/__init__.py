@@ -42,6 +42,7 @@ from .schedulers import (  # noqa: E402
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
     EntropyBoundedScheduler,
+    ExtrapolatingScheduler,
     FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
@@ -53,6 +54,7 @@ from .schedulers import (  # noqa: E402
     RunMemory,
     StepContext,
     ThresholdScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
@@ -77,6 +79,7 @@ __all__ = [
     "DiffusionPipeline",
     "DualCacheConfig",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
     "HaltonScheduler",
@@ -104,6 +107,7 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]
