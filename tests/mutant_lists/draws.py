@@ -28,7 +28,7 @@ MUTANTS = [
         ("tests/test_sampling.py::test_typical_tokens_are_those_of_transformers",),
     ),
     Mutant(
-        "apart-by-one-less",
+        "apart-by-one-more",
         "positions at exactly the distance are passed over",
         _ORDERS,
         "min(min_distance, max(shape)) - 1",
