@@ -114,7 +114,7 @@ def test_released_sizes(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     weights = {f"backbone.{key}": tensor for key, tensor in model.state_dict().items()}
     monkeypatch.setattr("hf_maskdiff.published.mdlm_weights.load_state_dict", lambda file: weights)
     (tmp_path / "config.json").write_text(json.dumps(sdtt_config(**sizes)))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"stands_for": torch.zeros(1)}, tmp_path / "model.safetensors")
     found = MDLMTransformer.from_pretrained(tmp_path)
     assert {key: tensor.shape for key, tensor in found.state_dict().items()} == {
         key: tensor.shape for key, tensor in model.state_dict().items()
