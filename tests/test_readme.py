@@ -40,7 +40,7 @@ def chat_model(hub: LoopbackHub, tmp_path: Path) -> str:
 
 def test_it_is_short() -> None:
     assert len(TEXT.splitlines()) <= 140
-    assert max(len(line) for line in TEXT.splitlines() if not line.startswith("| ")) <= 140
+    assert max(len(line) for line in TEXT.splitlines() if not line.startswith("| ")) <= 130
 
 
 def test_every_block_runs(

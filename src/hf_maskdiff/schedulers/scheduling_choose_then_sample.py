@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..integers import is_integer
 from ..masking import share_of_step
-from ..orders import ranking, sort_positions
+from ..orders import apart_first, ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows
-from .checks import require_drawn
+from .checks import require, require_drawn
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
@@ -77,9 +78,21 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     If k_n depends on the logits or on noise, the subclass also overrides `count_positions`, and its `planned_counts`
     returns None. Whatever the count, the last step reveals all remaining positions.
 
+    A scheduler whose configuration has a `min_distance` d (`int`) keeps the positions of one step apart: going down the
+    order, step 2 passes over positions nearer than d to one that it has chosen in this step, and comes back to them, in
+    the same order, only where no others are left. The count stays the same, and 1 changes nothing. The distance is that
+    of indices on a sequence, and the larger one of rows and columns on a grid. Tokens of one step are drawn as if they
+    were independent, which near ones are least (the dilated order of arXiv 2506.19037, after any other order).
+
     Both halves of a step are public: `choose` reads the logits of all positions; `sample_tokens` reads only those of
     the chosen positions, and may be called again with fresher logits for later ranks.
     """
+
+    def check_config(self) -> None:
+        super().check_config()
+        distance = self.config.get("min_distance", 1)
+        remedy = "Pass 1 to let neighbours be revealed in the same step, 2 to keep them apart."
+        require(is_integer(distance, at_least=1), "min_distance", "an integer of at least 1", distance, remedy)
 
     @property
     def chooses_without_logits(self) -> bool:
@@ -154,7 +167,15 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             model_output, logits_at = torch.empty(0, 0, columns), torch.empty(0, 0, dtype=torch.int64)
         given: Any = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
         marginals, context = self.start_step(*given)
-        return self._choose(context, *self.rank_positions(marginals, context), max_count)
+        return self._choose(context, *self._rank_apart(marginals, context, max_count), max_count)
+
+    def _rank_apart(self, marginals: Marginals, context: StepContext, max_count: int | None) -> tuple[Tensor, Tensor]:
+        """`rank_positions`, with the positions of one step at the configuration's distance."""
+        ranked, count = self.rank_positions(marginals, context)
+        distance = self.config.get("min_distance", 1)
+        if distance > 1:
+            ranked = apart_first(ranked, context.masked.to(ranked.device), context.grid, distance, max_count)
+        return ranked, count
 
     def _choose(self, context: StepContext, ranked: Tensor, count: Tensor, max_count: int | None) -> Choice:
         if count is not context.count and not context.is_last:
@@ -234,7 +255,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             if context.is_last:
                 ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))
             else:
-                ranked, count = self.rank_positions(marginals, context)
+                ranked, count = self._rank_apart(marginals, context, max_count)
             choice = self._choose(context, ranked, count, max_count)
             rows = choice.positions + first_rows(*context.tokens.shape, choice.positions.device)
             tokens = self._sample(marginals, choice, rows, None)
