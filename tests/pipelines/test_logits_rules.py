@@ -121,9 +121,10 @@ def test_what_a_processor_gets(pipe: MaskedDiffusionTextPipeline) -> None:
         assert all(any(set(row.tolist()) - {MASK} <= own for own in rows) for row in ids)
 
 
-def test_later_groups_know_what_earlier_ones_have_drawn() -> None:
+@pytest.mark.parametrize("threshold", [0, 1])  # the second group's pass is a full one, or a partial one
+def test_later_groups_know_what_earlier_ones_have_drawn(threshold: float) -> None:
     pipe, record = make_pipeline("llama", num_layers=1), Record()
-    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2, full_pass_threshold=threshold))
     (found,) = written(pipe, PROMPTS[:1], num_inference_steps=1, logits_processor=[record], generator=seeds(0))
     (before, _), (after, _) = record.calls
     assert [set(row.tolist()) for row in before] == [{7, 8, MASK}] * 9
