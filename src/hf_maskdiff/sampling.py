@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .token_filters import keep_top_k, keep_top_p, keep_typical
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -149,6 +151,8 @@ class Marginals:
         top_k: only the k most probable tokens, and those that tie with the k-th, may be drawn.
         top_p: only the most probable tokens may be drawn, up to and including the one with which their total
             probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
+        typical_p: only the tokens whose information is nearest to the entropy may be drawn, up to and including the one
+            with which their total probability reaches `typical_p`. Applied last, as in transformers.
         places: where the logits belong, if they are not those of all positions: the index of each in the flattened
             `(batch_size, L)`, int64 like `logits` without its last dimension; -1 for those that belong nowhere. All
             methods below still speak of positions in `(batch_size, L)`.
@@ -163,6 +167,7 @@ class Marginals:
     top_p: float | None = None
     places: Tensor | None = None
     num_places: int = 0
+    typical_p: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -229,19 +234,17 @@ class Marginals:
         return self._filtered(self.logits[rows // length, rows % length, : self.num_tokens].float())
 
     def _filtered(self, block: Tensor) -> Tensor:
-        """Apply temperature, top-k and top-p to a block, in place."""
+        """Apply temperature, top-k, top-p and typical-p to a block, in place."""
         if 0 <= self.mask_token_id < self.num_tokens:
             block[:, self.mask_token_id] = -math.inf
         if self.temperature != 1.0:
             block /= self.temperature
-        if self.top_k is not None and self.top_k < self.num_tokens:
-            threshold = block.topk(self.top_k).values[:, -1:]
-            block.masked_fill_(block < threshold, -math.inf)
-        if self.top_p is not None and self.top_p < 1.0:
-            ordered, order = block.sort(dim=-1, descending=True, stable=True)
-            mass = ordered.softmax(-1)
-            before = mass.cumsum(-1) - mass
-            block.scatter_(1, order, ordered.masked_fill_(before >= self.top_p, -math.inf))
+        if self.top_k is not None:
+            keep_top_k(block, self.top_k)
+        if self.top_p is not None:
+            keep_top_p(block, self.top_p)
+        if self.typical_p is not None:
+            keep_typical(block, self.typical_p)
         return block
 
     def score(self, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:

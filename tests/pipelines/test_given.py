@@ -235,9 +235,7 @@ def test_a_cache_that_lacks_the_logits_of_revealed_positions_is_refused(
         pipe(class_labels=1, num_inference_steps=3)
 
 
-def test_tokens_of_earlier_parts_stay(
-    text_pipe: MaskedDiffusionTextPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_of_earlier_parts_stay(text_pipe: MaskedDiffusionTextPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one block has written is given in the next, and stays."""
     batches: list[Any] = []
     original = text_run.fill_in
