@@ -42,6 +42,7 @@ from .schedulers import (  # noqa: E402
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
     EntropyBoundedScheduler,
+    ExtrapolatingScheduler,
     FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
@@ -54,6 +55,7 @@ from .schedulers import (  # noqa: E402
     RunMemory,
     StepContext,
     ThresholdScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
@@ -78,6 +80,7 @@ __all__ = [
     "DiffusionPipeline",
     "DualCacheConfig",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
     "HaltonScheduler",
@@ -106,6 +109,7 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]
