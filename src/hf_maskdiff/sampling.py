@@ -218,7 +218,8 @@ class Marginals:
         """The logits of these flat positions, `(..., V)`, as they are given."""
         if self.places is not None:
             rows = self._sources[rows]
-        return self.logits.flatten(0, 1)[rows]
+        length = self.logits.shape[1]
+        return self.logits[rows // length, rows % length]  # whatever the strides, nothing else is copied
 
     def _block(self, rows: Tensor) -> Tensor:
         if self.places is not None:
@@ -260,6 +261,26 @@ class Marginals:
         (scores,) = self.reduce(lambda block: (function(block),), self._rows_of(wanted))
         return self._placed(scores, wanted)
 
+    def log_prob_of(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """`log p_i(x_i)` of the tokens x that stand at the wanted positions.
+
+        Args:
+            tokens: int64 `(batch_size, L)`.
+            wanted: bool `(batch_size, L)`.
+
+        Returns:
+            float32 `(batch_size, L)`: -inf for a token that may not be drawn, at all other positions as `score`.
+        """
+        rows = self._rows_of(wanted)
+        (found,) = self.reduce(lambda *given: (self._log_prob(*given),), rows, tokens.flatten()[rows])
+        return self._placed(found, wanted)
+
+    def _log_prob(self, block: Tensor, tokens: Tensor) -> Tensor:
+        allowed = tokens < self.num_tokens
+        token = tokens.clamp(max=self.num_tokens - 1)[:, None]
+        log_probs = block.gather(1, token)[:, 0] - block.logsumexp(-1)
+        return log_probs.masked_fill_(~allowed, -math.inf)
+
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
 
@@ -272,13 +293,9 @@ class Marginals:
             Tokens, int64 `(M,)`; `num_tokens` if no token can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
-        # Chosen by V alone: how a row is drawn must not depend on the number of rows.
-        inverse = inverse_cdf if self.num_tokens <= _ONE_PASS else chunked_inverse_cdf
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            # Shift before multiplying: for logits near the largest one the difference is exact.
-            block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
-            return (inverse(torch.softmax(block, -1, out=block).to(device), uniform),)
+            return (draw_index(tempered_(block, beta).to(device), uniform),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 
@@ -326,6 +343,23 @@ class Marginals:
 def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
     """Where each row of a batch begins in the flattened `(batch_size, L)`, int64 `(batch_size, 1)`."""
     return (torch.arange(batch_size, device=device) * length)[:, None]
+
+
+def tempered_(block: Tensor, beta: Tensor) -> Tensor:
+    """The normalised p^beta of a block of unnormalised log-probabilities, float32 `(M, V)`, which it overwrites.
+
+    Args:
+        beta: `(M, 1)`.
+    """
+    # Shift before multiplying: for logits near the largest one the difference is exact.
+    block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
+    return torch.softmax(block, -1, out=block)
+
+
+def draw_index(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Exact categorical draws, by whichever of the two functions below is faster; the arguments are theirs."""
+    # Chosen by V alone: how a row is drawn must not depend on the number of rows.
+    return inverse_cdf(probs, uniform) if probs.shape[-1] <= _ONE_PASS else chunked_inverse_cdf(probs, uniform)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

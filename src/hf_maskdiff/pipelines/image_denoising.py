@@ -74,7 +74,7 @@ class ImageDenoiser:
         tokens = sample.flatten(1)[rows]
         masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
         if self._planned is None:
-            self._planned = PlannedPasses.over_whole_rows(self._plan, masked)
+            self._planned = PlannedPasses.over_whole_rows(self._plan, self.call.scheduler, masked)
         chosen = None
         if now.choice is not None:
             chosen = torch.where(now.choice.valid, now.choice.positions, ~now.choice.positions)[rows]
