@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from concrete import scheduler_in
 from diffusers import ConfigMixin, SchedulerMixin
 
 from hf_maskdiff import (
@@ -34,6 +36,7 @@ STEP = [
     "max_count",
     "logits_at",
     "memory",
+    "given",
     "details",
     "of_block",
 ]
@@ -155,8 +158,60 @@ def test_a_run_with_a_memory_is_over_in_time(scheduler_class: type[MaskedDiffusi
     for n, t in enumerate(scheduler.timesteps):
         before = sample
         sample = scheduler.step(make_logits(3, 20, seed=n), t, sample, generator=generator, memory=memory).prev_sample
-        assert torch.equal(sample[before != MASK], before[before != MASK])
+        if not scheduler.revises:
+            assert torch.equal(sample[before != MASK], before[before != MASK])
     assert not (sample == MASK).any()
+
+
+@pytest.mark.parametrize("told", ["by the caller", "by the memory", "by nobody"])
+def test_given_tokens_never_change_and_counts_follow_the_plan(
+    scheduler_class: type[MaskedDiffusionScheduler], told: str
+) -> None:
+    """Whatever a scheduler takes back: from a run's first step on, and after the same number of masks."""
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(6)
+    random = torch.Generator().manual_seed(3)
+    sample = torch.randint(0, CODES, (6, 4, 5), generator=random)
+    sample[torch.rand(sample.shape, generator=random) < 0.7] = MASK
+    given, planned = sample != MASK, scheduler.planned_counts((sample == MASK).flatten(1).sum(1))
+    start, masks, ratio = sample, [], (~given).flatten(1).double().mean(1)
+    arguments: dict = {"by the caller": {"given": given}, "by nobody": {}}.get(told, {"memory": scheduler.new_memory()})
+    took_back = False
+    for n, t in enumerate(scheduler.timesteps):
+        before, logits = sample, make_logits(6, 20, seed=n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if told == "by nobody" else "error")
+            sample = scheduler.step(logits, t, sample, ratio, random, **arguments).prev_sample
+        assert torch.equal(sample[given], start[given])
+        took_back |= bool(((sample != before) & (before != MASK)).any())
+        masks.append((sample == MASK).flatten(1).sum(1))
+    assert not masks[-1].any()
+    if planned is not None:
+        assert torch.equal(torch.stack(masks), (~given).flatten(1).sum(1) - planned.cumsum(0))
+    assert not took_back or (scheduler.revises and told != "by nobody")
+
+
+def test_who_is_told_nothing_says_that_nothing_is_taken_back() -> None:
+    scheduler = scheduler_in("examples/custom_remasking.py:SecondThoughtsScheduler")(
+        mask_token_id=MASK, codebook_size=CODES
+    )
+    scheduler.set_timesteps(4)
+    sample = torch.full((2, 20), MASK)
+    sample[:, ::3] = 1
+    with pytest.warns(UserWarning, match="cannot tell given tokens from revealed ones, so it takes none back. Pass"):
+        scheduler.step(make_logits(2, 20), scheduler.timesteps[1], sample)
+
+
+def test_what_is_given_is_checked(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(2)
+    sample = torch.full((2, 20), MASK)
+    for wrong in (torch.zeros(2, 19, dtype=torch.bool), torch.zeros(2, 20), [True] * 20):
+        with pytest.raises(ValueError, match=r"`given` must be a bool tensor of the shape of `sample`, \(2, 20\), got"):
+            scheduler.step(make_logits(2, 20), 1.0, sample, given=wrong)
+    # A masked position is not given, whatever the caller says.
+    free = scheduler.step(make_logits(2, 20), 0.5, sample, given=torch.ones(2, 20, dtype=torch.bool)).prev_sample
+    assert not (free == MASK).any()
 
 
 def test_results_may_enter_a_graph(scheduler_class: type[MaskedDiffusionScheduler]) -> None:

@@ -257,6 +257,26 @@ class Marginals:
         (scores,) = self.reduce(lambda block: (function(block),), self._rows_of(wanted))
         return self._placed(scores, wanted)
 
+    def log_prob_of(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """`log p_i(x_i)` of the tokens x that stand at the wanted positions.
+
+        Args:
+            tokens: int64 `(batch_size, L)`.
+            wanted: bool `(batch_size, L)`.
+
+        Returns:
+            float32 `(batch_size, L)`: -inf for a token that may not be drawn, at all other positions as `score`.
+        """
+        rows = self._rows_of(wanted)
+        (found,) = self.reduce(lambda *given: (self._log_prob(*given),), rows, tokens.flatten()[rows])
+        return self._placed(found, wanted)
+
+    def _log_prob(self, block: Tensor, tokens: Tensor) -> Tensor:
+        allowed = tokens < self.num_tokens
+        token = tokens.clamp(max=self.num_tokens - 1)[:, None]
+        log_probs = block.gather(1, token)[:, 0] - block.logsumexp(-1)
+        return log_probs.masked_fill_(~allowed, -math.inf)
+
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
 

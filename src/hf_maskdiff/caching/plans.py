@@ -26,8 +26,8 @@ class PassState:
         step: number of steps since the block began, or since a callback put in other tokens; 0 is the first.
         starts, ends: the range of each row's block in its window, int64 `(R,)` on the CPU.
         lengths: the lengths of the windows, int64 `(R,)` on the CPU.
-        masked: which positions of each window were masked before the row's last pass, bool `(R, L)`. These are the
-            positions that are masked now, and those whose tokens have been drawn since.
+        masked: which positions of each window were masked before the row's last pass, or have been masked again since,
+            bool `(R, L)`. These are the positions that are masked now, and those whose tokens have been drawn since.
         num_masked: their number in each row, int64 `(R,)` on the CPU.
         resumed: where the block of the row that this call filled in before began in its window, int64 `(R,)` on the
             CPU; -1 if this is the row's first block, for which nothing is stored yet.
@@ -65,10 +65,14 @@ class PassPlan(Protocol):
     Attributes:
         outlives_blocks: whether what one block stores serves the next ones; rows that have finished a block are then
             kept for their next one.
+        computes_block: whether every pass computes the whole block, revealed positions among it.
     """
 
     @property
     def outlives_blocks(self) -> bool: ...
+
+    @property
+    def computes_block(self) -> bool: ...
 
     def queries(self, state: PassState) -> Queries | None:
         """The positions to compute; None for all of them, afresh. Must not depend on other rows, except for K."""
@@ -90,6 +94,7 @@ class CachePlanConfig(CacheConfig):
     refresh_every: int | None = None
     partial: PartialCacheConfig | None = None
     outlives_blocks: ClassVar[bool] = False
+    computes_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.refresh_every is not None:
@@ -173,15 +178,17 @@ class DelayedCacheConfig(CachePlanConfig):
     ```
 
     The keys and values of a token are stored one step after it was drawn, since they change most in the step in which
-    the mask becomes a token. Steps get cheaper as masks get fewer, so with few masks left it computes less than
-    `DualCacheConfig`, and with many more. The first two steps of a block compute everything. "dKV-Cache" (arXiv
-    2505.15781), its variant "decode".
+    the mask becomes a token. A token that is masked again is computed as a mask at once; schedulers that read the
+    logits of revealed positions need another plan. Steps get cheaper as masks get fewer, so with few masks left it
+    computes less than `DualCacheConfig`, and with many more. The first two steps of a block compute everything.
+    "dKV-Cache" (arXiv 2505.15781), its variant "decode".
 
     Args:
         refresh_every, partial: see `CachePlanConfig`.
     """
 
     refresh_every: int | None = 8
+    computes_block: ClassVar[bool] = False
 
     def between_refreshes(self, state: PassState) -> Queries | None:
         if state.step == 1:

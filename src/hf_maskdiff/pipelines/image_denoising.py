@@ -74,7 +74,7 @@ class ImageDenoiser:
         tokens = sample.flatten(1)[rows]
         masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
         if self._planned is None:
-            self._planned = PlannedPasses.over_whole_rows(self._plan, masked)
+            self._planned = PlannedPasses.over_whole_rows(self._plan, self.call.scheduler, masked)
         queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows])
         self._unfinished = now.unfinished
         if queries is not None and self._runs_without_class(t) and self._caches.lack("uncond", now.rows):

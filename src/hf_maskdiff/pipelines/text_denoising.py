@@ -60,7 +60,7 @@ class WindowDenoiser:
             resumed,
             batch.block_starts,
         )
-        self._planned = PlannedPasses(denoiser.plan, *windows)
+        self._planned = PlannedPasses(denoiser.plan, call.scheduler, *windows)
         in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
         self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
@@ -78,10 +78,10 @@ class WindowDenoiser:
         rows = now.index(len(sample), device)
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
         if now.choice is None:
-            # Masked positions first; a row with fewer of them is filled up with known ones, whose logits nobody reads.
-            masked = tokens == batch.mask_token_id
-            columns = (~masked).long().argsort(dim=1, stable=True)[:, : int(now.remaining[of_rows].max())]
-            wanted = masked.gather(1, columns)
+            # What is read first; a row with less of it is filled up with other positions, whose logits nobody reads.
+            read = now.read[rows]
+            columns = (~read).long().argsort(dim=1, stable=True)[:, : int(now.num_read[of_rows].max())]
+            wanted = read.gather(1, columns)
         else:
             columns, wanted = now.choice.positions[rows], now.choice.valid[rows]
         first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]

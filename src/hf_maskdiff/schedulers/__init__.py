@@ -13,6 +13,7 @@ from .scheduling_klass import KLASSScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
 from .scheduling_uniform import UniformScheduler
 from .step_context import StepContext
@@ -31,6 +32,7 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "RevisingScheduler",
     "RunMemory",
     "StepContext",
     "ThresholdScheduler",

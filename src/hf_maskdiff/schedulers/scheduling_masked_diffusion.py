@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..hub import ModelCardMixin
 from ..integers import is_integer, plain
-from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
+from ..masking import check_masking_schedule, mask_ratio, masks_left, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
 from .block_refinement import BlockRefinementMixin
 from .checks import (
@@ -32,11 +32,12 @@ from .output import MaskedDiffusionSchedulerOutput
 from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
 from .run_keys import RunKeys
 from .run_memory import RunMemory
-from .step_context import StepContext
+from .run_plan import RunPlanMixin
+from .step_context import StepContext, given_positions
 
 
-class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
-    """Base of all schedulers: reveals some masked positions per step, never changes a known token, ends without masks.
+class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
+    """Base of all schedulers: reveals some masked positions per step, never changes a given token, ends without masks.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
     `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks and has N_n of them before step n
@@ -205,34 +206,6 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             return [float(value)] * num_steps
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
 
-    def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
-        """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.
-
-        Pipelines call it before the first step. A scheduler whose number of steps depends on the number of masks sets
-        its timesteps here; all others return `first_step` and change nothing.
-        """
-        return first_step
-
-    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
-        """How many positions each row will reveal in each step of the run; None if that is not known in advance.
-
-        Args:
-            num_masked: number of masks each row starts with, int64 `(batch_size,)`.
-            initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`, for a run that starts at a
-                later step; None if it is `num_masked`.
-            first_step: the step the run starts with.
-
-        Returns:
-            int64 `(num_inference_steps - first_step, batch_size)`, on the CPU.
-        """
-        schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
-        initial = None if initial is None else initial.cpu()
-        return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
-
-    def new_memory(self) -> RunMemory:
-        """What a run keeps from step to step, for `step(memory=...)`; to be made anew for every run."""
-        return RunMemory()
-
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
         """A copy that draws tokens at another temperature; 0 always takes the most probable token."""
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
@@ -264,6 +237,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
@@ -283,6 +257,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
                 `sample.flatten()`, int64 `(num_rows, n)`; -1 for logits that belong nowhere. All masked positions must
                 be among them.
             memory: what this scheduler's `new_memory` made when the run began, the same object in every step.
+            given: which positions no step may touch while they hold a token, such as a prompt, bool, the shape of
+                `sample`. None: those that were known in the first step of `memory`, or all that are known now.
             details: fill in `pred_logits` and `transfer_index` of the output.
             of_block: what diffusers' `LLaDA2Pipeline` passes; with it, `timestep` is the number of the step, from 0.
 
@@ -309,6 +285,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         generator: Generators,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
     ) -> tuple[Marginals, StepContext]:
         """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
@@ -337,7 +314,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             target = target.to(remaining.device)
         keys = draw_keys(generator, len(tokens), device)
         if memory is not None:
-            memory.begin_step(tokens, keys)
+            memory.begin_step(tokens, keys, masked)
         return marginals, StepContext(
             step_index=step_index,
             num_inference_steps=num_steps,
@@ -352,6 +329,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             of_run=self._run_keys,
             initial=initial,
             memory=memory,
+            given=given_positions(given, sample, masked, memory),
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------

@@ -69,14 +69,15 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         if of_block:
             return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
-            marginals, context = self.start_step(*given)
+            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+            marginals, context = self.start_step(*arguments)
             drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
 
