@@ -20,6 +20,7 @@ SCHEDULERS = (
     "KLASSScheduler",
     "MaskGITScheduler",
     "MomentScheduler",
+    "OneStepScheduler",
     "ThresholdScheduler",
     "UniformScheduler",
 )
