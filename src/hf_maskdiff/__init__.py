@@ -42,6 +42,7 @@ from .schedulers import (  # noqa: E402
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
     EntropyBoundedScheduler,
+    ExtrapolatingScheduler,
     FirstHittingScheduler,
     HaltonScheduler,
     HybridScheduler,
@@ -56,6 +57,7 @@ from .schedulers import (  # noqa: E402
     RunStart,
     StepContext,
     ThresholdScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
@@ -80,6 +82,7 @@ __all__ = [
     "DiffusionPipeline",
     "DualCacheConfig",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonMaskGITTransformer2DModel",
     "HaltonScheduler",
@@ -110,6 +113,7 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",
 ]

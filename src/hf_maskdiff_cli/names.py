@@ -14,6 +14,7 @@ SCHEDULERS = (
     "AncestralScheduler",
     "ConfidenceScheduler",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
@@ -22,6 +23,7 @@ SCHEDULERS = (
     "MomentScheduler",
     "OneStepScheduler",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
 )
 # What each pipeline makes.

@@ -11,6 +11,22 @@ _CONTEXT = "hf_maskdiff/schedulers/step_context.py"
 
 MUTANTS = [
     Mutant(
+        "distance-of-a-line",
+        "on a grid the distance is that of the flattened indices",
+        _CHOOSE,
+        "context.grid, distance, max_count)",
+        "context.tokens.shape[1:], distance, max_count)",
+        ("tests/test_contract.py::test_positions_of_a_step_lie_apart_and_counts_stay",),
+    ),
+    Mutant(
+        "typical-set-aside",
+        "a scheduler does not hand its `typical_p` on",
+        _BASE,
+        'num_places, config.get("typical_p"))',
+        "num_places)",
+        ("tests/test_contract.py::test_typical_tokens_alone_are_drawn",),
+    ),
+    Mutant(
         "beta-without-one",
         "beta is 1 / alpha",
         _CONTEXT,

@@ -96,7 +96,8 @@ def denoise(
             if not unfinished or interrupted():
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
-            arguments = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count, given)
+            own = _of_unfinished_rows(generator, count)
+            arguments = (t, sample, starting_mask_ratio, own, count, _with_finished_rows(given, count))
             choice = take_step.ahead(*arguments)
             remaining, read = counts.remaining(i, count), sample == mask
             if scheduler.reads_revealed:
@@ -128,6 +129,12 @@ def denoise(
 def _fresh() -> torch.Generator:
     """A generator with a seed of torch's global one."""
     return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
+
+
+def _with_finished_rows(given: Tensor, counts: Tensor) -> Tensor:
+    """What no step may touch, all of the finished rows among it, for which no logits are computed any more."""
+    finished = (counts == 0).view(-1, *[1] * (given.ndim - 1))
+    return given | finished.to(given.device, non_blocking=True) if bool(finished.any()) else given
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

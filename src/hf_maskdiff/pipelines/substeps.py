@@ -172,7 +172,7 @@ def step_of(
     if not isinstance(scheduler, ChooseThenSampleScheduler):
         raise ValueError(
             "partial caching needs a scheduler that chooses positions before it draws tokens, got "
-            f"{type(scheduler).__name__}. Use MomentScheduler, which samples almost like it, or call `disable_cache()`."
+            f"{type(scheduler).__name__}. Use MomentScheduler or another one that does, or call `disable_cache()`."
         )
     return StepInGroups(denoiser, scheduler, partial_cache, lengths)
 

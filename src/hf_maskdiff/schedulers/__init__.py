@@ -7,6 +7,7 @@ from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
 from .scheduling_entropy_bounded import EntropyBoundedScheduler
+from .scheduling_extrapolating import ExtrapolatingScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
@@ -17,6 +18,7 @@ from .scheduling_moment import MomentScheduler
 from .scheduling_one_step import OneStepScheduler
 from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
+from .scheduling_trapezoidal import TrapezoidalScheduler
 from .scheduling_uniform import UniformScheduler
 from .step_context import StepContext
 
@@ -27,6 +29,7 @@ __all__ = [
     "ConfidenceScheduler",
     "EmbeddingNoise",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
@@ -41,5 +44,6 @@ __all__ = [
     "RunStart",
     "StepContext",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
 ]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..integers import is_integer
 from ..masking import share_of_step
-from ..orders import ranking, sort_positions
+from ..orders import apart_first, ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows
-from .checks import require_drawn
+from .checks import require, require_drawn
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
@@ -86,9 +87,21 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     If k_n depends on the logits or on noise, the subclass also overrides `count_positions`, and its `planned_counts`
     returns None. Whatever the count, the last step reveals all remaining positions.
 
+    A scheduler whose configuration has a `min_distance` d (`int`) keeps the positions of one step apart: going down the
+    order, step 2 passes over positions nearer than d to one that it has chosen in this step, and comes back to them, in
+    the same order, only where no others are left. The count stays the same, and 1 changes nothing. The distance is that
+    of indices on a sequence, and the larger one of rows and columns on a grid. Tokens of one step are drawn as if they
+    were independent, which near ones are least (the dilated order of arXiv 2506.19037, after any other order).
+
     Both halves of a step are public: `choose` reads the logits of all positions; `sample_tokens` reads only those of
     the chosen positions, and may be called again with fresher logits for later ranks.
     """
+
+    def check_config(self) -> None:
+        super().check_config()
+        distance = self.config.get("min_distance", 1)
+        remedy = "Pass 1 to let neighbours be revealed in the same step, 2 to keep them apart."
+        require(is_integer(distance, at_least=1), "min_distance", "an integer of at least 1", distance, remedy)
 
     @property
     def chooses_without_logits(self) -> bool:
@@ -194,6 +207,9 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         return self._choose(*self.plan_step(marginals, context), max_count)
 
     def _choose(self, context: StepContext, ranked: Tensor, revised: Tensor | None, max_count: int | None) -> Choice:
+        distance = self.config.get("min_distance", 1)
+        if distance > 1:
+            ranked = apart_first(ranked, context.masked.to(ranked.device), context.grid, distance, max_count)
         length = context.tokens.shape[1]
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):

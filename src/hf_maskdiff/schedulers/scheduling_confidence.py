@@ -34,7 +34,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         measure (`str`): `"confidence"`, `"margin"` or `"entropy"`.
         choice_temperature (`float` or pair, optional): alpha, the strength of the noise in the order; None for no
             noise; a pair (start, end) changes linearly over the steps.
@@ -42,6 +42,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
             greedy.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
+        min_distance (`int`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -58,6 +59,8 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
         token_temperature: float = 1.0,
+        typical_p: float | None = None,
+        min_distance: int = 1,
     ) -> None:
         check_token_temperature(token_temperature)
         require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")

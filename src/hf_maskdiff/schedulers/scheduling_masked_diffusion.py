@@ -22,8 +22,8 @@ from .block_refinement import BlockRefinementMixin
 from .checks import (
     ChoiceTemperature,
     check_choice_temperature,
+    check_marginals,
     flatten_logits,
-    is_number,
     require,
     require_steps,
     require_tensor,
@@ -54,6 +54,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         temperature (`float`): temperature of the model's marginals p_i.
         top_k (`int`, optional), top_p (`float`, optional): restrict p_i as in transformers; the token with which the
             total probability reaches `top_p` is kept.
+        typical_p (`float`, optional): restricts p_i further, to the tokens whose information `-log p_i(x)` is nearest
+            to the entropy, until their total probability reaches `typical_p`; as in transformers, after `top_p`.
     """
 
     order = 1
@@ -76,18 +78,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         mask = config.mask_token_id
         valid = is_integer(mask, at_least=0)
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
-        at_least_one = (
-            ("codebook_size", "the number of real tokens"),
-            ("top_k", "a number of tokens, or None for all"),
-        )
-        for name, meaning in at_least_one:
-            value = config[name]
-            valid = value is None or is_integer(value, at_least=1)
-            require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
-        valid = is_number(config.temperature) and config.temperature > 0
-        require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
-        require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
+        check_marginals(config)
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
             rule = "'linear' (falls to 0 over the steps) or 'constant'"
@@ -268,13 +259,13 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         """
 
     def marginals(self, logits: Tensor, logits_at: Tensor | None = None, num_places: int = 0) -> Marginals:
-        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature, top-k and top-p.
+        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature and filters.
 
         With `logits_at`, see `step`, they are those of some of `num_places` positions.
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places)
+        return Marginals(logits, *allowed, logits_at, num_places, config.get("typical_p"))
 
     def start_step(
         self,

@@ -36,7 +36,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         choice_temperature (`float` or pair): alpha, the strength of the Gumbel noise in the order; a pair (start, end)
             changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
@@ -55,6 +55,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         top_p: float | None = None,
         choice_temperature: ChoiceTemperature = 6.0,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
         self.check_config()
 

@@ -55,8 +55,8 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Certainty
-            is measured after temperature, `top_k` and `top_p`. The schedule is used by `follow_schedule` and
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+            Certainty is measured after temperature, `top_k` and `top_p`. The schedule is used by `follow_schedule` and
             `add_noise` alone.
         threshold (`float`, optional): tau, at least 0: a probability, or nats for `"entropy"`. What nothing exceeds, 1
             for probabilities and 0 for entropies, reveals the least that is allowed in every step.
@@ -89,6 +89,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         measure: str = "confidence",
         token_temperature: float = 1.0,
         block_length: int = 32,
+        typical_p: float | None = None,
     ) -> None:
         measures = sorted([*CERTAINTIES, _DRAWN])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
