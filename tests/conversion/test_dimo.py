@@ -108,7 +108,9 @@ def test_options_that_lack(parts: tuple, tmp_path: Path) -> None:
     (file,) = folder.rglob("pytorch_model.bin")
     with pytest.raises(MissingOptions, match=r"2 missing\. .*there must be one tokenizer .* Pass llvictorll/.*VQGAN"):
         convert(file, tmp_path / "out")
-    with pytest.raises(MissingOptions, match="1 missing. `--num_attention_heads`: must be given for a model of width"):
+    with pytest.raises(
+        MissingOptions, match=r"1 missing\. `--num_attention_heads`: must be given for a model of width"
+    ):
         convert(file, tmp_path / "out", tokenizer)
     larger = tokenizer_with(3 * Model(folder).config["codebook_size"], tmp_path)
     with pytest.raises(ValueError, match=r"`num_classes` must be at least 0|codes"):

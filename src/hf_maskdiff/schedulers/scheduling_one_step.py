@@ -40,8 +40,8 @@ class OneStepScheduler(MaskedDiffusionScheduler):
     Args:
         mask_token_id (`int`): id of the mask.
         codebook_size (`int`, optional): number of codes; needed to draw random ones.
-        masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; the first two have no
-            effect but in `add_noise`.
+        masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`; the first two
+            have no effect but in `add_noise`.
         initial_mask_ratio (`float`): r, in (0, 1], the share of masks in what a run starts from: exactly
             `round(r L)` positions of each row, at least one; all others hold codes drawn uniformly.
         embedding_noise (`float`): sigma, in [0, 1): embeddings e become `sigma N(0, 1) + sqrt(1 - sigma^2) e`.
@@ -59,6 +59,7 @@ class OneStepScheduler(MaskedDiffusionScheduler):
         top_p: float | None = None,
         initial_mask_ratio: float = 0.6,
         embedding_noise: float = 0.1,
+        typical_p: float | None = None,
     ) -> None:
         self.check_config()
         ratio, noise, table = initial_mask_ratio, embedding_noise, self.config.masking_schedule
