@@ -156,8 +156,8 @@ MUTANTS = [
         "edits-not-seen",
         "what a callback changes does not begin the plan anew",
         _LOOP,
-        "counts.hold, logits, began = False, None, i + 1",
-        "counts.hold, logits = False, None",
+        "logits, began = None, i + 1",
+        "logits = None",
         ("tests/pipelines/test_cached_steps.py::test_what_a_callback_changes_is_seen",),
     ),
     Mutant(

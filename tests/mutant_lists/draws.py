@@ -259,7 +259,7 @@ MUTANTS = [
     Mutant(
         "top-p-without-the-crossing-token",
         "the token that crosses top-p is dropped",
-        _SAMPLING,
+        "hf_maskdiff/token_filters.py",
         "before = mass.cumsum(-1) - mass",
         "before = mass.cumsum(-1)",
         ("tests/test_sampling.py::test_filters_are_those_of_transformers",),
@@ -267,7 +267,7 @@ MUTANTS = [
     Mutant(
         "top-k-drops-ties",
         "tokens as probable as the k-th are dropped, and the k-th",
-        _SAMPLING,
+        "hf_maskdiff/token_filters.py",
         "block.masked_fill_(block < threshold, -math.inf)",
         "block.masked_fill_(block <= threshold, -math.inf)",
         ("tests/test_sampling.py::test_filters_at_the_edges",),
@@ -276,8 +276,8 @@ MUTANTS = [
         "temperature-after-top-p",
         "the model's temperature is left out of what top-p counts",
         _SAMPLING,
-        "mass = ordered.softmax(-1)",
-        "mass = (ordered * self.temperature).softmax(-1)",
+        "keep_top_p(block, self.top_p)",
+        "keep_top_p(block.mul_(self.temperature), self.top_p), block.div_(self.temperature)",
         ("tests/test_sampling.py::test_filters_are_those_of_transformers",),
     ),
     Mutant(

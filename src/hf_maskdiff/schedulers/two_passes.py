@@ -89,6 +89,7 @@ class TwoPassScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
@@ -100,8 +101,8 @@ class TwoPassScheduler(MaskedDiffusionScheduler):
                 f"{type(memory).__name__}. Make one for each run: `memory = scheduler.new_memory()`."
             )
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
-            marginals, context = self.start_step(*given)
+            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+            marginals, context = self.start_step(*arguments)
             first = None if memory is None else memory.take(context.step_index)
             places, tokens, kept = self.reveal(marginals, context, first, max_count)
             if memory is not None and kept is not None:
