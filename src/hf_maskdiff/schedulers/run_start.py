@@ -28,7 +28,8 @@ class EmbeddingNoise:
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Embeddings `(batch_size, L, width)` of all of a row's tokens in any dtype; returns the same."""
-        noise = normal_noise(self.keys, *embeddings.shape[1:], Purpose.EXPLORATION)
+        _, length, width = embeddings.shape
+        noise = normal_noise(self.keys, length, width, Purpose.EXPLORATION)
         return self.level * noise.to(embeddings) + math.sqrt(1 - self.level**2) * embeddings
 
 
