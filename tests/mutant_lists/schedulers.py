@@ -9,6 +9,7 @@ _BASE = "hf_maskdiff/schedulers/scheduling_masked_diffusion.py"
 _CHOOSE = "hf_maskdiff/schedulers/scheduling_choose_then_sample.py"
 _START = "hf_maskdiff/schedulers/run_start.py"
 _ONE_STEP = "tests/schedulers/test_one_step.py"
+_ORDERS = "hf_maskdiff/orders.py"
 _CONTEXT = "hf_maskdiff/schedulers/step_context.py"
 
 MUTANTS = [
@@ -99,6 +100,31 @@ MUTANTS = [
         "of_positions = _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])",
         "of_positions = keys[:, None].expand(-1, length)",
         (_ONE_STEP + "::test_noise_is_independent_between_rows_positions_and_numbers",),
+    ),
+    Mutant(
+        "unsure-is-unlikely",
+        "an unsure token counts as unlikely only where it is not the likeliest",
+        _ORDERS,
+        "likely = block[:, token_ids].amax(-1) >= block.amax(-1)",
+        "likely = block[:, token_ids].amax(-1) < block.amax(-1)",
+        ("tests/schedulers/test_unsure_tokens.py::test_the_confidence_of_an_end_of_text_is_zero_as_in_llada",),
+    ),
+    Mutant(
+        "unsure-after-the-score",
+        "the likeliest token is looked for in what the measure has overwritten",
+        _ORDERS,
+        "    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n    return function(block).masked_fill(likely",
+        "    score = function(block)\n    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n"
+        "    return score.masked_fill(likely",
+        ("tests/schedulers/test_unsure_tokens.py::test_unsure_positions_come_last_with_every_measure",),
+    ),
+    Mutant(
+        "zero-passes-a-threshold-of-zero",
+        "a certainty of zero is above a threshold of zero",
+        f"{_SCHEDULERS}threshold.py",
+        "else torch.finfo(torch.float32).min",
+        "else -math.inf",
+        ("tests/schedulers/test_unsure_tokens.py::test_an_unsure_position_passes_no_threshold",),
     ),
     Mutant(
         "distance-of-a-line",
