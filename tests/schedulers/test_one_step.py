@@ -19,9 +19,11 @@ from scipy.stats import kstest
 
 from hf_maskdiff import (
     DelayedCacheConfig,
+    HaltonMaskGITTransformer2DModel,
     HybridScheduler,
     MaskedDiffusionSchedulerOutput,
     MaskGITPipeline,
+    MaskGITTransformer2DModel,
     MDLMPipeline,
     MomentScheduler,
     OneStepScheduler,
@@ -363,26 +365,40 @@ def test_guidance_takes_both_passes_from_one_start(pipe: MaskGITPipeline) -> Non
     assert (one[1], other[1]) == ([0, 2], [pipe.transformer.config.num_classes] * 2)
 
 
-@pytest.mark.parametrize("model", ["maskgit-mnist", "tiny"])
-def test_the_class_has_no_noise(model: str, make_pipeline: Callable[..., MaskGITPipeline]) -> None:
-    """Both denoisers mix it in before positions are added, and in full passes alone."""
-    made = MaskGITPipeline.from_pretrained(ROOT / "pipelines" / model) if model != "tiny" else make_pipeline()
-    transformer, seen = made.transformer, []
-    side, width = transformer.config.sample_size, transformer.config.hidden_size
-    codes, labels = torch.zeros(2, side, side, dtype=torch.int64), torch.tensor([0, 1])
+SIZES = {"sample_size": 3, "codebook_size": 8, "num_classes": 2, "hidden_size": 16, "num_layers": 1}
+SIZES |= {"num_attention_heads": 2, "intermediate_size": 16}
+MODELS = {
+    "Halton": (HaltonMaskGITTransformer2DModel, {}),
+    "BERT": (MaskGITTransformer2DModel, {"project_embeddings": True, "position_bias": True}),
+    "MAGE": (MaskGITTransformer2DModel, {"num_decoder_layers": 1}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_the_class_has_no_noise(name: str) -> None:
+    """Every denoiser mixes it in before positions are added, and in full passes alone."""
+    kind, more = MODELS[name]
+    model, seen = kind(**SIZES, **more).eval(), []
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    codes, labels = torch.arange(18).remainder(8).view(2, 3, 3), torch.tensor([0, 1])
 
     def keep(embeddings: torch.Tensor) -> torch.Tensor:
         seen.append(embeddings)
         return embeddings
 
-    with torch.no_grad():
-        same = transformer(codes, labels, embedding_noise=keep).sample
-        torch.testing.assert_close(same, transformer(codes, labels).sample)
-        table = transformer.token_embedding.weight[:1].expand(2, side * side, width)
-        torch.testing.assert_close(seen[0], table)
-        positions = torch.zeros(2, 1, dtype=torch.int64)
-        with pytest.raises(ValueError, match="`embedding_noise` must be None in a partial pass"):
-            transformer(positions, labels, positions=positions, cache=transformer.new_cache(), embedding_noise=keep)
+    plain = model(codes, labels).sample
+    torch.testing.assert_close(model(codes, labels, embedding_noise=keep).sample, plain)
+    torch.testing.assert_close(seen[0], model.token_embedding.weight[codes.flatten(1)])
+    # One code in place of all others, by its embedding: the same as by its id.
+    by_id = model(torch.full_like(codes, 5), labels).sample
+    table = model.token_embedding.weight[5]
+    torch.testing.assert_close(model(codes, labels, embedding_noise=lambda e: table.expand_as(e)).sample, by_id)
+    assert not torch.allclose(plain, by_id, atol=1e-3)
+    positions = torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="`embedding_noise` must be None in a partial pass"):
+        model(positions, labels, positions=positions, cache=model.new_cache(), embedding_noise=keep)
 
 
 def test_what_a_one_step_model_cannot_do(pipe: MaskGITPipeline) -> None:
