@@ -122,8 +122,8 @@ _BLOCK_UPSTREAMS = {
         text_presets.sdar,
         "The scheduler is SDAR's `block_diffusion_generate` as it is unless told otherwise, `low_confidence_dynamic` "
         "with `confidence_threshold=0.85` and `temperature=1.0`: all drawn tokens that are more probable than that, "
-        f"and at least an even share of the block. {_STEPS_OF_A_BLOCK}With `threshold=1` it is `low_confidence_static`; "
-        "`sequential` is a `block_length` of 1.",
+        f"and at least an even share of the block. {_STEPS_OF_A_BLOCK}With `threshold=1` it is "
+        "`low_confidence_static`; `sequential` is a `block_length` of 1.",
     ),
     "llada2_moe": TextUpstream(
         "inclusionAI/LLaDA2.X",
