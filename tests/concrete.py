@@ -1,4 +1,4 @@
-"""Every concrete scheduler: those that are exported, and that of the example of a scheduler of one's own."""
+"""Every concrete scheduler: those that are exported, and those of the examples of a scheduler of one's own."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def scheduler_in(place: str) -> type[MaskedDiffusionScheduler]:
 
 def _schedulers() -> list[type[MaskedDiffusionScheduler]]:
     exported = _concrete(getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__)
-    example = Path(__file__).parents[1] / "examples" / "custom_scheduler.py"
-    if not example.exists():
-        return exported
-    return exported + [c for c in _concrete(vars(_module(example)).values()) if c.__module__ == "custom_scheduler"]
+    for name in ("custom_scheduler", "custom_remasking"):
+        example = Path(__file__).parents[1] / "examples" / f"{name}.py"
+        if example.exists():
+            exported += [c for c in _concrete(vars(_module(example)).values()) if c.__module__ == name]
+    return exported
 
 
 SCHEDULERS = _schedulers()

@@ -23,7 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "integers": set(),
     "masking": {"torch", "integers"},
     "orders": {"torch"},
-    "sampling": {"torch"},
+    "token_filters": {"torch"},
+    "sampling": {"torch", "token_filters"},
     "hub": {"huggingface_hub", "hf_maskdiff_cli"},
     "schedulers": {"torch", "diffusers", "hub", "integers", "masking", "orders", "sampling"},
     "exclusive": {"torch"},
@@ -67,7 +68,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Where names that have moved to a room above are still found: imported when somebody asks for one of them.
 OLD_ADDRESSES = {"models/__init__.py"}
-BASES = {"scheduling_masked_diffusion", "scheduling_choose_then_sample"}
+BASES = {"scheduling_masked_diffusion", "scheduling_choose_then_sample", "scheduling_revising"}
 
 
 def room_of(path: Path) -> str:

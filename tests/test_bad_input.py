@@ -56,6 +56,8 @@ SHARED_CONFIGURATIONS = [
     ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0. Pass None"),
     ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\], got 1.5"),
 ]
+TYPICAL = [0, 1.5, "half", float("nan"), True]
+DISTANCES = [0, -2, 1.5, None, "2"]
 CHOICE_TEMPERATURES = [-1.0, float("nan"), (1.0, -1.0), (1.0,), (1.0, 2.0, 3.0), "6"]
 
 
@@ -65,6 +67,20 @@ def test_configurations(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         scheduler_class(**({"mask_token_id": MASK} | config))
+
+
+@pytest.mark.parametrize("value", TYPICAL)
+@pytest.mark.parametrize("scheduler_class", [c for c in SCHEDULERS if "typical_p" in signature(c).parameters])
+def test_typical_tokens(scheduler_class: type[MaskedDiffusionScheduler], value: object) -> None:
+    with pytest.raises(ValueError, match=r"`typical_p` must be in \(0, 1\], got .* Pass None to allow every token"):
+        scheduler_class(mask_token_id=MASK, typical_p=value)
+
+
+@pytest.mark.parametrize("value", DISTANCES)
+@pytest.mark.parametrize("scheduler_class", [c for c in SCHEDULERS if "min_distance" in signature(c).parameters])
+def test_distances(scheduler_class: type[MaskedDiffusionScheduler], value: object) -> None:
+    with pytest.raises(ValueError, match=r"`min_distance` must be an integer of at least 1, got .* Pass 1 to let"):
+        scheduler_class(mask_token_id=MASK, min_distance=value)
 
 
 @pytest.mark.parametrize("value", CHOICE_TEMPERATURES)
@@ -94,6 +110,11 @@ def test_choice_temperatures(scheduler_class: type[MaskedDiffusionScheduler], va
         (HybridScheduler, {"exploration_ratio": (0.5, -0.1)}, r"`exploration_ratio` must be .*, got \(0.5, -0.1\)"),
         (HybridScheduler, {"exploration_ratio": (0.1, 0.2, 0.3)}, "`exploration_ratio` must be .* pair"),
         (HybridScheduler, {"exploration_ratio": None}, "`exploration_ratio` must be .*, got None"),
+        (
+            HybridScheduler,
+            {"min_distance": 2, "plain_exploration": True},
+            "`min_distance` must be 1 with `plain_exploration`, .*, got 2. Leave one",
+        ),
     ],
 )
 def test_configurations_of_some(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from concrete import SCHEDULERS, scheduler_in
 from diffusers import ConfigMixin, SchedulerMixin
 
 from hf_maskdiff import (
@@ -34,6 +36,7 @@ STEP = [
     "max_count",
     "logits_at",
     "memory",
+    "given",
     "details",
     "of_block",
 ]
@@ -121,9 +124,9 @@ def test_step(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     )
     assert isinstance(plain, tuple)
     assert torch.equal(plain[0], output.prev_sample)
-    if isinstance(scheduler, ChooseThenSampleScheduler):
+    if isinstance(scheduler, ChooseThenSampleScheduler) or output.pred_original_sample is None:
         assert output.pred_original_sample is None
-        assert len(plain) == 1
+        assert len(plain) == 1  # nothing is drawn that is not used
     else:
         assert torch.equal(plain[1], output.pred_original_sample)
         assert not (plain[1] == MASK).any()
@@ -155,8 +158,60 @@ def test_a_run_with_a_memory_is_over_in_time(scheduler_class: type[MaskedDiffusi
     for n, t in enumerate(scheduler.timesteps):
         before = sample
         sample = scheduler.step(make_logits(3, 20, seed=n), t, sample, generator=generator, memory=memory).prev_sample
-        assert torch.equal(sample[before != MASK], before[before != MASK])
+        if not scheduler.revises:
+            assert torch.equal(sample[before != MASK], before[before != MASK])
     assert not (sample == MASK).any()
+
+
+@pytest.mark.parametrize("told", ["by the caller", "by the memory", "by nobody"])
+def test_given_tokens_never_change_and_counts_follow_the_plan(
+    scheduler_class: type[MaskedDiffusionScheduler], told: str
+) -> None:
+    """Whatever a scheduler takes back: from a run's first step on, and after the same number of masks."""
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(6)
+    random = torch.Generator().manual_seed(3)
+    sample = torch.randint(0, CODES, (6, 4, 5), generator=random)
+    sample[torch.rand(sample.shape, generator=random) < 0.7] = MASK
+    given, planned = sample != MASK, scheduler.planned_counts((sample == MASK).flatten(1).sum(1))
+    start, masks, ratio = sample, [], (~given).flatten(1).double().mean(1)
+    arguments: dict = {"by the caller": {"given": given}, "by nobody": {}}.get(told, {"memory": scheduler.new_memory()})
+    took_back = False
+    for n, t in enumerate(scheduler.timesteps):
+        before, logits = sample, make_logits(6, 20, seed=n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if told == "by nobody" else "error")
+            sample = scheduler.step(logits, t, sample, ratio, random, **arguments).prev_sample
+        assert torch.equal(sample[given], start[given])
+        took_back |= bool(((sample != before) & (before != MASK)).any())
+        masks.append((sample == MASK).flatten(1).sum(1))
+    assert not masks[-1].any()
+    if planned is not None:
+        assert torch.equal(torch.stack(masks), (~given).flatten(1).sum(1) - planned.cumsum(0))
+    assert not took_back or (scheduler.revises and told != "by nobody")
+
+
+def test_who_is_told_nothing_says_that_nothing_is_taken_back() -> None:
+    scheduler = scheduler_in("examples/custom_remasking.py:SecondThoughtsScheduler")(
+        mask_token_id=MASK, codebook_size=CODES
+    )
+    scheduler.set_timesteps(4)
+    sample = torch.full((2, 20), MASK)
+    sample[:, ::3] = 1
+    with pytest.warns(UserWarning, match="cannot tell given tokens from revealed ones, so it takes none back. Pass"):
+        scheduler.step(make_logits(2, 20), scheduler.timesteps[1], sample)
+
+
+def test_what_is_given_is_checked(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    scheduler.set_timesteps(2)
+    sample = torch.full((2, 20), MASK)
+    for wrong in (torch.zeros(2, 19, dtype=torch.bool), torch.zeros(2, 20), [True] * 20):
+        with pytest.raises(ValueError, match=r"`given` must be a bool tensor of the shape of `sample`, \(2, 20\), got"):
+            scheduler.step(make_logits(2, 20), 1.0, sample, given=wrong)
+    # A masked position is not given, whatever the caller says.
+    free = scheduler.step(make_logits(2, 20), 0.5, sample, given=torch.ones(2, 20, dtype=torch.bool)).prev_sample
+    assert not (free == MASK).any()
 
 
 def test_results_may_enter_a_graph(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
@@ -180,7 +235,8 @@ def test_counts_follow_the_plan(scheduler_class: type[MaskedDiffusionScheduler],
     if planned is not None:
         assert torch.equal(torch.stack(masks), 20 - planned.cumsum(0))
     else:  # the logits decide: the method that says how many is the scheduler's own
-        assert scheduler_class.count_positions is not ChooseThenSampleScheduler.count_positions
+        own = getattr(scheduler_class, "count_positions", None)
+        assert own is not ChooseThenSampleScheduler.count_positions
         assert masks[0].max() < 20
     assert masks[-1].tolist() == [0, 0]
 
@@ -218,6 +274,61 @@ def test_saved_and_loaded(scheduler_class: type[MaskedDiffusionScheduler], tmp_p
         assert torch.equal(ours, theirs)
     copied = scheduler_class.from_config(scheduler.config)
     assert all(torch.equal(a, b) for a, b in zip(run(scheduler), run(copied), strict=True))
+
+
+def test_typical_tokens_alone_are_drawn(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    """One token has a probability of 0.4, six have 0.1: the entropy is 1.98 nats, and the six are typical."""
+    if "typical_p" not in inspect.signature(scheduler_class).parameters:
+        return  # one of one's own need not have it
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=7, typical_p=0.3)
+    scheduler.set_timesteps(3)
+    sample = torch.full((4, 50), MASK)
+    for t in scheduler.timesteps:
+        logits = torch.tensor([0.4, *[0.1] * 6]).log().expand(4, 50, -1)
+        sample = scheduler.step(logits, t, sample, generator=torch.Generator().manual_seed(0)).prev_sample
+    assert set(sample.unique().tolist()) <= set(range(1, 7))
+
+
+APART = [c for c in SCHEDULERS if "min_distance" in inspect.signature(c).parameters]
+
+
+@pytest.mark.parametrize("scheduler_class", APART)
+@pytest.mark.parametrize("shape", [(24,), (5, 6)])
+@pytest.mark.parametrize("distance", [2, 3])
+def test_positions_of_a_step_lie_apart_and_counts_stay(
+    scheduler_class: type[ChooseThenSampleScheduler], shape: tuple[int, ...], distance: int
+) -> None:
+    """Apart until no others are left: whatever is still masked then is near one of those chosen."""
+    scheduler = scheduler_class(mask_token_id=MASK, codebook_size=CODES, min_distance=distance)
+    other = scheduler_class(mask_token_id=MASK, codebook_size=CODES)
+    for one in (scheduler, other):
+        one.set_timesteps(3)
+    sample = torch.full((3, *shape), MASK)
+    sample[1].view(-1)[2:9] = 1
+    near_ones = 0
+    planned = scheduler.planned_counts((sample == MASK).flatten(1).sum(1))
+    assert torch.equal(planned, other.planned_counts((sample == MASK).flatten(1).sum(1)))
+    ratio = (sample == MASK).flatten(1).double().mean(1)
+    axes = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij")).flatten(1).T
+    between = (axes[:, None] - axes).abs().amax(-1)  # (L, L)
+    for n, t in enumerate(scheduler.timesteps):
+        masked = (sample == MASK).flatten(1)
+        logits = make_logits(3, masked.shape[1], seed=n)
+        generators = [torch.Generator().manual_seed(10 * n + row) for row in range(3)]
+        choice = scheduler.choose(logits, t, sample, ratio, generators, max_count=int(planned[n].max()))
+        sample = scheduler.step(logits, t, sample, ratio, [g.manual_seed(g.initial_seed()) for g in generators])[0]
+        for row in range(3):
+            chosen = choice.positions[row, : choice.count[row]]
+            revealed = (masked[row] & (sample[row].flatten() != MASK)).nonzero()[:, 0]
+            assert len(chosen) == planned[n, row]
+            assert sorted(chosen.tolist()) == revealed.tolist()
+            apart = [p for i, p in enumerate(chosen) if (between[p, chosen[:i]] >= distance).all()]
+            assert torch.equal(torch.stack(apart), chosen[: len(apart)])  # those that lie apart come first
+            near_ones += len(chosen) - len(apart)
+            if len(apart) < len(chosen):
+                assert (between[masked[row]][:, torch.stack(apart)] < distance).any(1).all()
+    assert near_ones > 0 or scheduler_class is HaltonScheduler
+    assert not (sample == MASK).any()
 
 
 def test_add_noise_masks_with_the_schedule_s_probability(scheduler_class: type[MaskedDiffusionScheduler]) -> None:

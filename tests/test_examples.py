@@ -14,6 +14,7 @@ import sys
 import textwrap
 import tokenize
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,32 @@ def test_custom_scheduler_follows_its_order(folder: Path, own_scheduler: type[Ch
     assert masked[3].any()
 
 
+def test_custom_remasking_takes_tokens_back_and_keeps_what_is_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start("custom_remasking.py", "--pipeline", "tiny", folder=folder)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    pipe = MaskGITPipeline.from_pretrained(folder / "tiny")
+    pipe.scheduler = importlib.import_module("custom_remasking").SecondThoughtsScheduler.from_config(
+        pipe.scheduler.config
+    )
+    expected = pipe(class_labels=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert np.array_equal(np.asarray(Image.open(folder / "second_thoughts.png")), np.asarray(expected))
+    latents = pipe(class_labels=2, output_type="latent").images
+    latents[:, :2] = pipe.scheduler.config.mask_token_id
+    latents[:, -1:] = pipe.scheduler.config.mask_token_id
+    known, seen = latents != pipe.scheduler.config.mask_token_id, []
+
+    def keep(pipe: MaskGITPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(tensors["latents"])
+        return tensors
+
+    own_result(pipe, latents=latents.expand(4, -1, -1), callback_on_step_end=keep)
+    assert all(torch.equal(codes[:, known[0]], latents.expand(4, -1, -1)[:, known[0]]) for codes in seen)
+    mask = pipe.scheduler.config.mask_token_id
+    assert any(((after == mask) & (before != mask)).any() for before, after in pairwise(seen))
+
+
 def test_custom_scheduler_is_saved_with_the_pipeline(
     folder: Path, own_scheduler: type[ChooseThenSampleScheduler]
 ) -> None:
@@ -368,9 +395,10 @@ def test_custom_scheduler_is_saved_with_the_pipeline(
     assert torch.equal(own_result(loaded), own_result(pipe))
 
 
-def test_custom_scheduler_is_short() -> None:
+@pytest.mark.parametrize("name", ["custom_scheduler.py", "custom_remasking.py"])
+def test_a_scheduler_of_one_s_own_is_short(name: str) -> None:
     """At most 30 lines that hold code; the header does not count."""
-    source = (EXAMPLES / "custom_scheduler.py").read_text()
+    source = (EXAMPLES / name).read_text()
     header = ast.parse(source).body[0]
     silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)

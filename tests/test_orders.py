@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from hf_maskdiff.orders import (
+    apart_first,
     explore_first,
     halton_order,
     largest_prefix,
@@ -190,6 +191,39 @@ def test_merging_is_taking_turns(dtype: torch.dtype, data: st.DataObject) -> Non
     scores = -torch.tensor(exploitation).argsort(-1).to(dtype)
     merged = explore_first(scores, torch.tensor(exploration), torch.tensor(explored))
     assert ranking(merged, torch.ones(rows, length, dtype=torch.bool)).tolist() == expected
+
+
+def walked(order: list[int], candidates: list[bool], shape: tuple[int, ...], distance: int) -> list[int]:
+    """Down the order in plain Python, one position after the other."""
+    width = shape[-1] if len(shape) == 2 else max(shape)
+    taken: list[int] = []
+    for p in (p for p in order if candidates[p]):
+        if all(max(abs(p // width - q // width), abs(p % width - q % width)) >= distance for q in taken):
+            taken.append(p)
+    passed_over = [p for p in order if candidates[p] and p not in taken]
+    return taken + passed_over + [p for p in order if not candidates[p]]
+
+
+@given(st.data())
+def test_positions_apart_are_those_of_a_walk_down_the_order(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(1,), (6,), (9,), (17,), (4, 3), (3, 6)]))
+    length, rows, distance = shape[0] * shape[-1] ** (len(shape) - 1), 3, data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    scores = {
+        "random": torch.rand(rows, length, generator=generator),
+        "reading order": -torch.arange(length).double().expand(rows, -1),  # each waits for the one before
+        "waves": torch.arange(length).double().mul(0.7).sin().expand(rows, -1),
+    }[data.draw(st.sampled_from(["random", "reading order", "waves"]))]
+    candidates = torch.rand(rows, length, generator=generator) < data.draw(st.sampled_from([0.4, 1.0]))
+    ranked = ranking(scores, candidates)
+    expected = [
+        walked(order, few, shape, distance) for order, few in zip(ranked.tolist(), candidates.tolist(), strict=True)
+    ]
+    assert apart_first(ranked, candidates, shape, distance).tolist() == expected
+    for count in range(1, length + 1):  # as many rounds as an accelerator runs
+        found = apart_first(ranked, candidates, shape, distance, count).tolist()
+        assert [row[:count] for row in found] == [row[:count] for row in expected]
+        assert [sorted(row) for row in found] == [list(range(length))] * rows
 
 
 @given(st.data())

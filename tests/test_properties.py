@@ -35,6 +35,7 @@ CONFIGURATIONS: dict[str, tuple[type[MaskedDiffusionScheduler], dict[str, object
     "maskgit, greedy order": (MaskGITScheduler, {"choice_temperature": 0.0, "top_k": 1}),
     "maskgit, table": (MaskGITScheduler, {"choice_temperature": PAIR, "rounding": "floor_revealed"}),
     "moment": (MomentScheduler, {}),
+    "moment, apart, typical": (MomentScheduler, {"min_distance": 3, "typical_p": 0.9}),
     "moment, cold": (MomentScheduler, {"choice_temperature": 1e-9, "top_p": 0.9}),
     "uniform": (UniformScheduler, {"masking_schedule": "linear"}),
     "uniform, tempered": (UniformScheduler, {"choice_temperature": 2.0, "rounding": "even"}),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden_data import later_cases, read
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from hf_maskdiff.orders import log_confidence, log_moment, negative_entropy
 from hf_maskdiff.sampling import (
@@ -284,6 +288,47 @@ def test_filters_are_those_of_transformers(temperature: float, top_k: int | None
         scores = TopPLogitsWarper(top_p)(None, scores)
     blocks = all_blocks(Marginals(logits, 50, temperature=temperature, top_k=top_k, top_p=top_p))
     assert torch.equal(blocks.flatten(0, 1), scores)
+
+
+@pytest.mark.parametrize("typical_p", [0.15, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("others", [{}, {"top_k": 20}, {"top_k": 30, "top_p": 0.8, "temperature": 0.7}])
+def test_typical_tokens_are_those_of_transformers(typical_p: float, others: dict[str, Any]) -> None:
+    logits = 3 * torch.randn(8, 16, 50, generator=seeded(0))
+    logits[..., 7] = 30.0  # the mask, which counts for nothing
+    scores = logits.masked_fill(torch.arange(50) == 7, -torch.inf).flatten(0, 1) / others.get("temperature", 1.0)
+    if "top_k" in others:
+        scores = TopKLogitsWarper(others["top_k"])(None, scores)
+    if "top_p" in others:
+        scores = TopPLogitsWarper(others["top_p"])(None, scores)
+    if typical_p < 1:
+        scores = TypicalLogitsWarper(typical_p)(None, scores)
+    blocks = all_blocks(Marginals(logits, 7, typical_p=typical_p, **others))
+    assert torch.equal(blocks.flatten(0, 1), scores)
+
+
+def test_the_most_probable_token_may_not_be_typical() -> None:
+    """Here the entropy is 1.98 nats, next to which the information of the 0.4 is 0.92 and of the others 2.30."""
+    logits = torch.tensor([[[0.4, *[0.1] * 6]]]).log()
+    assert all_blocks(Marginals(logits, 99, typical_p=0.3)).isfinite().tolist() == [[[False] + [True] * 6]]
+
+
+def test_broken_rows_go_through_the_filters_as_they_are() -> None:
+    logits = torch.tensor([[[0.0, torch.nan, 1.0], [0.0, torch.inf, 1.0], [1.0, 2.0, 3.0]]])
+    blocks = all_blocks(Marginals(logits, 99, typical_p=0.4))
+    assert blocks[0, :2].softmax(-1).isnan().all()
+    assert blocks[0, 2].isfinite().any()
+
+
+@pytest.mark.parametrize("path", later_cases("vampnet/typical_filter.safetensors"))
+def test_the_typical_filter_is_vampnet_s(path: Path) -> None:
+    """Those recorded that keep as many tokens as the mass needs, at least one."""
+    tensors, _ = read(path)
+    found = [name for name in tensors if re.fullmatch(r"filtered_mass[\d.]+_min1", name)]
+    assert found
+    for name in found:
+        logits = tensors["logits"]
+        blocks = all_blocks(Marginals(logits, logits.shape[-1], typical_p=float(re.findall(r"[\d.]+", name)[0])))
+        assert torch.equal(blocks.isfinite(), tensors[name].isfinite())
 
 
 def test_filters_at_the_edges() -> None:

@@ -44,7 +44,7 @@ from hf_maskdiff import (
     UniformScheduler,
 )
 from hf_maskdiff.evaluation import laws
-from hf_maskdiff.evaluation.adaptive_laws import klass_run_law, threshold_round_law
+from hf_maskdiff.evaluation.adaptive_laws import apart_subsets, klass_run_law, threshold_round_law
 from hf_maskdiff.evaluation.laws import Law
 
 N, V, K = 4, 3, 2
@@ -165,6 +165,41 @@ def moment(alpha: float) -> Case:
             "Gumbel scale 5 % off": WrongGumbel(**tempered_config(alpha)),
             "alpha twice": AlphaTwice(**tempered_config(alpha)),
             "MaskGIT": MaskGITScheduler(**tempered_config(alpha)),
+        },
+    )
+
+
+def apart(distance: int, alpha: float = 0.5) -> Case:
+    """The moment sampler at a distance of 2, which always leaves enough, or of 3, which after position 1 or 2 does not.
+
+    The order of a Gumbel race is that of a race without replacement, so what is passed over does not change the rest.
+    """
+    log_moments, tokens = laws.moments(PEAKED, alpha)
+
+    def law(distance: int, scale: float = 1.0) -> Law:
+        return laws.choose_then_sample_law(apart_subsets(log_moments / scale, K, distance), tokens)
+
+    def scheduler(**config) -> MomentScheduler:
+        return MomentScheduler(**tempered_config(alpha, **({"min_distance": distance} | config)))
+
+    other = 5 - distance
+    return Case(
+        scheduler(),
+        law(distance),
+        {
+            "no distance": law(1),
+            "another distance": law(other),
+            "Gumbel scale 5 % off": law(distance, 1.05),
+            "the surest": laws.choose_then_sample_law({(0, 3): 1.0}, tokens),
+            "token temperature 5 % off": laws.choose_then_sample_law(
+                apart_subsets(log_moments, K, distance), temper(tokens, 1.05)
+            ),
+        },
+        {
+            "no distance": scheduler(min_distance=1),
+            "another distance": scheduler(min_distance=other),
+            "Gumbel scale 5 % off": WrongGumbel(**tempered_config(alpha, min_distance=distance)),
+            "token temperature 5 % off": WrongTokens(**tempered_config(alpha, min_distance=distance)),
         },
     )
 
@@ -368,6 +403,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "maskgit, alpha 1.5": lambda: maskgit(1.5),
     "moment, alpha 0.5": lambda: moment(0.5),
     "moment, alpha 1.5": lambda: moment(1.5),
+    "moment, 2 apart": lambda: apart(2),
+    "moment, 3 apart": lambda: apart(3),
     "uniform, plain": lambda: uniform(None),
     "uniform, alpha 1.5": lambda: uniform(1.5),
     "halton, sequence, plain": lambda: halton(None, (N,)),

@@ -7,6 +7,8 @@ per row and may overwrite it; see `hf_maskdiff.sampling.Marginals`. They use `lo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -52,6 +54,18 @@ def negative_entropy(block: Tensor) -> Tensor:
     # log p = z - max z + log max p. Where p is 0 its logarithm must be finite, so that the product is 0.
     block.clamp_(min=torch.finfo(block.dtype).min)
     return probs.amax(-1).log_().add_(block.mul_(probs).sum(-1))
+
+
+def zero_where_likely(block: Tensor, token_ids: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function(block)`, but -inf, the logarithm of a certainty of zero, where one of these tokens is the likeliest.
+
+    Args:
+        block: `(rows, V)`.
+        token_ids: int64 `(n,)`, below V.
+        function: another of these.
+    """
+    likely = block[:, token_ids].amax(-1) >= block.amax(-1)
+    return function(block).masked_fill(likely, -torch.inf)
 
 
 # --- exploration: what spreads ----------------------------------------------------------------------------------------
@@ -155,6 +169,63 @@ def explore_first(scores: Tensor, exploration: Tensor, num_explored: Tensor) -> 
 def _ranks_and_raised_scores(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     ranks = torch.arange(length, device=device)
     return ranks, 1e38 / (1 + ranks)
+
+
+def apart_first(
+    ranked: Tensor, candidates: Tensor, shape: tuple[int, ...], min_distance: int, max_count: int | None = None
+) -> Tensor:
+    """Puts candidates that are near an earlier one behind the others: a greedy choice of positions that lie apart.
+
+    Going down the order, a candidate is passed over if one that was taken is nearer than `min_distance`. All that were
+    taken come first, then those passed over, then the rest; each of the three keeps its order.
+
+    Every round takes all candidates that are the first among the open ones near them, at once, and closes what is near
+    those. So the candidate that is taken m-th in the order is found in round m at the latest, mostly much earlier. On a
+    CPU the rounds end when nothing is open. Elsewhere, where to ask this would make the host wait, there are as many as
+    can be needed.
+
+    Args:
+        ranked: positions of each row from first to last, candidates first, int64 `(batch_size, L)`.
+        candidates: bool `(batch_size, L)`.
+        shape: `(L,)`, or `(height, width)` for a grid, on which the distance is the larger one of rows and columns.
+        min_distance: at least 1, which changes nothing.
+        max_count: how many positions will be used, if that is known: the order of later ones may be another.
+
+    Returns:
+        int64 `(batch_size, L)`; each row is a permutation of its positions.
+
+    Example:
+        >>> apart_first(torch.tensor([[2, 1, 3, 0]]), torch.ones(1, 4, dtype=torch.bool), (4,), min_distance=2)
+        tensor([[2, 0, 1, 3]])
+    """
+    length, reach = ranked.shape[1], min(min_distance, max(shape)) - 1
+    ranks = torch.arange(length, device=ranked.device, dtype=torch.float32)  # exact up to 2^24
+    rank = torch.empty_like(ranked, dtype=torch.float32).scatter_(1, ranked, ranks.expand(ranked.shape))
+    room = math.prod(-(-size // min_distance) for size in shape)  # no more than these can lie apart
+    taken, open_ones = torch.zeros_like(candidates), candidates
+    for _ in range(room if max_count is None else min(room, max_count)):
+        if ranked.device.type == "cpu" and not open_ones.any():
+            break
+        waiting = rank.masked_fill(~open_ones, length)
+        first = open_ones & (waiting == -_largest_near(-waiting, shape, reach))
+        taken = taken | first
+        open_ones = open_ones & (_largest_near(first.float(), shape, reach) == 0)
+    return torch.where(taken, rank, rank + length).argsort(-1)
+
+
+def _largest_near(values: Tensor, shape: tuple[int, ...], reach: int) -> Tensor:
+    """The largest value at most `reach` away from each position, along every side of `shape`; `(batch_size, L)`."""
+    near = values.view(-1, *shape)
+    for side in range(1, near.ndim):
+        margin = near.new_full((*near.shape[:side], reach, *near.shape[side + 1 :]), -torch.inf)
+        near = torch.cat([margin, near, margin], side)
+        width = 1  # of the windows whose largest values `near` holds; they grow, at most to twice the width at a time
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            size = near.shape[side] - step
+            near = torch.maximum(near.narrow(side, 0, size), near.narrow(side, step, size))
+            width += step
+    return near.reshape(values.shape)
 
 
 def largest_prefix(costs: Tensor, bound: float) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .token_filters import keep_top_k, keep_top_p, keep_typical
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -149,6 +151,8 @@ class Marginals:
         top_k: only the k most probable tokens, and those that tie with the k-th, may be drawn.
         top_p: only the most probable tokens may be drawn, up to and including the one with which their total
             probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
+        typical_p: only the tokens whose information is nearest to the entropy may be drawn, up to and including the one
+            with which their total probability reaches `typical_p`. Applied last, as in transformers.
         places: where the logits belong, if they are not those of all positions: the index of each in the flattened
             `(batch_size, L)`, int64 like `logits` without its last dimension; -1 for those that belong nowhere. All
             methods below still speak of positions in `(batch_size, L)`.
@@ -163,6 +167,7 @@ class Marginals:
     top_p: float | None = None
     places: Tensor | None = None
     num_places: int = 0
+    typical_p: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -213,7 +218,8 @@ class Marginals:
         """The logits of these flat positions, `(..., V)`, as they are given."""
         if self.places is not None:
             rows = self._sources[rows]
-        return self.logits.flatten(0, 1)[rows]
+        length = self.logits.shape[1]
+        return self.logits[rows // length, rows % length]  # whatever the strides, nothing else is copied
 
     def _block(self, rows: Tensor) -> Tensor:
         if self.places is not None:
@@ -229,19 +235,17 @@ class Marginals:
         return self._filtered(self.logits[rows // length, rows % length, : self.num_tokens].float())
 
     def _filtered(self, block: Tensor) -> Tensor:
-        """Apply temperature, top-k and top-p to a block, in place."""
+        """Apply temperature, top-k, top-p and typical-p to a block, in place."""
         if 0 <= self.mask_token_id < self.num_tokens:
             block[:, self.mask_token_id] = -math.inf
         if self.temperature != 1.0:
             block /= self.temperature
-        if self.top_k is not None and self.top_k < self.num_tokens:
-            threshold = block.topk(self.top_k).values[:, -1:]
-            block.masked_fill_(block < threshold, -math.inf)
-        if self.top_p is not None and self.top_p < 1.0:
-            ordered, order = block.sort(dim=-1, descending=True, stable=True)
-            mass = ordered.softmax(-1)
-            before = mass.cumsum(-1) - mass
-            block.scatter_(1, order, ordered.masked_fill_(before >= self.top_p, -math.inf))
+        if self.top_k is not None:
+            keep_top_k(block, self.top_k)
+        if self.top_p is not None:
+            keep_top_p(block, self.top_p)
+        if self.typical_p is not None:
+            keep_typical(block, self.typical_p)
         return block
 
     def score(self, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
@@ -257,6 +261,26 @@ class Marginals:
         (scores,) = self.reduce(lambda block: (function(block),), self._rows_of(wanted))
         return self._placed(scores, wanted)
 
+    def log_prob_of(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """`log p_i(x_i)` of the tokens x that stand at the wanted positions.
+
+        Args:
+            tokens: int64 `(batch_size, L)`.
+            wanted: bool `(batch_size, L)`.
+
+        Returns:
+            float32 `(batch_size, L)`: -inf for a token that may not be drawn, at all other positions as `score`.
+        """
+        rows = self._rows_of(wanted)
+        (found,) = self.reduce(lambda *given: (self._log_prob(*given),), rows, tokens.flatten()[rows])
+        return self._placed(found, wanted)
+
+    def _log_prob(self, block: Tensor, tokens: Tensor) -> Tensor:
+        allowed = tokens < self.num_tokens
+        token = tokens.clamp(max=self.num_tokens - 1)[:, None]
+        log_probs = block.gather(1, token)[:, 0] - block.logsumexp(-1)
+        return log_probs.masked_fill_(~allowed, -math.inf)
+
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
 
@@ -269,13 +293,9 @@ class Marginals:
             Tokens, int64 `(M,)`; `num_tokens` if no token can be drawn (NaN or +inf logits, or no token allowed).
         """
         device = float64_device(self.logits.device)
-        # Chosen by V alone: how a row is drawn must not depend on the number of rows.
-        inverse = inverse_cdf if self.num_tokens <= _ONE_PASS else chunked_inverse_cdf
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            # Shift before multiplying: for logits near the largest one the difference is exact.
-            block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
-            return (inverse(torch.softmax(block, -1, out=block).to(device), uniform),)
+            return (draw_index(tempered_(block, beta).to(device), uniform),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 
@@ -323,6 +343,23 @@ class Marginals:
 def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
     """Where each row of a batch begins in the flattened `(batch_size, L)`, int64 `(batch_size, 1)`."""
     return (torch.arange(batch_size, device=device) * length)[:, None]
+
+
+def tempered_(block: Tensor, beta: Tensor) -> Tensor:
+    """The normalised p^beta of a block of unnormalised log-probabilities, float32 `(M, V)`, which it overwrites.
+
+    Args:
+        beta: `(M, 1)`.
+    """
+    # Shift before multiplying: for logits near the largest one the difference is exact.
+    block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
+    return torch.softmax(block, -1, out=block)
+
+
+def draw_index(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Exact categorical draws, by whichever of the two functions below is faster; the arguments are theirs."""
+    # Chosen by V alone: how a row is drawn must not depend on the number of rows.
+    return inverse_cdf(probs, uniform) if probs.shape[-1] <= _ONE_PASS else chunked_inverse_cdf(probs, uniform)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

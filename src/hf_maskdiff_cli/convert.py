@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
-_IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/(.+))?")
+_IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+)|/(.+))?")
 # A folder with one of these may hold a model that is known by it; reading it shows which.
 _DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
 
@@ -17,7 +17,10 @@ _DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every argument of the command."""
     add = parser.add_argument
-    add("source", help="file, folder, repository on the Hub, or owner/name/file in one")
+    add(
+        "source",
+        help="file, folder, repository on the Hub, owner/name@revision of one, or owner/name/file in one",
+    )
     add("output", help="folder to write: new, or empty")
     add("--tokenizer", help="where the tokenizer is, if elsewhere; forms as those of the source")
     add("--revision", help="branch, tag or commit of the source on the Hub")
@@ -64,10 +67,11 @@ def require_new_or_empty(output: Path) -> None:
 
 
 class InRepository(NamedTuple):
-    """A place on the Hub: a repository, or one file in it."""
+    """A place on the Hub: a repository, or one file in it, at a branch, tag or commit."""
 
     repo_id: str
     file: str | None
+    revision: str | None
 
 
 def repository_of(source: str | Path, revision: str | None = None, argument: str = "source") -> InRepository | None:
@@ -77,7 +81,7 @@ def repository_of(source: str | Path, revision: str | None = None, argument: str
         argument: what to call the source in an error.
 
     Raises:
-        ValueError: it is neither, or a path that was given a revision.
+        ValueError: it is neither, or a path that was given a revision, or a repository that was given two.
     """
     if Path(source).exists():
         if revision is not None:
@@ -92,7 +96,9 @@ def repository_of(source: str | Path, revision: str | None = None, argument: str
             f"`{argument}` must be a file, a folder, a repository on the Hub or a file in one, got {str(source)!r}. "
             "Pass for example 'owner/name/model.pth'."
         )
-    return InRepository(match[1], match[2])
+    if match[2] is not None and revision is not None:
+        raise ValueError(f"`revision` must be given once, got {revision!r} for {str(source)!r}. Leave one of them out.")
+    return InRepository(match[1], match[3], match[2] or revision)
 
 
 def checkpoint_files(path: Path, argument: str = "source") -> list[Path]:
@@ -125,5 +131,11 @@ def may_be_checkpoint(path: Path) -> bool:
     return path.suffix in _CHECKPOINTS and not path.name.startswith(".") and not path.name.isupper()
 
 
+def folder_of(path: Path) -> Path:
+    """The path itself, or of a `model.safetensors` with the config.json beside it their folder."""
+    is_part = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
+    return path.parent if is_part else path
+
+
 def _has_description(path: Path) -> bool:
-    return any((path / name).exists() for name in _DESCRIPTIONS)
+    return any((folder_of(path) / name).exists() for name in _DESCRIPTIONS)

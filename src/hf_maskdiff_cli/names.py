@@ -14,6 +14,7 @@ SCHEDULERS = (
     "AncestralScheduler",
     "ConfidenceScheduler",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
@@ -21,6 +22,7 @@ SCHEDULERS = (
     "MaskGITScheduler",
     "MomentScheduler",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
 )
 # What each pipeline makes.

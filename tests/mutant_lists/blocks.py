@@ -10,6 +10,7 @@ _WINDOWS = "hf_maskdiff/pipelines/text_windows.py"
 _COUNTS = "hf_maskdiff/pipelines/step_counts.py"
 _ATTENTION = "hf_maskdiff/published/attention.py"
 _DECODING = "tests/pipelines/test_block_decoding.py"
+_UNITS = "tests/pipelines/test_text_windows.py"
 _MODELS = "tests/published/test_block_models.py"
 
 MUTANTS = [
@@ -51,7 +52,7 @@ MUTANTS = [
         _WINDOWS,
         "before = masked.long().cumsum(-1) == 0",
         "before = torch.ones_like(masked)",
-        (f"{_DECODING}::test_a_finished_row_costs_nothing_more[sdar]",),
+        (f"{_UNITS}::test_an_end_behind_a_mask_ends_nothing_yet",),
     ),
     Mutant(
         "ended-rows-go-on",
@@ -59,7 +60,7 @@ MUTANTS = [
         _COUNTS,
         "self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0)",
         "self.planned",
-        (f"{_DECODING}::test_a_finished_row_costs_nothing_more[sdar]",),
+        (f"{_DECODING}::test_a_row_that_ends_inside_a_block_takes_part_in_no_other_pass_of_it[sdar]",),
     ),
     Mutant(
         "a-block-size-is-overruled",
@@ -75,6 +76,6 @@ MUTANTS = [
         _WINDOWS,
         "return BlockGrid(self.block_size, (self.offset + start) % self.block_size)",
         "return BlockGrid(self.block_size, self.offset)",
-        (f"{_DECODING}::test_infilling_and_windows",),
+        (f"{_UNITS}::test_the_blocks_of_a_window_are_those_of_the_sequence",),
     ),
 ]

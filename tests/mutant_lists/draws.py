@@ -10,6 +10,47 @@ _MASKING = "hf_maskdiff/masking.py"
 _BASE = "hf_maskdiff/schedulers/scheduling_masked_diffusion.py"
 
 MUTANTS = [
+    # filters
+    Mutant(
+        "typical-is-probable",
+        "tokens are kept by their probability, not by their distance from the entropy",
+        "hf_maskdiff/token_filters.py",
+        "distance = log_probs.neg().sub_(entropy).abs_()",
+        "distance = log_probs.neg()",
+        ("tests/test_sampling.py::test_the_most_probable_token_may_not_be_typical",),
+    ),
+    Mutant(
+        "typical-stops-short",
+        "the token with which the mass is reached is dropped",
+        "hf_maskdiff/token_filters.py",
+        "block.masked_fill_(distance > farthest, -math.inf)",
+        "block.masked_fill_(distance >= farthest, -math.inf)",
+        ("tests/test_sampling.py::test_typical_tokens_are_those_of_transformers",),
+    ),
+    Mutant(
+        "apart-by-one-more",
+        "positions at exactly the distance are passed over",
+        _ORDERS,
+        "min(min_distance, max(shape)) - 1",
+        "min(min_distance, max(shape))",
+        ("tests/test_orders.py::test_positions_apart_are_those_of_a_walk_down_the_order",),
+    ),
+    Mutant(
+        "apart-in-too-few-rounds",
+        "one round fewer than the count may need",
+        _ORDERS,
+        "min(room, max_count))",
+        "min(room, max_count) - 1)",
+        ("tests/test_orders.py::test_positions_apart_are_those_of_a_walk_down_the_order",),
+    ),
+    Mutant(
+        "apart-from-what-was-passed-over",
+        "a position that was passed over keeps others away too",
+        _ORDERS,
+        "open_ones = open_ones & (_largest_near(first.float(), shape, reach) == 0)",
+        "open_ones = open_ones & ~first",
+        ("tests/test_orders.py::test_positions_apart_are_those_of_a_walk_down_the_order",),
+    ),
     # counts
     Mutant(
         "count-one-step-late",
@@ -218,7 +259,7 @@ MUTANTS = [
     Mutant(
         "top-p-without-the-crossing-token",
         "the token that crosses top-p is dropped",
-        _SAMPLING,
+        "hf_maskdiff/token_filters.py",
         "before = mass.cumsum(-1) - mass",
         "before = mass.cumsum(-1)",
         ("tests/test_sampling.py::test_filters_are_those_of_transformers",),
@@ -226,7 +267,7 @@ MUTANTS = [
     Mutant(
         "top-k-drops-ties",
         "tokens as probable as the k-th are dropped, and the k-th",
-        _SAMPLING,
+        "hf_maskdiff/token_filters.py",
         "block.masked_fill_(block < threshold, -math.inf)",
         "block.masked_fill_(block <= threshold, -math.inf)",
         ("tests/test_sampling.py::test_filters_at_the_edges",),
@@ -235,8 +276,8 @@ MUTANTS = [
         "temperature-after-top-p",
         "the model's temperature is left out of what top-p counts",
         _SAMPLING,
-        "mass = ordered.softmax(-1)",
-        "mass = (ordered * self.temperature).softmax(-1)",
+        "keep_top_p(block, self.top_p)",
+        "keep_top_p(block.mul_(self.temperature), self.top_p), block.div_(self.temperature)",
         ("tests/test_sampling.py::test_filters_are_those_of_transformers",),
     ),
     Mutant(

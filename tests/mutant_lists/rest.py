@@ -34,6 +34,22 @@ MUTANTS = [
         ("tests/conversion/test_mdlm.py::test_the_model_is_whole_and_can_be_saved",),
     ),
     Mutant(
+        "sdtt-one-prefix",
+        "of weights with two prefixes one stays",
+        "hf_maskdiff/published/mdlm_weights.py",
+        "2 if any(key.startswith(2 * _PREFIX) for key in weights) else 1",
+        "1",
+        ("tests/conversion/test_sdtt.py::test_both_layouts",),
+    ),
+    Mutant(
+        "sdtt-another-backbone",
+        "a backbone that computes something else is taken for an MDLM",
+        "hf_maskdiff/published/sdtt.py",
+        "if model.get(name, value) != value}",
+        "if False}",
+        ("tests/conversion/test_sdtt.py::test_settings_that_do_not_fit",),
+    ),
+    Mutant(
         "frechet-trace-sign",
         "the trace of the root is added",
         "hf_maskdiff/evaluation/frechet.py",

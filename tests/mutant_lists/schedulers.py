@@ -7,9 +7,51 @@ from mutant_lists.mutant import Mutant
 _SCHEDULERS = "hf_maskdiff/schedulers/scheduling_"
 _BASE = "hf_maskdiff/schedulers/scheduling_masked_diffusion.py"
 _CHOOSE = "hf_maskdiff/schedulers/scheduling_choose_then_sample.py"
+_ORDERS = "hf_maskdiff/orders.py"
 _CONTEXT = "hf_maskdiff/schedulers/step_context.py"
 
 MUTANTS = [
+    Mutant(
+        "unsure-is-unlikely",
+        "an unsure token counts as unlikely only where it is not the likeliest",
+        _ORDERS,
+        "likely = block[:, token_ids].amax(-1) >= block.amax(-1)",
+        "likely = block[:, token_ids].amax(-1) < block.amax(-1)",
+        ("tests/schedulers/test_unsure_tokens.py::test_the_confidence_of_an_end_of_text_is_zero_as_in_llada",),
+    ),
+    Mutant(
+        "unsure-after-the-score",
+        "the likeliest token is looked for in what the measure has overwritten",
+        _ORDERS,
+        "    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n    return function(block).masked_fill(likely",
+        "    score = function(block)\n    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n"
+        "    return score.masked_fill(likely",
+        ("tests/schedulers/test_unsure_tokens.py::test_unsure_positions_come_last_with_every_measure",),
+    ),
+    Mutant(
+        "zero-passes-a-threshold-of-zero",
+        "a certainty of zero is above a threshold of zero",
+        f"{_SCHEDULERS}threshold.py",
+        "else torch.finfo(torch.float32).min",
+        "else -math.inf",
+        ("tests/schedulers/test_unsure_tokens.py::test_an_unsure_position_passes_no_threshold",),
+    ),
+    Mutant(
+        "distance-of-a-line",
+        "on a grid the distance is that of the flattened indices",
+        _CHOOSE,
+        "context.grid, distance, max_count)",
+        "context.tokens.shape[1:], distance, max_count)",
+        ("tests/test_contract.py::test_positions_of_a_step_lie_apart_and_counts_stay",),
+    ),
+    Mutant(
+        "typical-set-aside",
+        "a scheduler does not hand its `typical_p` on",
+        _BASE,
+        'num_places, config.get("typical_p"))',
+        "num_places)",
+        ("tests/test_contract.py::test_typical_tokens_alone_are_drawn",),
+    ),
     Mutant(
         "beta-without-one",
         "beta is 1 / alpha",
@@ -244,8 +286,8 @@ MUTANTS = [
         "pipelines-forget",
         "a pipeline makes a new memory for every step",
         "hf_maskdiff/pipelines/substeps.py",
-        "taken = self.scheduler.step(*given, int(count.max()), logits.places, self.memory)",
-        "taken = self.scheduler.step(*given, int(count.max()), logits.places, self.scheduler.new_memory())",
+        "int(count.max()), logits.places, self.memory, untouched)[0]",
+        "int(count.max()), logits.places, self.scheduler.new_memory(), untouched)[0]",
         ("tests/schedulers/test_klass.py::test_a_pipeline_hands_a_memory_on",),
     ),
     Mutant(

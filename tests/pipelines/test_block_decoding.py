@@ -24,8 +24,12 @@ from hf_maskdiff import (
     MomentScheduler,
     PartialCacheConfig,
     PrefixCacheConfig,
+    StepContext,
     ThresholdScheduler,
 )
+from hf_maskdiff.pipelines.step_logits import StepLogits
+from hf_maskdiff.pipelines.text_denoising import WindowDenoiser
+from hf_maskdiff.sampling import Marginals
 
 PROMPTS = (6, 3, 8, 1)  # tokens: in the second block, in the first, at the end of the second, at the very beginning
 NEW = 11
@@ -114,14 +118,37 @@ def test_the_cache_changes_no_token(name: str, scheduler: str, blocks_from: str,
         ("bd3lm", {"block_length": 1}),
     ],
 )
-def test_guidance_and_smaller_blocks(name: str, call: dict[str, Any], tmp_path: Path) -> None:
+def test_guidance_and_smaller_blocks(
+    name: str, call: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = open_family(name, tmp_path / "model")
     pipe.scheduler = SCHEDULERS["confidence"](pipe.mask_token_id)
     call = {"num_inference_steps": 2} | call
+    logits = noted_logits(monkeypatch)
     texts = written(pipe, **call)
+    cached = logits.copy()
     assert written(pipe, num_inference_steps=2) != texts
     pipe.disable_cache()
+    logits.clear()
     assert written(pipe, **call) == texts
+    for (places, values), (same_places, expected) in zip(cached, logits, strict=True):
+        assert torch.equal(places, same_places)
+        torch.testing.assert_close(values[places >= 0], expected[places >= 0], atol=1e-5, rtol=1e-5)
+
+
+def noted_logits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """The places and the logits of every pass that a step begins with: tokens may be the same where logits are not."""
+    noted: list[tuple[Tensor, Tensor]] = []
+    plain = WindowDenoiser.pass_of_step
+
+    def pass_of_step(run: WindowDenoiser, *given: Any) -> StepLogits:
+        logits = plain(run, *given)
+        assert logits.places is not None
+        noted.append((logits.places.clone(), logits.values.clone()))
+        return logits
+
+    monkeypatch.setattr(WindowDenoiser, "pass_of_step", pass_of_step)
+    return noted
 
 
 @pytest.mark.parametrize("name", ["fast_dllm", "bd3lm"])
@@ -178,6 +205,28 @@ def test_a_finished_row_costs_nothing_more(name: str, tmp_path: Path) -> None:
     assert sum(rows for rows, _ in passes) == sum(spent)
     assert spent == [spent_passes(stopped(pipe, [row]))[0] for row in range(len(PROMPTS))]
     assert min(spent) < max(spent)
+
+
+class LeftToRight(ConfidenceScheduler):
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        return -torch.arange(context.masked.shape[1], dtype=torch.float64).expand(context.masked.shape)
+
+
+@pytest.mark.parametrize("name", ["sdar", "dllm"])
+def test_a_row_that_ends_inside_a_block_takes_part_in_no_other_pass_of_it(name: str, tmp_path: Path) -> None:
+    """A token a pass, from left to right: as many passes as tokens, the end included."""
+    pipe = open_family(name, tmp_path / "model")
+    pipe.scheduler = LeftToRight(pipe.mask_token_id, masking_schedule="linear")
+    new = [text[length:] for text, length in zip(written(pipe), PROMPTS, strict=True)]
+    end = new[1][1]
+    pipe.register_to_config(eos_token_ids=[end])
+    output = stopped(pipe, [0, 1, 2, 3])
+    lengths = [len(ids) - prompt for ids, prompt in zip(output.sequences, PROMPTS, strict=True)]
+    assert lengths == [row.index(end) + 1 if end in row else NEW for row in new]
+    assert any(
+        length < NEW and (prompt + length) % BLOCK for length, prompt in zip(lengths, PROMPTS, strict=True)
+    )  # some row ended inside a block
+    assert spent_passes(output) == lengths
 
 
 def stopped(pipe: MaskedDiffusionTextPipeline, rows: list[int]) -> Any:

@@ -44,6 +44,7 @@ OWN = {
     "plain_exploration": True,
     "entropy_bound": 2.5,
     "follow_schedule": True,
+    "typical_p": 0.7,
 }
 
 

@@ -31,6 +31,7 @@ class BlockCacheConfig(CacheConfig):
 
     partial: PartialCacheConfig | None = None
     outlives_blocks: ClassVar[bool] = True
+    computes_block: ClassVar[bool] = True
 
     def within_steps(self) -> PartialCacheConfig | None:
         return self.partial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -18,6 +18,7 @@ from hf_maskdiff.conversion import (
     maskgit_jax,
     maskgit_pytorch_v1,
     mdlm,
+    sdtt,
     text_models,
 )
 from hf_maskdiff.conversion.cards import Description, card_of
@@ -61,7 +62,8 @@ def convert(
         pipe = MaskGITPipeline.from_pretrained("halton-256")
 
     Args:
-        source: A file or folder, a repository's id on the Hub, or such an id and the path of a file in it.
+        source: A file or folder, a repository's id on the Hub, alone or with a revision (`"owner/name@revision"`), or
+            such an id and the path of a file in it.
         output: The folder to write; it must not exist yet, or be empty.
         tokenizer: For images, where the tokenizer is, if not in the same file or folder; it is given like `source`. For
             text, the name or folder of a tokenizer of transformers.
@@ -145,8 +147,8 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, aMUSEd, LLaDA, Dream or AntiBERTy, got {found.name!r} "
-            f"with {keys}."
+            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, LLaDA, Dream or AntiBERTy, got "
+            f"{found.name!r} with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
     if len(transformers) != 1:
@@ -220,10 +222,25 @@ def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
     return _mdlm_writer(MDLMTransformer.from_pretrained(found.path), found, output, given.tokenizer)
 
 
-def _mdlm_writer(transformer: MDLMTransformer, found: Source, output: Path, tokenizer: str | Path | None) -> Write:
+def _sdtt_writer(found: Source, output: Path, given: _Given) -> Write:
+    others = {"attention": given.attention, "block_size": given.block_size}
+    _leave_out("SDTT", num_attention_heads=given.num_attention_heads, **others)
+    transformer = MDLMTransformer.from_pretrained(found.path)
+    return _mdlm_writer(transformer, found, output, given.tokenizer, sdtt.DESCRIPTION)
+
+
+def _mdlm_writer(
+    transformer: MDLMTransformer,
+    found: Source,
+    output: Path,
+    tokenizer: str | Path | None,
+    description: Description | None = None,
+) -> Write:
     name = _text_tokenizer(tokenizer) or PUBLISHED_TOKENIZER
     of_blocks = transformer.config.block_size is not None
     preset = (mdlm.bd3lm if of_blocks else mdlm.mdlm)(transformer.config.vocab_size)
+    if description is None:
+        description = Description(*(mdlm.DESCRIPTION_OF_BLOCKS if of_blocks else mdlm.DESCRIPTION))
     try:
         opened = open_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:  # the last of what another format of tokenizers would need
@@ -233,8 +250,7 @@ def _mdlm_writer(transformer: MDLMTransformer, found: Source, output: Path, toke
         ) from error
     mdlm.check_mask(opened, transformer)
     pipe = MDLMPipeline(opened, transformer, preset.scheduler)
-    description = mdlm.DESCRIPTION_OF_BLOCKS if of_blocks else mdlm.DESCRIPTION
-    return _pipeline_writer(pipe, found, output, Description(*description, tokenizer=f"`{name}`"))
+    return _pipeline_writer(pipe, found, output, replace(description, tokenizer=f"`{name}`"))
 
 
 def _text_writer(found: Source, output: Path, given: _Given) -> Write:
@@ -294,6 +310,7 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
 _BY_FILES = (
     _Format(amused.is_amused, _amused_writer),
     _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
+    _Format(sdtt.is_sdtt_at, _sdtt_writer),
     _Format(text_models.is_text_model, _text_writer),
     _Format(antiberty.is_antiberty, _antiberty_writer),
 )

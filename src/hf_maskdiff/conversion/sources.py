@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.published.malformed import read_json, settings_of
-from hf_maskdiff_cli.convert import may_be_checkpoint, repository_of
+from hf_maskdiff_cli.convert import folder_of, may_be_checkpoint, repository_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def locate(source: str | Path, revision: str | None = None, argument: str = "sou
     """
     place = repository_of(source, revision, argument)
     if place is None:
-        return Source(Path(source), Path(source).name)
+        return Source(folder_of(Path(source)), Path(source).name)
     try:
-        return _fetch(str(source), place.repo_id, place.file, revision)
+        return _fetch(str(source), place.repo_id, place.file, place.revision)
     except ValueError:
         raise
     except Exception as error:  # the Hub's client raises those of the library that it connects with, too
@@ -74,7 +74,7 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
         if len(patterns) > 2:
             raise ValueError(f"`source` must be one checkpoint, {repo_id!r} has {patterns}. Pass '{repo_id}/<one>'.")
     folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
-    return Source(Path(folder), repo_id, **details)
+    return Source(Path(folder), source, **details)
 
 
 def model_type(folder: Path) -> str | None:

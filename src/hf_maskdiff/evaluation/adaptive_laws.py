@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .exponential_race import MASK, Law, State, check_count
+from .exponential_race import MASK, Law, State, Subsets, check_count
 from .laws import accumulate, check_marginals, choose_then_sample_law, log_confidence
 
 
@@ -46,6 +46,29 @@ def threshold_round_law(
         return law
     chosen = _surest(log_confidence(marginals, measure), threshold, measure, factor, fewest)
     return choose_then_sample_law({chosen: 1.0}, marginals)
+
+
+def apart_subsets(log_weights: ArrayLike, k: int, min_distance: int) -> Subsets:
+    """The law of the k positions of a sequence that a race with these weights reveals at a distance.
+
+    Going down the order in which the bells ring, a position is passed over if it is nearer than `min_distance` to one
+    that was taken; where no others are left, those passed over are taken in the same order. By enumeration of orders.
+    """
+    weights = np.exp(np.asarray(log_weights, dtype=np.float64) - np.max(log_weights))
+    check_count(k, len(weights))
+    subsets: dict[tuple[int, ...], float] = {}
+    for order in permutations(range(len(weights))):
+        left, chance = float(weights.sum()), 1.0
+        taken: list[int] = []
+        for position in order:
+            chance *= weights[position] / left
+            left = max(left - weights[position], 1e-300)
+            if all(abs(position - other) >= min_distance for other in taken):
+                taken.append(position)
+        chosen = (taken + [position for position in order if position not in taken])[:k]
+        key = tuple(sorted(chosen))
+        subsets[key] = subsets.get(key, 0.0) + chance
+    return subsets
 
 
 def _surest(

@@ -30,6 +30,7 @@ from hf_maskdiff.models.mdlm_layers import (
 from hf_maskdiff.models.sized_model import SizedModelMixin
 from hf_maskdiff.published.malformed import refusing, settings_of
 from hf_maskdiff.published.mdlm_weights import LOCATION, published_weights
+from hf_maskdiff.published.sdtt import is_sdtt, mdlm_settings
 from hf_maskdiff.published.sizes import check_sizes
 
 __all__ = ["PUBLISHED_TYPES", "AdaLayerNorm", "MDLMTransformer", "log_linear_noise", "rotate"]
@@ -145,7 +146,8 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
 
         The published layout (kuleshov-group/mdlm-owt) has a `config.json` of model type "mdlm", and `model.safetensors`
         in one file or in shards, with weight names that start with "backbone.". That of BD3-LM
-        (kuleshov-group/bd3lm-owt-block_size4) is of model type "bd3lm", and says its `block_size`. The repository's own
+        (kuleshov-group/bd3lm-owt-block_size4) is of model type "bd3lm", and says its `block_size`. Those of SDTT
+        (jdeschena/sdtt, a `revision` for each model) have the configuration of their training. The repository's own
         code is neither needed nor run.
 
         Example:
@@ -167,7 +169,7 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         location = {name: kwargs[name] for name in LOCATION if kwargs.get(name) is not None}
         what = f"config.json in {str(pretrained_model_name_or_path)!r}"
         config = settings_of(what, lambda: cls.load_config(pretrained_model_name_or_path, **location))
-        if config.get("model_type") not in PUBLISHED_TYPES:
+        if config.get("model_type") not in PUBLISHED_TYPES and not is_sdtt(config):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
         unknown = sorted(kwargs.keys() - {*LOCATION, "torch_dtype", "dtype"})
@@ -177,15 +179,14 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
                 "the model without, call `model.save_pretrained(folder)`, and load that folder with them."
             )
         settings = inspect.signature(cls.__init__).parameters
-        required = [name for name, setting in settings.items() if setting.default is setting.empty and name != "self"]
-        missing = [name for name in required if name not in config]
-        if missing:
-            raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
-        _require_supported(config)
+        if not is_sdtt(config):
+            _require_supported(config, settings)
         weights = published_weights(pretrained_model_name_or_path, location)
         for name in _BUFFERS_OF_TRAINING:
             weights.pop(name, None)
-        check_sizes(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        config = mdlm_settings(config, shapes) if is_sdtt(config) else config
+        check_sizes(config, shapes)
         with torch.device("meta"), refusing(what, "Take config.json and weights from one model."):
             model = cls(**{name: config[name] for name in settings if name in config})
 
@@ -294,8 +295,12 @@ class MDLMTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixin, 
         return log_linear_noise(time.reshape(-1)).float().to(device)
 
 
-def _require_supported(config: Mapping[str, Any]) -> None:
-    """`ValueError` for settings of a published model under which it computes something else."""
+def _require_supported(config: Mapping[str, Any], settings: Mapping[str, inspect.Parameter]) -> None:
+    """`ValueError` for settings of a published model that are not there, or under which it computes something else."""
+    required = [name for name, setting in settings.items() if setting.default is setting.empty and name != "self"]
+    missing = [name for name in required if name not in config]
+    if missing:
+        raise ValueError(f"`config.json` of an MDLM must name its sizes, {missing} are not there. Add them.")
     other = {name: config[name] for name, value in _SUPPORTED.items() if config.get(name, value) != value}
     if other:
         raise ValueError(f"a BD3-LM must have adaptive norms and blocks, got {other} in config.json. It is another.")

@@ -28,6 +28,7 @@ def denoise(
     *,
     first_step: int = 0,
     initial: Tensor | None = None,
+    given: Tensor | None = None,
     reuse_logits: bool = False,
     partial_cache: PartialCacheConfig | None = None,
     pass_of_step: PassOfStep | None = None,
@@ -37,7 +38,7 @@ def denoise(
     without_ended: Callable[[Tensor], Tensor] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """Fill in the masked positions of a batch with one model call per step; known tokens do not change.
+    """Fill in the masked positions of a batch with one model call per step; given tokens do not change.
 
     Steps in which no row would reveal anything are skipped, and rows without masks take part in no pass. The number of
     masks is read once, before the loop. So no later step makes the host wait for an accelerator, unless `on_step_end`
@@ -53,6 +54,8 @@ def denoise(
         first_step: the first of the scheduler's steps that is run; earlier ones are skipped, as in image-to-image.
         initial: N_0 of each row, int64 `(batch_size,)`: how many masks it would hold at step 0, which the masking
             schedule starts from. None if that is the number of masks in `sample`.
+        given: which positions no step may touch while they hold a token, bool like `sample`. None: all that are known
+            at the start. What a callback writes is given from then on; what it masks is not.
         reuse_logits: True if logits depend on the tokens alone, so that a row in which the last step revealed nothing
             needs no new model call. Only schedulers without planned counts have such steps; detecting them makes the
             host wait.
@@ -78,33 +81,42 @@ def denoise(
     reuse_logits = reuse_logits and isinstance(take_step, WholeStep)  # groups need all rows' keys and values
     pass_of_step = whole_pass(denoiser) if pass_of_step is None else pass_of_step
     generator = _fresh() if generator is None else generator
-    counts = StepCounts(scheduler, sample, initial, first_step)
+    mask = scheduler.config.mask_token_id
+    given = sample != mask if given is None else given & (sample != mask)
+    counts = StepCounts(scheduler, sample, initial, first_step, given, take_step.memory)
     starting_mask_ratio = counts.starting_mask_ratio
     logits: StepLogits | None = None
     before, began = sample, 0  # the tokens that `logits` belong to, and the step in which the passes began afresh
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
-            count, changed = counts.of_step(i, sample, before if reuse_logits else None)
+            count, changed = counts.of_step(i, sample, given, before if reuse_logits else None)
             unfinished = count.nonzero()[:, 0].tolist()
             if not unfinished or interrupted():
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
-            given = (t, sample, starting_mask_ratio, _of_unfinished_rows(generator, count), count)
-            choice = take_step.ahead(*given)
-            now = StepRows(i - began, rows, unfinished, counts.remaining(i, count), choice)
+            own = _of_unfinished_rows(generator, count)
+            arguments = (t, sample, starting_mask_ratio, own, count, _with_finished_rows(given, count))
+            choice = take_step.ahead(*arguments)
+            remaining, read = counts.remaining(i, count), sample == mask
+            if scheduler.reads_revealed:
+                read = read | ~given
+            now = StepRows(i - began, rows, unfinished, remaining, read.flatten(1), counts.num_read(remaining), choice)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
-            sample = take_step(logits, *given, choice)
+            sample = take_step(logits, *arguments, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
-                counts.hold, logits, began = False, None, i + 1
+                given = torch.where(returned != sample, returned != mask, given)
+                counts.depart(returned, given)
+                logits, began = None, i + 1
             sample = returned if without_ended is None else without_ended(returned)
             if sample is not returned:
+                given = given | (sample != returned).any(-1, keepdim=True)  # of rows that have ended, all of it
                 counts.finish_rows(sample)
             bar.update()
     counts.require_all_drawn()
@@ -114,6 +126,12 @@ def denoise(
 def _fresh() -> torch.Generator:
     """A generator with a seed of torch's global one."""
     return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (1,))))
+
+
+def _with_finished_rows(given: Tensor, counts: Tensor) -> Tensor:
+    """What no step may touch, all of the finished rows among it, for which no logits are computed any more."""
+    finished = (counts == 0).view(-1, *[1] * (given.ndim - 1))
+    return given | finished.to(given.device, non_blocking=True) if bool(finished.any()) else given
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

@@ -346,12 +346,13 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
             values = values.to(device).expand(num_prompts, *values.shape[1:])
             return values.repeat_interleave(num_images_per_prompt, 0)
 
-        classes, initial = rows(torch.tensor(labels)), None
+        classes, initial, given = rows(torch.tensor(labels)), None, None
         if image is None:
             latents = self.prepare_latents(batch_size, latents, device)
         else:
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
             latents, initial = self.prepare_image_latents(codes, editable, first_step, generator, call.scheduler)
+            given = torch.zeros_like(latents, dtype=torch.bool) if editable is None else ~editable
 
         names = callback_on_step_end_tensor_inputs
         on_step_end = after_step(self, call, callback_on_step_end, names, "latents")
@@ -366,6 +367,7 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
                     generator,
                     first_step=first_step,
                     initial=initial,
+                    given=given,
                     partial_cache=self.partial_cache,
                     pass_of_step=run.pass_of_step,
                     progress_bar=self.progress_bar,

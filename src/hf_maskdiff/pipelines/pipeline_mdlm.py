@@ -11,6 +11,7 @@ from ..models import MDLMTransformer
 from ..models.transformer_mdlm import PUBLISHED_TYPES
 from ..published import check_ids, open_tokenizer
 from ..published.malformed import settings_of
+from ..published.sdtt import is_sdtt
 from ..schedulers import AncestralScheduler
 from .pipeline_masked_diffusion_text import _LOCATION, MaskedDiffusionTextPipeline
 from .published_pipelines import PUBLISHED_TOKENIZER
@@ -47,8 +48,9 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> MDLMPipeline:
         """As `DiffusionPipeline.from_pretrained`; opens the repositories of MDLM's authors too.
 
-        Those (kuleshov-group/mdlm-owt) hold a model and no tokenizer: it is `openai-community/gpt2` unless `tokenizer`
-        is given, an object or a name. The scheduler is their own, `AncestralScheduler`, unless `scheduler` is given.
+        Those (kuleshov-group/mdlm-owt), and SDTT's (jdeschena/sdtt, a `revision` for each model), hold a model and no
+        tokenizer: it is `openai-community/gpt2` unless `tokenizer` is given, an object or a name. The scheduler is
+        their own, `AncestralScheduler`, unless `scheduler` is given.
         """
         location = {name: kwargs[name] for name in _LOCATION if kwargs.get(name) is not None}
         where = repr(str(pretrained_model_name_or_path))
@@ -64,7 +66,7 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
                 )
             except OSError:
                 raise error from None
-            if config.get("model_type") not in PUBLISHED_TYPES:
+            if config.get("model_type") not in PUBLISHED_TYPES and not is_sdtt(config):
                 raise
         else:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..caching import PassPlan, PassState, Queries
+from ..schedulers import MaskedDiffusionScheduler
 
 
 class PlannedPasses:
@@ -13,13 +14,18 @@ class PlannedPasses:
 
     Args:
         plan: None if every pass computes all positions.
+        scheduler: of the run, which may mask positions again.
         masked: which positions of the windows are masked when the run begins, bool `(batch_size, L)`.
         starts, ends, lengths, resumed, block_starts: see `PassState`, for all rows of the batch.
+
+    Raises:
+        ValueError: the plan's passes do not compute all that the scheduler reads.
     """
 
     def __init__(
         self,
         plan: PassPlan | None,
+        scheduler: MaskedDiffusionScheduler,
         masked: Tensor,
         starts: Tensor,
         ends: Tensor,
@@ -27,16 +33,25 @@ class PlannedPasses:
         resumed: Tensor,
         block_starts: Tensor | None = None,
     ) -> None:
+        if plan is not None and scheduler.reads_revealed and not plan.computes_block:
+            raise ValueError(
+                f"{type(scheduler).__name__} must have the logits of revealed positions in every step, got a "
+                f"{type(plan).__name__}, which computes masked ones. Use `DualCacheConfig()` for a text, or "
+                "`disable_cache()`."
+            )
         self.plan, self._on_host = plan, (starts, ends, lengths, resumed)
+        self._revises = scheduler.revises
         self._block_starts = block_starts
         self._masked = masked.clone()  # so that nothing of the caller is overwritten
         self._num_masked = masked.sum(-1).cpu() if plan is not None else torch.zeros(len(masked), dtype=torch.int64)
 
     @classmethod
-    def over_whole_rows(cls, plan: PassPlan | None, masked: Tensor) -> PlannedPasses:
+    def over_whole_rows(
+        cls, plan: PassPlan | None, scheduler: MaskedDiffusionScheduler, masked: Tensor
+    ) -> PlannedPasses:
         """For rows that are filled in all at once."""
         whole = torch.full((len(masked),), masked.shape[1])
-        return cls(plan, masked, torch.zeros_like(whole), whole, whole, torch.full_like(whole, -1))
+        return cls(plan, scheduler, masked, torch.zeros_like(whole), whole, whole, torch.full_like(whole, -1))
 
     def forget_resumed(self) -> None:
         """From now on no row has an earlier block whose keys and values are stored."""
@@ -44,7 +59,13 @@ class PlannedPasses:
         self._on_host = (starts, ends, lengths, torch.full_like(resumed, -1))
 
     def next(
-        self, step: int, rows: Tensor | slice, of_rows: Tensor, masked: Tensor, num_masked: Tensor
+        self,
+        step: int,
+        rows: Tensor | slice,
+        of_rows: Tensor,
+        masked: Tensor,
+        num_masked: Tensor,
+        chosen: Tensor | None = None,
     ) -> Queries | None:
         """What the next pass of some rows computes; None for all positions.
 
@@ -53,13 +74,21 @@ class PlannedPasses:
             rows, of_rows: the rows, on the device and on the host.
             masked: which positions of their windows are masked now, bool `(num_rows, L)`.
             num_masked: their number, int64 `(num_rows,)` on the CPU.
+            chosen: see `PassState`.
         """
         if self.plan is None:
             return None
         starts, ends, lengths, resumed = (values[of_rows] for values in self._on_host)
         latest = (self._masked[rows], self._num_masked[of_rows])
+        if self._revises:  # what was masked again is stored as the token that stood there
+            latest = _and_their_number(latest[0] | masked)
         block_starts = None if self._block_starts is None else self._block_starts[of_rows]
-        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts))
+        now = (masked, num_masked, chosen)
+        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts, *now))
         self._masked[rows] = masked
         self._num_masked[of_rows] = num_masked
         return queries
+
+
+def _and_their_number(masked: Tensor) -> tuple[Tensor, Tensor]:
+    return masked, masked.sum(-1).cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..schedulers import MaskedDiffusionScheduler
+from ..schedulers import MaskedDiffusionScheduler, RunMemory
 
 
 class StepCounts:
@@ -20,13 +20,21 @@ class StepCounts:
         sample: the tokens that the run starts from, int64 `(batch_size, ...)`.
         initial: N_0 of each row, int64 `(batch_size,)`; None if it is the number of masks in `sample`.
         first_step: the step the run starts with.
+        given: which positions no step may touch, bool like `sample`.
+        memory: of the run.
     """
 
     def __init__(
-        self, scheduler: MaskedDiffusionScheduler, sample: Tensor, initial: Tensor | None, first_step: int
+        self,
+        scheduler: MaskedDiffusionScheduler,
+        sample: Tensor,
+        initial: Tensor | None,
+        first_step: int,
+        given: Tensor,
+        memory: RunMemory,
     ) -> None:
-        num_masked = num_masked_of(scheduler, sample).cpu()
-        self.scheduler = scheduler
+        self.scheduler, self.memory = scheduler, memory
+        num_masked, self._num_free = self._read(sample, given)
         self.first_step = scheduler.fit_timesteps(num_masked, first_step)
         self.initial = num_masked if initial is None else initial.cpu()
         self.timesteps = scheduler.timesteps[self.first_step :]
@@ -46,25 +54,42 @@ class StepCounts:
         """The number of model calls in the run, or an upper bound if it is not known."""
         return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
 
-    def of_step(self, i: int, sample: Tensor, before: Tensor | None = None) -> tuple[Tensor, list[bool]]:
-        """How many positions of each row step i of the run may reveal, int64 `(batch_size,)` on the CPU.
+    def _read(self, sample: Tensor, given: Tensor) -> list[Tensor]:
+        """How many positions of each row are masked, and how many are not given, int64 `(batch_size,)` on the CPU."""
+        masked = sample == self.scheduler.config.mask_token_id
+        return list(torch.stack([places.flatten(1).sum(-1) for places in (masked, masked | ~given)]).cpu())
+
+    def of_step(self, i: int, sample: Tensor, given: Tensor, before: Tensor | None = None) -> tuple[Tensor, list[bool]]:
+        """How many positions of each row step i of the run may draw, int64 `(batch_size,)` on the CPU; 0 in rows that
+        are finished.
 
         And in which rows the step before has changed a token, given the tokens `before` it; without them, in all. With
         planned counts a step changes every row that holds masks.
         """
         changed = [True] * len(sample)
         if self.hold and self.planned is not None:
-            return self.planned[i], changed
-        num_masked = num_masked_of(self.scheduler, sample)  # any number of them may be revealed
+            return self.scheduler.most_drawn(self.planned[i], self.planned[i:].sum(0)), changed
+        masked = (sample == self.scheduler.config.mask_token_id).flatten(1)
+        num_open = self.scheduler.open_counts(masked, masked | ~given.flatten(1), self.memory)
         if before is None:
-            return num_masked.cpu(), changed
+            return num_open.cpu(), changed
         # Reading makes the host wait, so both are read at once.
-        both = torch.stack([num_masked, (sample != before).flatten(1).any(-1).long()]).cpu()
+        both = torch.stack([num_open, (sample != before).flatten(1).any(-1).long()]).cpu()
         return both[0], both[1].bool().tolist()
 
     def remaining(self, i: int, count: Tensor) -> Tensor:
-        """How many masks each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU."""
+        """The most masks that each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU;
+        exact where a step only reveals, or the counts are planned."""
         return self.planned[i:].sum(0) if self.hold and self.planned is not None else count
+
+    def num_read(self, remaining: Tensor) -> Tensor:
+        """How many positions' logits a step reads at most, given what is masked, int64 `(batch_size,)` on the CPU."""
+        return self._num_free if self.scheduler.reads_revealed else remaining
+
+    def depart(self, sample: Tensor, given: Tensor) -> None:
+        """A callback has returned another sample: from here on the plan no longer holds."""
+        self.hold = False
+        _, self._num_free = self._read(sample, given)
 
     def finish_rows(self, sample: Tensor) -> None:
         """Take rows without masks out of the plan; the others keep theirs."""

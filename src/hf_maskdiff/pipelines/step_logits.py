@@ -24,13 +24,17 @@ class StepRows:
         rows: the rows that need logits.
         unfinished: all rows that still hold masks; the others need no pass any more.
         remaining: how many masks each row of the batch holds, int64 `(batch_size,)` on the CPU.
-        choice: the positions that the step reveals, if they are known already; logits of others are not needed.
+        read: which positions' logits the step reads, bool `(batch_size, L)`.
+        num_read: their number in each row at most, int64 `(batch_size,)` on the CPU.
+        choice: the positions that the step draws, if they are known already; logits of others are not needed.
     """
 
     step: int
     rows: list[int]
     unfinished: list[int]
     remaining: Tensor
+    read: Tensor
+    num_read: Tensor
     choice: Choice | None = None
 
     def index(self, batch_size: int, device: torch.device) -> Tensor | slice:
@@ -59,7 +63,11 @@ class StepLogits:
         if self.places is None or newer.places is None:
             self.values[rows] = newer.values
             return
-        count = newer.places.shape[1]  # a row never holds more masks than before
+        count = newer.places.shape[1]
+        missing = count - self.places.shape[1]
+        if missing > 0:  # some row reads more than any row did in an earlier pass
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
+            self.places = torch.nn.functional.pad(self.places, (0, missing), value=-1)
         self.values[rows, :count] = newer.values
         self.places[rows] = -1
         self.places[rows, :count] = newer.places

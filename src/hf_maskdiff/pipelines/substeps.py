@@ -18,7 +18,13 @@ class WholeStep:
         self.scheduler, self.memory = scheduler, scheduler.new_memory()
 
     def ahead(
-        self, t: Tensor, sample: Tensor, starting_mask_ratio: Tensor, generator: Generators, count: Tensor
+        self,
+        t: Tensor,
+        sample: Tensor,
+        starting_mask_ratio: Tensor,
+        generator: Generators,
+        count: Tensor,
+        untouched: Tensor,
     ) -> None:
         """Nothing is chosen before the logits are there."""
 
@@ -30,12 +36,15 @@ class WholeStep:
         starting_mask_ratio: Tensor,
         generator: Generators,
         count: Tensor,
+        untouched: Tensor,
         choice: Choice | None = None,
     ) -> Tensor:
-        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
-        given = (logits.values, t, sample, starting_mask_ratio, generator, False)
-        taken = self.scheduler.step(*given, int(count.max()), logits.places, self.memory)
-        return taken[0]
+        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may draw.
+
+        No step touches what is `untouched`, bool like `sample`.
+        """
+        arguments = (logits.values, t, sample, starting_mask_ratio, generator, False)
+        return self.scheduler.step(*arguments, int(count.max()), logits.places, self.memory, untouched)[0]
 
 
 class StepInGroups:
@@ -64,13 +73,19 @@ class StepInGroups:
         self.memory = scheduler.new_memory()
 
     def ahead(
-        self, t: Tensor, sample: Tensor, starting_mask_ratio: Tensor, generator: Generators, count: Tensor
+        self,
+        t: Tensor,
+        sample: Tensor,
+        starting_mask_ratio: Tensor,
+        generator: Generators,
+        count: Tensor,
+        untouched: Tensor,
     ) -> Choice | None:
         """The step's choice if the scheduler needs no logits for it; else None."""
         if not self.scheduler.chooses_without_logits:
             return None
-        given = (None, t, sample, starting_mask_ratio, generator)
-        return self.scheduler.choose(*given, max_count=int(count.max()), memory=self.memory)
+        arguments = (None, t, sample, starting_mask_ratio, generator)
+        return self.scheduler.choose(*arguments, int(count.max()), memory=self.memory, given=untouched)
 
     def __call__(
         self,
@@ -80,13 +95,17 @@ class StepInGroups:
         starting_mask_ratio: Tensor,
         generator: Generators,
         count: Tensor,
+        untouched: Tensor,
         choice: Choice | None = None,
     ) -> Tensor:
-        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may reveal."""
+        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may draw.
+
+        No step touches what is `untouched`, bool like `sample`.
+        """
         if choice is None:
-            given = (logits.values, t, sample, starting_mask_ratio, generator)
-            most, places = int(count.max()), logits.places
-            choice = self.scheduler.choose(*given, max_count=most, logits_at=places, memory=self.memory)
+            arguments = (logits.values, t, sample, starting_mask_ratio, generator, int(count.max()))
+            choice = self.scheduler.choose(*arguments, logits.places, self.memory, untouched)
+        sample = choice.canvas.view_as(sample)
         # The rows that hold masks; the others take part in no further pass.
         rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
         own = choice if isinstance(rows, slice) else choice.of_rows(rows)
@@ -153,7 +172,7 @@ def step_of(
     if not isinstance(scheduler, ChooseThenSampleScheduler):
         raise ValueError(
             "partial caching needs a scheduler that chooses positions before it draws tokens, got "
-            f"{type(scheduler).__name__}. Use MomentScheduler, which samples almost like it, or call `disable_cache()`."
+            f"{type(scheduler).__name__}. Use MomentScheduler or another one that does, or call `disable_cache()`."
         )
     return StepInGroups(denoiser, scheduler, partial_cache, lengths)
 

@@ -10,6 +10,9 @@ from diffusers.models.model_loading_utils import load_state_dict
 from torch import Tensor
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from hf_maskdiff.published.sizes import shapes_of
+
+_PREFIX = "backbone."
 # Arguments of `from_pretrained` that say where the files are.
 LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
@@ -22,15 +25,18 @@ def published_weights(name_or_path: str | os.PathLike[str], location: dict[str, 
         location: those of the arguments in `LOCATION` that are given.
 
     Raises:
-        ValueError: there is no `model.safetensors`.
+        ValueError: there is no `model.safetensors`, or it is cut short.
     """
     weights: dict[str, Tensor] = {}
     files = weight_files(name_or_path, location)
     if not files:
         raise ValueError(f"{str(name_or_path)!r} must hold `model.safetensors`, whole or in shards. Check the path.")
+    shapes_of(files)  # what is cut short is one clear error
     for file in files:
-        weights |= {key.removeprefix("backbone."): tensor for key, tensor in load_state_dict(file).items()}
-    return weights
+        weights |= load_state_dict(file)
+    # SDTT's teachers have been loaded from the Hub into another model, and so have two prefixes.
+    prefix = _PREFIX * (2 if any(key.startswith(2 * _PREFIX) for key in weights) else 1)
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
 
 
 def weight_files(name_or_path: str | os.PathLike[str], location: dict[str, Any]) -> Sequence[str]:

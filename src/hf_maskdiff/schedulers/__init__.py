@@ -6,6 +6,7 @@ from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
 from .scheduling_entropy_bounded import EntropyBoundedScheduler
+from .scheduling_extrapolating import ExtrapolatingScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
@@ -13,7 +14,9 @@ from .scheduling_klass import KLASSScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
+from .scheduling_trapezoidal import TrapezoidalScheduler
 from .scheduling_uniform import UniformScheduler
 from .step_context import StepContext
 
@@ -23,6 +26,7 @@ __all__ = [
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
     "EntropyBoundedScheduler",
+    "ExtrapolatingScheduler",
     "FirstHittingScheduler",
     "HaltonScheduler",
     "HybridScheduler",
@@ -31,8 +35,10 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "RevisingScheduler",
     "RunMemory",
     "StepContext",
     "ThresholdScheduler",
+    "TrapezoidalScheduler",
     "UniformScheduler",
 ]

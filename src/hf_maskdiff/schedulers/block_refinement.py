@@ -75,7 +75,9 @@ class BlockRefinementMixin:
         self._check_keywords(given)
         num_steps = self.num_inference_steps or 1
         time = 1 - min(int(timestep), num_steps - 1) / num_steps
-        taken = self.step(model_output, time, sample, generator=generator, details=True)
+        prompt = given.get("prompt_mask")  # of one row, for all rows
+        untouched = None if prompt is None else prompt.expand_as(sample)
+        taken = self.step(model_output, time, sample, generator=generator, given=untouched, details=True)
         drawn = taken.prev_sample if taken.pred_original_sample is None else taken.pred_original_sample
         edited = torch.zeros_like(taken.transfer_index)
         if not return_dict:

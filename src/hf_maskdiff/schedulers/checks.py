@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -40,6 +40,28 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
     values = list(value) if isinstance(value, Sequence) else [value, value]
     valid = len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
     require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
+
+
+def check_marginals(config: Any) -> None:
+    """Raise `ValueError` unless the settings that say which tokens may be drawn, and at what temperature, can work."""
+    meanings = {"codebook_size": "the number of real tokens", "top_k": "a number of tokens, or None for all"}
+    for name, meaning in meanings.items():
+        value = config[name]
+        valid = value is None or is_integer(value, at_least=1)
+        require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
+    valid = is_number(config.temperature) and config.temperature > 0
+    require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
+    for name in ("top_p", "typical_p"):
+        share = config.get(name)  # schedulers of others may have no `typical_p`
+        valid = share is None or (is_number(share) and 0 < share <= 1)
+        require(valid, name, "in (0, 1]", share, "Pass None to allow every token.")
+
+
+def check_token_ids(name: str, value: Any) -> None:
+    """Raise `ValueError` unless it is None or a list of token ids."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    valid = value is None or (listed and all(is_integer(token, at_least=0) for token in value))
+    require(valid, name, "token ids, in a list", value, "Pass for example `[tokenizer.eos_token_id]`.")
 
 
 def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:

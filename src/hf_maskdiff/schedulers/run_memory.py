@@ -18,20 +18,26 @@ class RunMemory:
     def __init__(self) -> None:
         self._shape: torch.Size | None = None
         self._run_keys = torch.empty(0)
+        self._known = torch.empty(0, dtype=torch.bool)
 
     @property
     def run_keys(self) -> Tensor:
         """The noise keys of the run's first step, int64 `(batch_size,)`."""
         return self._run_keys
 
-    def begin_step(self, tokens: Tensor, keys: Tensor) -> None:
-        """Take note of a step: tokens int64 `(batch_size, L)` and its noise keys, int64 `(batch_size,)`.
+    @property
+    def known(self) -> Tensor:
+        """Which positions held a token when the run began, bool `(batch_size, L)`."""
+        return self._known
+
+    def begin_step(self, tokens: Tensor, keys: Tensor, masked: Tensor) -> None:
+        """Take note of a step: tokens int64 `(batch_size, L)`, its noise keys, int64 `(batch_size,)`, and the masks.
 
         Raises:
             ValueError: the tokens have another shape than in the run's first step.
         """
         if self._shape is None:
-            self._shape, self._run_keys = tokens.shape, keys
+            self._shape, self._run_keys, self._known = tokens.shape, keys, ~masked
         if self._shape != tokens.shape:
             raise ValueError(
                 f"`memory` must be of the same run as `sample`, got one of tokens {tuple(self._shape)} for a sample of "

@@ -34,8 +34,8 @@ class AncestralScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
-            has no effect here, since the counts are random.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`;
+            `rounding` has no effect here, since the counts are random.
     """
 
     @register_to_config
@@ -48,6 +48,7 @@ class AncestralScheduler(ChooseThenSampleScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        typical_p: float | None = None,
     ) -> None:
         self.check_config()
 

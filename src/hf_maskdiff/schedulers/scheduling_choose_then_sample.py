@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..integers import is_integer
 from ..masking import share_of_step
-from ..orders import ranking, sort_positions
+from ..orders import apart_first, ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows
-from .checks import require_drawn
+from .checks import require, require_drawn
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .step_context import StepContext
 
-_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys")
+_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys", "revised")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Choice:
         keys: the step's noise keys, int64 `(batch_size,)`, for further random decisions.
         step_index: the step, for error messages.
         full: True if every rank of every row is known to be valid, so that `count` need not be read.
+        revised: the tokens of `sample` but for what the step puts back to masks; None if it puts nothing back.
+        memory: what the run keeps from step to step.
     """
 
     positions: Tensor
@@ -46,11 +49,18 @@ class Choice:
     keys: Tensor
     step_index: int
     full: bool = False
+    revised: Tensor | None = None
+    memory: RunMemory | None = None
+
+    @property
+    def canvas(self) -> Tensor:
+        """The tokens that the drawn ones are written into, int64 `(batch_size, L)`."""
+        return self.sample if self.revised is None else self.revised
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The tokens that stand at `positions` before the step, int64 `(batch_size, K)`."""
-        return self.sample.gather(1, self.positions)
+        """The tokens of the canvas at `positions`, int64 `(batch_size, K)`."""
+        return self.canvas.gather(1, self.positions)
 
     @property
     def valid(self) -> Tensor:
@@ -59,7 +69,7 @@ class Choice:
 
     def of_rows(self, rows: Tensor) -> Choice:
         """The choice in these rows of the batch alone, int64 `(num_rows,)`."""
-        tensors = {name: value for name, value in vars(self).items() if name in _PER_ROW}
+        tensors = {name: value for name, value in vars(self).items() if name in _PER_ROW and value is not None}
         return replace(self, **{name: value.index_select(0, rows.to(value.device)) for name, value in tensors.items()})
 
 
@@ -77,9 +87,21 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     If k_n depends on the logits or on noise, the subclass also overrides `count_positions`, and its `planned_counts`
     returns None. Whatever the count, the last step reveals all remaining positions.
 
+    A scheduler whose configuration has a `min_distance` d (`int`) keeps the positions of one step apart: going down the
+    order, step 2 passes over positions nearer than d to one that it has chosen in this step, and comes back to them, in
+    the same order, only where no others are left. The count stays the same, and 1 changes nothing. The distance is that
+    of indices on a sequence, and the larger one of rows and columns on a grid. Tokens of one step are drawn as if they
+    were independent, which near ones are least (the dilated order of arXiv 2506.19037, after any other order).
+
     Both halves of a step are public: `choose` reads the logits of all positions; `sample_tokens` reads only those of
     the chosen positions, and may be called again with fresher logits for later ranks.
     """
+
+    def check_config(self) -> None:
+        super().check_config()
+        distance = self.config.get("min_distance", 1)
+        remedy = "Pass 1 to let neighbours be revealed in the same step, 2 to keep them apart."
+        require(is_integer(distance, at_least=1), "min_distance", "an integer of at least 1", distance, remedy)
 
     @property
     def chooses_without_logits(self) -> bool:
@@ -124,6 +146,33 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         ordered, ranked = sort_positions(scores, context.masked.to(context.keys.device))
         return ranked, self.count_positions(ordered, context)
 
+    def plan_step(self, marginals: Marginals, context: StepContext) -> tuple[StepContext, Tensor, Tensor | None]:
+        """What the step does: the context with its counts, all positions from first to last, and the revised tokens.
+
+        The revised tokens, int64 `(batch_size, L)`, are None where nothing is put back; see `RevisingScheduler`.
+        """
+        ranked, count = self.rank_positions(marginals, context)
+        return context if context.is_last else context.with_count(count), ranked, None
+
+    def _plan_whole_step(self, marginals: Marginals, context: StepContext) -> tuple[StepContext, Tensor, Tensor | None]:
+        """As `plan_step`, of a step that is not drawn in groups, where the order of what is revealed has no effect."""
+        if context.is_last:
+            return context, ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device)), None
+        return self.plan_step(marginals, context)
+
+    def note_drawn(
+        self, marginals: Marginals, choice: Choice, rows: Tensor, tokens: Tensor, group: Tensor | None
+    ) -> None:
+        """Called with what a group has drawn, for a scheduler that remembers it; all others do nothing.
+
+        Args:
+            marginals: what was drawn from.
+            choice: the step's choice.
+            rows: where the logits of each rank are in `marginals`, int64 `(batch_size, K)`.
+            tokens: the tokens at the choice's positions, int64 `(batch_size, K)`.
+            group: which of the valid ranks were drawn now, bool `(batch_size, K)`; None for all.
+        """
+
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         """Inverse temperature of the draw at each rank, float64 `(batch_size, num_ranks)`."""
         return context.beta[:, None].expand(-1, num_ranks)
@@ -139,6 +188,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
     ) -> Choice:
         """The first half of `step`, with the same arguments: choose the positions, and their order.
 
@@ -152,13 +202,14 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         if model_output is None and self.chooses_without_logits:
             columns = self.config.mask_token_id + 2  # more than the mask's
             model_output, logits_at = torch.empty(0, 0, columns), torch.empty(0, 0, dtype=torch.int64)
-        given: Any = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
-        marginals, context = self.start_step(*given)
-        return self._choose(context, *self.rank_positions(marginals, context), max_count)
+        arguments: Any = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+        marginals, context = self.start_step(*arguments)
+        return self._choose(*self.plan_step(marginals, context), max_count)
 
-    def _choose(self, context: StepContext, ranked: Tensor, count: Tensor, max_count: int | None) -> Choice:
-        if count is not context.count and not context.is_last:
-            context = replace(context, count=count.to(context.count.device))
+    def _choose(self, context: StepContext, ranked: Tensor, revised: Tensor | None, max_count: int | None) -> Choice:
+        distance = self.config.get("min_distance", 1)
+        if distance > 1:
+            ranked = apart_first(ranked, context.masked.to(ranked.device), context.grid, distance, max_count)
         length = context.tokens.shape[1]
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):
@@ -175,6 +226,8 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             keys=context.keys,
             step_index=context.step_index,
             full=full,
+            revised=revised,
+            memory=context.memory,
         )
 
     @torch.inference_mode()
@@ -195,6 +248,11 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
     def _sample(self, marginals: Marginals, choice: Choice, rows: Tensor, group: Tensor | None) -> Tensor:
         """Draw the tokens of a group; `rows` `(batch_size, K)` holds the index of each rank's logits, flattened."""
+        tokens = self._drawn(marginals, choice, rows, group)
+        self.note_drawn(marginals, choice, rows, tokens, group)
+        return tokens
+
+    def _drawn(self, marginals: Marginals, choice: Choice, rows: Tensor, group: Tensor | None) -> Tensor:
         on_cpu = rows.device.type == "cpu"
         if on_cpu and not (choice.full and group is None):
             index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
@@ -221,26 +279,22 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         if of_block:
             return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
-            marginals, context = self.start_step(*given)
-            count = context.count
-            # The last step reveals every masked position, and noise belongs to positions, so the order has no effect.
-            if context.is_last:
-                ranked = ranking(context.uniform(Purpose.TOKEN), context.masked.to(context.keys.device))
-            else:
-                ranked, count = self.rank_positions(marginals, context)
-            choice = self._choose(context, ranked, count, max_count)
+            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+            marginals, context = self.start_step(*arguments)
+            choice = self._choose(*self._plan_whole_step(marginals, context), max_count)
             rows = choice.positions + first_rows(*context.tokens.shape, choice.positions.device)
             tokens = self._sample(marginals, choice, rows, None)
 
         # Outside inference mode, so that the result may enter a graph.
-        prev_sample = sample.flatten(1).scatter(1, choice.positions, tokens).view_as(sample)
+        canvas = sample.flatten(1) if choice.revised is None else choice.revised.clone()
+        prev_sample = canvas.scatter(1, choice.positions, tokens).view_as(sample)
         if not return_dict:
             return (prev_sample,)
         output = MaskedDiffusionSchedulerOutput(prev_sample)

@@ -44,8 +44,8 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Entropies
-            are computed after temperature, `top_k` and `top_p`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+            Entropies are computed after temperature, `top_k` and `top_p`.
         entropy_bound (`float`): gamma, in nats, at least 0. With 0, a step reveals one position, and any whose token is
             certain; with infinity, the first step reveals all.
         follow_schedule (`bool`): reveal at least as many positions per step as the masking schedule plans.
@@ -63,6 +63,7 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
         top_p: float | None = None,
         entropy_bound: float = 4.0,
         follow_schedule: bool = False,
+        typical_p: float | None = None,
     ) -> None:
         valid = isinstance(entropy_bound, int | float) and entropy_bound >= 0
         require(valid, "entropy_bound", "a number of nats, at least 0", entropy_bound, "Try 4.0.")

@@ -39,8 +39,8 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; the
-            schedule is used by `add_noise` alone, and `rounding` has no effect.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`;
+            the schedule is used by `add_noise` alone, and `rounding` has no effect.
     """
 
     @register_to_config
@@ -53,6 +53,7 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        typical_p: float | None = None,
     ) -> None:
         self.check_config()
 

@@ -34,7 +34,7 @@ class HaltonScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         choice_temperature (`float` or pair, optional): alpha; None draws tokens at the model's own temperature; a
             pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
@@ -45,6 +45,7 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         randomize (`bool`): start each row at its own random place in the order; all places are equally likely. The
             place follows from the state of the row's generator when the run begins, so it is the same in all steps of
             a run. If you write the loop yourself, pass the same generator to every step.
+        min_distance (`int`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -61,6 +62,8 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         choice_temperature_schedule: str = "linear",
         randomize: bool = False,
         inverse_temperature: float | Sequence[float] = 1.0,
+        typical_p: float | None = None,
+        min_distance: int = 1,
     ) -> None:
         ends = inverse_temperature if isinstance(inverse_temperature, Sequence) else [inverse_temperature] * 2
         rule = "above 0, or a pair (start, end) of such"

@@ -36,7 +36,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         exploration, exploitation (`str`): any two of `"uniform"`, `"halton"`, `"randomized_halton"`, `"moment"`,
             `"confidence"`, `"margin"`, `"entropy"`. On a sequence, Halton is the bit-reversed order; confidence, margin
             and entropy have no noise here.
@@ -47,6 +47,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
         plain_exploration (`bool`): draw the explored positions' tokens at the model's own temperature.
+        min_distance (`int`): see `ChooseThenSampleScheduler`; it moves positions of the merged order.
     """
 
     @register_to_config
@@ -65,6 +66,8 @@ class HybridScheduler(ChooseThenSampleScheduler):
         choice_temperature: ChoiceTemperature | None = 6.0,
         choice_temperature_schedule: str = "linear",
         plain_exploration: bool = False,
+        typical_p: float | None = None,
+        min_distance: int = 1,
     ) -> None:
         for name, value in (("exploration", exploration), ("exploitation", exploitation)):
             require(value in POSITION_ORDERS, name, f"one of {sorted(POSITION_ORDERS)}", value, "Pick one of these.")
@@ -72,6 +75,8 @@ class HybridScheduler(ChooseThenSampleScheduler):
         valid = len(ratios) == 2 and all(isinstance(ratio, int | float) and 0 <= ratio <= 1 for ratio in ratios)
         rule = "a number in [0, 1] or a pair (start, end) of such"
         require(valid, "exploration_ratio", rule, exploration_ratio, "Try 0.5.")
+        valid, remedy = min_distance == 1 or not plain_exploration, "Leave one of them out."
+        require(valid, "min_distance", "1 with `plain_exploration`, which counts ranks", min_distance, remedy)
         self.check_config()
 
     def num_explored(self, context: StepContext) -> Tensor:

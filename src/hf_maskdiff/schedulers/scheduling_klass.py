@@ -53,8 +53,8 @@ class KLASSScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Marginals
-            are compared after temperature, `top_k` and `top_p`; probabilities below 1e-12 count as 1e-12.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+            Marginals are compared after temperature, `top_k` and `top_p`; probabilities below 1e-12 count as 1e-12.
         confidence_threshold (`float`): tau, from 0 to 1.
         kl_threshold (`float`): kappa, in nats, at least 0; 0 lets nothing be ready.
         history_length (`int`): H, the number of comparisons in a row that a position must pass.
@@ -79,6 +79,7 @@ class KLASSScheduler(ChooseThenSampleScheduler):
         history_length: int = 2,
         strategy: str = "all",
         token_temperature: float = 1.0,
+        typical_p: float | None = None,
     ) -> None:
         valid = is_number(confidence_threshold) and 0 <= confidence_threshold <= 1
         require(valid, "confidence_threshold", "in [0, 1]", confidence_threshold, "Try 0.9.")

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..hub import ModelCardMixin
 from ..integers import is_integer, plain
-from ..masking import check_masking_schedule, mask_ratio, masks_left, planned_counts, reveal_counts
+from ..masking import check_masking_schedule, mask_ratio, masks_left, reveal_counts
 from ..sampling import Generators, Marginals, Purpose, draw_keys, float64_device, position_noise
 from .block_refinement import BlockRefinementMixin
 from .checks import (
     ChoiceTemperature,
     check_choice_temperature,
+    check_marginals,
     flatten_logits,
-    is_number,
     require,
     require_steps,
     require_tensor,
@@ -32,11 +32,12 @@ from .output import MaskedDiffusionSchedulerOutput
 from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
 from .run_keys import RunKeys
 from .run_memory import RunMemory
-from .step_context import StepContext
+from .run_plan import RunPlanMixin
+from .step_context import StepContext, given_positions
 
 
-class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
-    """Base of all schedulers: reveals some masked positions per step, never changes a known token, ends without masks.
+class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
+    """Base of all schedulers: reveals some masked positions per step, never changes a given token, ends without masks.
 
     A subclass registers its configuration, calls `check_config` and implements `step`. Time runs from 1 to 0:
     `timesteps[n] = 1 - n / T`, float32, on the CPU. A row that starts with N_0 masks and has N_n of them before step n
@@ -53,6 +54,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         temperature (`float`): temperature of the model's marginals p_i.
         top_k (`int`, optional), top_p (`float`, optional): restrict p_i as in transformers; the token with which the
             total probability reaches `top_p` is kept.
+        typical_p (`float`, optional): restricts p_i further, to the tokens whose information `-log p_i(x)` is nearest
+            to the entropy, until their total probability reaches `typical_p`; as in transformers, after `top_p`.
     """
 
     order = 1
@@ -75,18 +78,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         mask = config.mask_token_id
         valid = is_integer(mask, at_least=0)
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
-        at_least_one = (
-            ("codebook_size", "the number of real tokens"),
-            ("top_k", "a number of tokens, or None for all"),
-        )
-        for name, meaning in at_least_one:
-            value = config[name]
-            valid = value is None or is_integer(value, at_least=1)
-            require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
-        valid = is_number(config.temperature) and config.temperature > 0
-        require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
-        top_p_valid = config.top_p is None or (is_number(config.top_p) and 0 < config.top_p <= 1)
-        require(top_p_valid, "top_p", "in (0, 1]", config.top_p, "Pass None to allow every token.")
+        check_marginals(config)
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
             rule = "'linear' (falls to 0 over the steps) or 'constant'"
@@ -205,34 +197,6 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             return [float(value)] * num_steps
         return [value * (1 - (n + 1) / num_steps) for n in range(num_steps)]
 
-    def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
-        """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.
-
-        Pipelines call it before the first step. A scheduler whose number of steps depends on the number of masks sets
-        its timesteps here; all others return `first_step` and change nothing.
-        """
-        return first_step
-
-    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
-        """How many positions each row will reveal in each step of the run; None if that is not known in advance.
-
-        Args:
-            num_masked: number of masks each row starts with, int64 `(batch_size,)`.
-            initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`, for a run that starts at a
-                later step; None if it is `num_masked`.
-            first_step: the step the run starts with.
-
-        Returns:
-            int64 `(num_inference_steps - first_step, batch_size)`, on the CPU.
-        """
-        schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
-        initial = None if initial is None else initial.cpu()
-        return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
-
-    def new_memory(self) -> RunMemory:
-        """What a run keeps from step to step, for `step(memory=...)`; to be made anew for every run."""
-        return RunMemory()
-
     def with_sampling_temperature(self, value: float) -> MaskedDiffusionScheduler:
         """A copy that draws tokens at another temperature; 0 always takes the most probable token."""
         return self.from_config(self.config, **({"temperature": value} if value > 0 else {"top_k": 1}))
@@ -264,6 +228,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
@@ -283,6 +248,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
                 `sample.flatten()`, int64 `(num_rows, n)`; -1 for logits that belong nowhere. All masked positions must
                 be among them.
             memory: what this scheduler's `new_memory` made when the run began, the same object in every step.
+            given: which positions no step may touch while they hold a token, such as a prompt, bool, the shape of
+                `sample`. None: those that were known in the first step of `memory`, or all that are known now.
             details: fill in `pred_logits` and `transfer_index` of the output.
             of_block: what diffusers' `LLaDA2Pipeline` passes; with it, `timestep` is the number of the step, from 0.
 
@@ -292,13 +259,13 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         """
 
     def marginals(self, logits: Tensor, logits_at: Tensor | None = None, num_places: int = 0) -> Marginals:
-        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature, top-k and top-p.
+        """The marginals p_i of logits `(batch_size, L, V)` under this scheduler's temperature and filters.
 
         With `logits_at`, see `step`, they are those of some of `num_places` positions.
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places)
+        return Marginals(logits, *allowed, logits_at, num_places, config.get("typical_p"))
 
     def start_step(
         self,
@@ -309,6 +276,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
         generator: Generators,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
     ) -> tuple[Marginals, StepContext]:
         """Check the input of a step; returns the marginals, and the `StepContext`, which does not depend on them."""
         num_steps = self._require_run()
@@ -337,7 +305,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             target = target.to(remaining.device)
         keys = draw_keys(generator, len(tokens), device)
         if memory is not None:
-            memory.begin_step(tokens, keys)
+            memory.begin_step(tokens, keys, masked)
         return marginals, StepContext(
             step_index=step_index,
             num_inference_steps=num_steps,
@@ -352,6 +320,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, ModelCardMixin, SchedulerMi
             of_run=self._run_keys,
             initial=initial,
             memory=memory,
+            given=given_positions(given, sample, masked, memory),
         )
 
     # --- the forward process ------------------------------------------------------------------------------------------

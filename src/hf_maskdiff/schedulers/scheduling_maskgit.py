@@ -36,7 +36,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         choice_temperature (`float` or pair): alpha, the strength of the Gumbel noise in the order; a pair (start, end)
             changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
@@ -55,6 +55,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         top_p: float | None = None,
         choice_temperature: ChoiceTemperature = 6.0,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
         self.check_config()
 
@@ -69,14 +70,15 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
         max_count: int | None = None,
         logits_at: Tensor | None = None,
         memory: RunMemory | None = None,
+        given: Tensor | None = None,
         details: bool = False,
         **of_block: Any,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         if of_block:
             return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
         with torch.inference_mode():
-            given = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory)
-            marginals, context = self.start_step(*given)
+            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+            marginals, context = self.start_step(*arguments)
             drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
             score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
 

@@ -33,11 +33,12 @@ class MomentScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         choice_temperature (`float` or pair): alpha; the larger it is, the closer the draws are to the model's own
             temperature; a pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
+        min_distance (`int`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -52,6 +53,8 @@ class MomentScheduler(ChooseThenSampleScheduler):
         top_p: float | None = None,
         choice_temperature: ChoiceTemperature = 6.0,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
+        min_distance: int = 1,
     ) -> None:
         self.check_config()
 

@@ -31,11 +31,12 @@ class UniformScheduler(ChooseThenSampleScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         choice_temperature (`float` or pair, optional): alpha; None draws tokens at the model's own temperature; a
             pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
+        min_distance (`int`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -50,6 +51,8 @@ class UniformScheduler(ChooseThenSampleScheduler):
         top_p: float | None = None,
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
+        min_distance: int = 1,
     ) -> None:
         self.check_config()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from ..masking import Count
 from ..sampling import Generators, Purpose, gumbel, position_noise
+from .checks import require
 from .run_keys import RunKeys
 from .run_memory import RunMemory
 
+# Computed once a step, of its keys and tokens alone.
+_OF_THE_KEYS = ("_choice_and_token_noise", "run_keys", "revealed")
 # An alpha of 0 would make beta infinite.
 _SMALLEST_ALPHA = 1e-6
 
@@ -37,6 +40,7 @@ class StepContext:
         initial: N_0, how many positions of each row were masked when its run began: one number for all rows, or float64
             `(batch_size,)`.
         memory: what the run keeps from step to step, if whoever runs the loop hands it on.
+        given: which positions hold a token that the step must not touch, bool `(batch_size, L)`.
     """
 
     step_index: int
@@ -52,6 +56,21 @@ class StepContext:
     of_run: RunKeys = field(default_factory=RunKeys)
     initial: Count = 0.0
     memory: RunMemory | None = None
+    given: Tensor = field(default_factory=lambda: torch.ones(1, 1, dtype=torch.bool))
+
+    @cached_property
+    def revealed(self) -> Tensor:
+        """Which positions earlier steps have revealed, bool `(batch_size, L)`: known, and not given."""
+        return ~(self.masked | self.given)
+
+    def with_count(self, count: Tensor) -> StepContext:
+        """The same step with other counts; the noise that was made is kept."""
+        if count is self.count:
+            return self
+        made = {name: value for name, value in vars(self).items() if name in _OF_THE_KEYS}
+        changed = replace(self, count=count.to(self.count.device))
+        vars(changed).update(made)
+        return changed
 
     @property
     def sharpness(self) -> float:
@@ -97,3 +116,21 @@ class StepContext:
         if self.memory is not None:
             return self.memory.run_keys
         return self.of_run.at(self.step_index, self.generator, self.keys)
+
+
+def given_positions(given: Tensor | None, sample: Tensor, masked: Tensor, memory: RunMemory | None) -> Tensor:
+    """Which positions a step must not touch, bool `(batch_size, L)`; a masked one is never among them.
+
+    Args:
+        given: as the caller of the step says, bool like `sample`; None for what was known when the run began.
+        sample: tokens, int64 `(batch_size, ...)`.
+        masked: which of them are masked, bool `(batch_size, L)`.
+        memory: of the run; without one and without `given`, all that is known now counts as given.
+    """
+    if given is not None:
+        fits = isinstance(given, Tensor) and given.dtype == torch.bool and given.shape == sample.shape
+        got = (given.dtype, tuple(given.shape)) if isinstance(given, Tensor) else given
+        rule = f"a bool tensor of the shape of `sample`, {tuple(sample.shape)}"
+        require(fits, "given", rule, got, "Pass `sample != mask_token_id` of the run's first step.")
+        return given.flatten(1) & ~masked
+    return ~masked if memory is None else memory.known & ~masked

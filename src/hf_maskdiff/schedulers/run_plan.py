@@ -1,0 +1,82 @@
+"""What whoever runs the loop asks a scheduler about a run, before its first step and between steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..masking import planned_counts
+from .run_memory import RunMemory
+
+
+class RunPlanMixin:
+    """How many steps a run has, how many positions they reveal, and which positions they read and touch.
+
+    A position is *given* (a prompt's token, a pixel to keep: no step touches it), *revealed* by an earlier step, or
+    *masked*. What is said here holds for a scheduler that reveals and never looks back; `RevisingScheduler` says
+    otherwise.
+    """
+
+    if TYPE_CHECKING:
+        config: Any
+        _require_run: Any
+
+    def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
+        """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.
+
+        Pipelines call it before the first step. A scheduler whose number of steps depends on the number of masks sets
+        its timesteps here; all others return `first_step` and change nothing.
+        """
+        return first_step
+
+    def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
+        """By how much each row's masks get fewer in each step of the run; None if that is not known in advance.
+
+        Args:
+            num_masked: number of masks each row starts with, int64 `(batch_size,)`.
+            initial: N_0, the number of masks each row has at step 0, int64 `(batch_size,)`, for a run that starts at a
+                later step; None if it is `num_masked`.
+            first_step: the step the run starts with.
+
+        Returns:
+            int64 `(num_inference_steps - first_step, batch_size)`, on the CPU.
+        """
+        schedule, rounding, num_steps = self.config.masking_schedule, self.config.rounding, self._require_run()
+        initial = None if initial is None else initial.cpu()
+        return planned_counts(num_masked.cpu(), num_steps, schedule, rounding, initial, first_step)
+
+    def most_drawn(self, planned: Tensor, remaining: Tensor) -> Tensor:
+        """How many positions a step draws at most, where its count is planned; int64 `(batch_size,)` like all here.
+
+        Args:
+            planned: by how much the step makes each row's masks fewer.
+            remaining: number of masks of each row before the step.
+        """
+        return planned
+
+    def open_counts(self, masked: Tensor, free: Tensor, memory: RunMemory) -> Tensor:
+        """How many positions the next step draws at most, where no plan says so; 0 in rows that are finished.
+
+        Args:
+            masked, free: which positions are masked, and which are not given, bool `(batch_size, L)`.
+            memory: of the run.
+
+        Returns:
+            int64 `(batch_size,)`.
+        """
+        return masked.sum(-1)
+
+    @property
+    def revises(self) -> bool:
+        """Whether steps change positions that earlier steps have revealed."""
+        return False
+
+    @property
+    def reads_revealed(self) -> bool:
+        """Whether steps read the logits of revealed positions, besides those of masked ones."""
+        return False
+
+    def new_memory(self) -> RunMemory:
+        """What a run keeps from step to step, for `step(memory=...)`; to be made anew for every run."""
+        return RunMemory()
