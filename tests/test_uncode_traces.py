@@ -60,19 +60,23 @@ def test_runs(path: Path) -> None:
     )
     scheduler.set_timesteps(int(settings["steps"]) // blocks)
     states = [*trace["x_in"].long()[:, None], trace["final"].long()]
-    sample, step = states[0], 0
+    step = 0
     for first in range(start, start + length, block):
         for t in scheduler.timesteps:
-            assert torch.equal(sample, states[step])
-            logits, tokens = logits_of(sample)[:, first : first + block], sample[:, first : first + block]
+            whole = slice(first, first + block)
+            logits, tokens, recorded = logits_of(states[step])[:, whole], states[step][:, whole], states[step + 1]
             marginals, context = scheduler.start_step(logits, t, tokens, 1.0, None)
             masked = tokens == mask
-            scores = scheduler.score_positions(marginals, context)[masked].exp().double()
-            torch.testing.assert_close(scores, trace["score"][step][None][masked].double(), rtol=1e-5, atol=1e-12)
+            scores = scheduler.score_positions(marginals, context).exp().double()
+            torch.testing.assert_close(scores[masked], trace["score"][step][None][masked].double(), rtol=1e-5, atol=0)
             taken = scheduler.step(logits, t, tokens).prev_sample
-            sample = torch.cat([sample[:, :first], taken, sample[:, first + block :]], 1)
+            same = taken == recorded[:, whole]
+            if not same.all():  # a tie, which the original breaks in no fixed way and ours by the place
+                assert settings["lambd"] == "0.0"
+                assert (scores[~same] == float(settings["alpha"])).all()
+                chosen = torch.where(recorded[:, whole] == mask, taken, recorded[:, whole])  # by either
+                assert torch.equal(chosen[~same], logits.argmax(-1)[~same])
             step += 1
-    assert torch.equal(sample, states[-1])
     assert step == len(states) - 1
 
 

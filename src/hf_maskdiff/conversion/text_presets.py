@@ -45,7 +45,7 @@ def llada2(mask_token_id: int = 156895, codebook_size: int | None = None) -> Pre
 
 
 def pc_sampler(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
-    """PC-Sampler on LLaDA, for mathematics and code: one token a pass, earlier ones sooner; its prior is to be added."""
+    """PC-Sampler on LLaDA, for mathematics and code: a token a pass, earlier ones sooner; a prior is to be added."""
     scheduler = ConfidenceScheduler(
         mask_token_id=mask_token_id,
         codebook_size=codebook_size,
