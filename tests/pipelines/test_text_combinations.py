@@ -23,6 +23,7 @@ from hf_maskdiff import (
     DualCacheConfig,
     EntropyBoundedScheduler,
     FirstHittingScheduler,
+    GreedyCacheConfig,
     HaltonScheduler,
     HybridScheduler,
     KLASSScheduler,
@@ -131,7 +132,10 @@ def case_of(number: int) -> Case:
         return Case(pipe, scheduler, own, own if partial else None, prompts, call | rules(draw))
     pipe = pipeline_of(draw.choice(["llama", "qwen2", "bert", "modernbert"]))
     call["block_length"] = draw.choice([None, 1, 2, 3, 7, 100])
-    plan = draw.choice([None, PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig])
+    plans: list[Any] = [None, PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig]
+    if kind in (HaltonScheduler, UniformScheduler):  # they choose without the model
+        plans.append(GreedyCacheConfig)
+    plan = draw.choice(plans)
     used = partial if plan is None else plan(refresh_every=draw.choice([1, 2, 3, None]), partial=partial)
     exact = partial if getattr(used, "refresh_every", 1) == 1 else used
     return Case(pipe, scheduler, used, exact, prompts, call | rules(draw))

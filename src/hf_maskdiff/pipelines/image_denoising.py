@@ -33,8 +33,8 @@ class ImageCachingMixin:
     def enable_cache(self, config: Any) -> None:
         """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
 
-        Takes `DelayedCacheConfig` too, and diffusers' configurations; diffusers' caches are the model's, and hold for
-        every pipeline that shares it.
+        Takes `DelayedCacheConfig` and `GreedyCacheConfig` too, and diffusers' configurations; diffusers' caches are the
+        model's, and hold for every pipeline that shares it.
 
         Raises:
             ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
@@ -75,7 +75,10 @@ class ImageDenoiser:
         masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
         if self._planned is None:
             self._planned = PlannedPasses.over_whole_rows(self._plan, self.call.scheduler, masked)
-        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows])
+        chosen = None
+        if now.choice is not None:
+            chosen = torch.where(now.choice.valid, now.choice.positions, ~now.choice.positions)[rows]
+        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows], chosen)
         self._unfinished = now.unfinished
         if queries is not None and self._runs_without_class(t) and self._caches.lack("uncond", now.rows):
             queries = None  # a callback has switched guidance on

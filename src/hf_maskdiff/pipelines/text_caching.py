@@ -28,8 +28,8 @@ class TextCachingMixin:
         """Switch a cache on, for this pipeline: `pipe.enable_cache(DualCacheConfig())`.
 
         Args:
-            config: `PrefixCacheConfig`, `DualCacheConfig` or `DelayedCacheConfig`, each of which may hold a
-                `PartialCacheConfig`, or that alone. A later one replaces an earlier one.
+            config: `PrefixCacheConfig`, `DualCacheConfig`, `DelayedCacheConfig` or `GreedyCacheConfig`, each of which
+                may hold a `PartialCacheConfig`, or that alone. A later one replaces an earlier one.
 
         Raises:
             ValueError: another kind of configuration.

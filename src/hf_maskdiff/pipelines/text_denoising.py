@@ -90,8 +90,9 @@ class WindowDenoiser:
         places = torch.where(wanted, first + columns, -1)
 
         num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
-        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked)
         at = batch.places_of(columns, rows)
+        chosen = None if now.choice is None else torch.where(wanted, at, ~at)
+        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
         values = self._guided(t, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         values = self._ruled(values, tokens, rows)
         self._unfinished = now.unfinished
