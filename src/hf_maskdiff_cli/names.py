@@ -21,6 +21,7 @@ SCHEDULERS = (
     "KLASSScheduler",
     "MaskGITScheduler",
     "MomentScheduler",
+    "OneStepScheduler",
     "ThresholdScheduler",
     "TrapezoidalScheduler",
     "UniformScheduler",

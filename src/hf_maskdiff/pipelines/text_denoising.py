@@ -70,6 +70,7 @@ class WindowDenoiser:
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of those positions of the blocks that the step may reveal; the plan says what is computed."""
+        now.require_no_noise()
         batch, device, contexts = self.batch, sample.device, self._contexts_at(t)
         self._began = sample
         if self.denoiser.plan is not None and contexts != self._contexts:  # of a new context nothing is stored

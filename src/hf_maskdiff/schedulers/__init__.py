@@ -2,6 +2,7 @@
 
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
+from .run_start import EmbeddingNoise, RunStart
 from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
@@ -14,6 +15,7 @@ from .scheduling_klass import KLASSScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_one_step import OneStepScheduler
 from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
 from .scheduling_trapezoidal import TrapezoidalScheduler
@@ -25,6 +27,7 @@ __all__ = [
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "EmbeddingNoise",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
@@ -35,8 +38,10 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "OneStepScheduler",
     "RevisingScheduler",
     "RunMemory",
+    "RunStart",
     "StepContext",
     "ThresholdScheduler",
     "TrapezoidalScheduler",
