@@ -14,6 +14,8 @@ from .scheduling_klass import KLASSScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_path_planning import PathPlanningScheduler
+from .scheduling_remdm import ReMDMScheduler
 from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
 from .scheduling_trapezoidal import TrapezoidalScheduler
@@ -35,6 +37,8 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "PathPlanningScheduler",
+    "ReMDMScheduler",
     "RevisingScheduler",
     "RunMemory",
     "StepContext",
