@@ -23,7 +23,6 @@ from .token_temperature import beta_of, check_token_temperature
 Planner = Callable[[Tensor], Tensor]
 
 _DRAWN, _UNIFORM, _MOMENT = "drawn", "uniform", "moment"
-_LOWEST = torch.finfo(torch.float32).min  # eta times the logarithm of a probability of 0 must be no NaN
 
 
 class PathPlanningScheduler(RevisingScheduler):
@@ -99,7 +98,8 @@ class PathPlanningScheduler(RevisingScheduler):
 
     @property
     def reads_revealed(self) -> bool:
-        return self.config.measure != _UNIFORM
+        """Unless the scores of revealed positions are random, or do not matter."""
+        return self.planner is None and self.config.measure != _UNIFORM and self.config.eta > 0
 
     def with_planner(self, planner: Planner | None) -> PathPlanningScheduler:
         """A copy that scores revealed tokens by another model.
@@ -129,8 +129,11 @@ class PathPlanningScheduler(RevisingScheduler):
         device = context.keys.device
         masked, revealed = context.masked.to(device), context.revealed.to(device)
         scores = self.score_positions(marginals, context).to(device).double()
-        doubts = self.score_revealed(marginals, context).to(device).double().clamp(min=_LOWEST)
-        scores = torch.where(revealed, self.config.eta * doubts, scores)
+        if self.config.eta > 0:
+            doubts = self.score_revealed(marginals, context).to(device).double()
+            scores = torch.where(revealed, self.config.eta * doubts, scores)
+        else:  # no score is higher
+            scores = scores.masked_fill(revealed, torch.inf)
         left = (context.remaining - context.count).to(device)
         ranked, count, put_back = keep_best(scores, masked, revealed, left)
         return context.with_count(count), ranked, self.masked_again(context, put_back)
