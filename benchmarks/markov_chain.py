@@ -15,7 +15,8 @@ pairs: KL divergence of the samples' adjacent pairs from the chain's, in nats, a
     the chain's own samples shows the bias due to the number of samples.
 tempering, dependence: the two terms of the path's KL, in nats per token (docs/theory.md): the cost of drawing at a
     lower temperature, and that of drawing several tokens at once from their marginals. Their sum bounds the KL of the
-    sequences. Not available for MaskGIT, whose choice of positions depends on the tokens.
+    sequences. Not available for MaskGIT, whose choice of positions depends on the tokens, nor for those of
+    second order and ancestral sampling.
 
 "moment, 1" has choice temperature 1, constant over the run; in "moment 4" and the like it falls linearly to 0. Errors
 are over seeds. Writes `results.json` after every cell, and `chain.png`.
@@ -34,7 +35,7 @@ import torch
 from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from plots import draw_over_steps, draw_references, figure, label_ends, set_ticks
-from samplers import HYBRIDS, Samplers, all_in_groups, parts
+from samplers import HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts
 from tables import print_cells, with_error
 from tqdm.auto import tqdm
 
@@ -65,10 +66,13 @@ SAMPLERS: Samplers = {
     "hybrid 4": partial(HYBRIDS["halton 0.75"], choice_temperature=4.0),
     "hybrid 16": partial(HYBRIDS["halton 0.75"], choice_temperature=16.0),
 }
-# Further samplers: mixtures of the bit-reversed and the moment order, and other explorations.
+# Those whose tokens are not drawn from the marginals of their pass, or whose rows may be finished before others.
+NO_PATH = ("maskgit", *SECOND_ORDER)
+# Further samplers: mixtures of the bit-reversed and the moment order, other explorations, and second order.
 MIXTURES: Samplers = {
     "halton 16": partial(HaltonScheduler, choice_temperature=16.0),
     "uniform 16": partial(UniformScheduler, choice_temperature=16.0),
+    **SECOND_ORDER,
     **{f"hybrid 16, {name}": partial(hybrid, choice_temperature=16.0) for name, hybrid in HYBRIDS.items()},
 }
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -114,7 +118,7 @@ class Bench:
             on_step_end=lambda i, t, sample: sample,
         )
         terms = {}
-        if not name.startswith("maskgit"):
+        if not name.startswith(NO_PATH):
             betas = [sharpness(scheduler, step).expand(len(samples)) for step in denoiser.steps]
             found = path_divergence(self.chain, [*denoiser.path, samples], betas)
             terms = {

@@ -18,6 +18,7 @@ from typing import Any
 import entropy_bound
 import equivalence
 import markov_chain
+import second_order
 import text
 from arguments import new_parser
 from cells import Summary
@@ -78,6 +79,11 @@ def draw_samplers_images(path: Path) -> None:
     draw_others([(read_summary("images"), "frechet", names)], (1, 2), path, title)
 
 
+def draw_second_order(path: Path) -> None:
+    title = "Second order where nothing is cut off; where much is, a smaller error of the same order"
+    second_order.plot(read_rows("second_order"), path, title)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "chain": draw_chain,
     "text": draw_text,
@@ -85,6 +91,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "equivalence": draw_equivalence,
     "partial_caching": draw_partial_caching,
     "samplers_images": draw_samplers_images,
+    "second_order": draw_second_order,
 }
 
 

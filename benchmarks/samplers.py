@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from hf_maskdiff import HybridScheduler, MaskedDiffusionScheduler
+from hf_maskdiff import (
+    AncestralScheduler,
+    ExtrapolatingScheduler,
+    HybridScheduler,
+    MaskedDiffusionScheduler,
+    MomentScheduler,
+    TrapezoidalScheduler,
+)
 
 # Make a scheduler from the configuration that a table shares (`shared_config`) and, if tempered, a choice temperature.
 Samplers = Mapping[str, Callable[..., MaskedDiffusionScheduler]]
@@ -18,6 +25,16 @@ HYBRIDS: Samplers = {
     f"{order} {name}": partial(HybridScheduler, exploration=order, exploration_ratio=ratio)
     for order in ("halton", "uniform")
     for name, ratio in RATIOS.items()
+}
+# The moment order with the positions of one step at a distance.
+APART: Samplers = {
+    f"moment-apart-{distance}": partial(MomentScheduler, min_distance=distance) for distance in (2, 3, 4)
+}
+# The reverse process, and the samplers that take two passes to an interval of it, or of the uniform order.
+SECOND_ORDER: Samplers = {
+    "ancestral": AncestralScheduler,
+    "trapezoidal": TrapezoidalScheduler,
+    "extrapolating": ExtrapolatingScheduler,
 }
 GROUPS = re.compile(r"(.*), (\d+) groups")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,9 +73,9 @@ def joint_laws(dependence: float, num_positions: int, num_joints: int) -> list[n
 
 
 def mean_divergence(joints: Sequence[np.ndarray], law: Callable[[np.ndarray], np.ndarray]) -> list[float | None]:
-    """Millionths of a nat, to three digits; a file of results writes a mean and its error."""
+    """Millionths of a nat, to three digits, or None where it is infinite; and that no error is known."""
     value = 1e6 * fmean(kl_divergence(joint, law(conditionals_of(joint))) for joint in joints)
-    return [float(f"{value:.3g}"), None]
+    return [float(f"{value:.3g}") if isfinite(value) else None, None]
 
 
 def measure(passes: Sequence[int], num_joints: int) -> Iterator[dict[str, Any]]:
@@ -104,8 +105,10 @@ def print_rows(rows: Sequence[dict[str, Any]], column: str) -> None:
     print_table(["dependence", "sampler", *columns], lines, left=(0, 1))
 
 
-def written(value: float) -> str:
+def written(value: float | None) -> str:
     """Three digits, and always a decimal point."""
+    if value is None:
+        return "inf"
     return f"{value:.1f}" if value >= 100 else f"{value:.3g}" if "." in f"{value:.3g}" else f"{value:.1f}"
 
 

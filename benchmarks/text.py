@@ -31,7 +31,7 @@ from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from looks import choice_temperature
 from passes import NeededPasses, draw_ids, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import HYBRIDS, Samplers, all_in_groups, parts, shared_config
+from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -76,9 +76,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--order", type=int, default=6, help="of the judge's n-grams")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[4, 16])
-    parser.add_argument("--plain", nargs="*", choices=PLAIN, default=list(PLAIN), help="without choice temperature")
     parser.add_argument(
-        "--tempered", nargs="*", choices=TEMPERED | MIXTURES, default=list(TEMPERED), help="at the others"
+        "--plain", nargs="*", choices=PLAIN | SECOND_ORDER, default=list(PLAIN), help="without choice temperature"
+    )
+    parser.add_argument(
+        "--tempered", nargs="*", choices=TEMPERED | MIXTURES | APART, default=list(TEMPERED), help="at the others"
     )
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups per step (partial caching)")
     parser.add_argument("--num_sequences", type=int, default=64, help="sequences per seed, of the model's length")
@@ -122,7 +124,8 @@ class Bench:
         name, num_substeps = parts(sampler)
         name, _, alpha = name.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
-        self.pipeline.scheduler = (TEMPERED | MIXTURES if alpha else PLAIN)[name](**self.shared, **tempered)
+        made = (TEMPERED | MIXTURES | APART if alpha else PLAIN | SECOND_ORDER)[name]
+        self.pipeline.scheduler = made(**self.shared, **tempered)
         generators = generators_from(seed * self.args.num_sequences, self.args.num_sequences)
         draw = partial(draw_ids, self.pipeline, num_inference_steps=steps)
         with partial_caching(self.pipeline.transformer, num_substeps):

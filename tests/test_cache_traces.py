@@ -1,4 +1,4 @@
-"""Caches across steps, as published: Fast-dLLM's prefix and dual caches and dKV-Cache's decode, replayed to the token.
+"""Caches across steps, as published: Fast-dLLM's prefix and dual, dKV-Cache's decode and greedy, replayed to the token.
 
 Each of our passes is compared with the call of the original that reveals the same tokens: what it computes, and its
 logits. The originals spend one call more on each block that its first call fills; ours do not.
@@ -19,13 +19,17 @@ from torch import Tensor
 from hf_maskdiff import (
     DelayedCacheConfig,
     DualCacheConfig,
+    GreedyCacheConfig,
     MaskedDiffusionTextPipeline,
     PrefixCacheConfig,
+    StepContext,
     ThresholdScheduler,
+    UniformScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
 from hf_maskdiff.pipelines.text_denoising import WindowDenoiser
+from hf_maskdiff.sampling import Marginals
 
 CACHES = {
     "generate": None,
@@ -42,6 +46,39 @@ def is_deterministic(path: Path) -> bool:
 
 def is_decode(path: Path) -> bool:
     return settings_of(path)["variant"] == "decode" and is_deterministic(path)
+
+
+def is_in_random_order(path: Path) -> bool:
+    settings = settings_of(path)
+    return settings["remasking"] == "random" and float(settings["temperature"]) == 0
+
+
+class RecordedOrder(UniformScheduler):
+    """Uniform order by recorded noise, one vector a step, and the most probable tokens."""
+
+    def recorded(self, path: Path) -> RecordedOrder:
+        trace, settings = read(path)
+        prompt, size = trace["prompt"].shape[1], int(settings["block_length"])
+        num_calls = len(trace["call_len"])
+        if "draw_rand" in trace:  # the order of a block is drawn before its first step
+            drawn = trace["draw_rand"][:, 0].repeat_interleave(num_calls // len(trace["draw_rand"]), 0)
+        else:  # for the positions of each call, in its order
+            drawn = torch.zeros(num_calls, trace["final"].shape[1])
+            sizes = trace["call_len"].tolist()
+            places = trace["positions"].view(-1).split(sizes)
+            for noise, at, values in zip(drawn, places, trace["draw_rand_flat"].split(sizes), strict=True):
+                noise[at.long()] = values
+        own = num_calls * size // int(settings["gen_length"])
+        starts = [prompt + call // own * size for call in range(num_calls)]
+        self.noise = iter([noise[start : start + size] for noise, start in zip(drawn, starts, strict=True)])
+        return self
+
+    @property
+    def chooses_without_logits(self) -> bool:
+        return True
+
+    def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
+        return next(self.noise)[None].double()
 
 
 class Original:
@@ -90,6 +127,9 @@ def replay(path: Path, cache: CachePlanConfig | None, monkeypatch: pytest.Monkey
     pipe = open_pipeline(path.parent)
     length, block, steps = (int(settings[name]) for name in ("gen_length", "block_length", "steps"))
     per_block, threshold = steps * block // length, json.loads(settings.get("threshold", "null"))
+    if settings["remasking"] == "random":
+        pipe.scheduler = RecordedOrder(pipe.mask_token_id, masking_schedule="linear", rounding="even", top_k=1)
+        pipe.scheduler.recorded(path)
     if threshold is not None:
         pipe.scheduler, per_block = ThresholdScheduler.from_config(pipe.scheduler.config, threshold=threshold), block
     if cache is not None:
@@ -132,6 +172,18 @@ def test_dkv_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         as_recorded(lambda: replay(path, DelayedCacheConfig(refresh_every=every), patched), patched)
 
 
+@pytest.mark.parametrize("path", later_cases("dkv_cache/trace_*", is_in_random_order))
+def test_dkv_cache_in_random_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(path)
+    every = int(settings["cache_reloading_step"]) if json.loads(settings["enable_cache"]) else 1
+    if settings["variant"] == "decode":
+        cache: CachePlanConfig = DelayedCacheConfig(refresh_every=every)
+    else:
+        cache = GreedyCacheConfig(refresh_every=every, window=int(settings["window_size"]))
+    with monkeypatch.context() as patched:
+        as_recorded(lambda: replay(path, cache, patched), patched)
+
+
 @pytest.mark.skipif(GOLDEN2 is None, reason="HF_MASKDIFF_GOLDEN2 is not set")
 def test_every_kind_of_run_is_there() -> None:
     assert GOLDEN2 is not None
@@ -139,4 +191,5 @@ def test_every_kind_of_run_is_there() -> None:
     assert {settings_of(path)["function"] for path in runs} == CACHES.keys()
     assert any(json.loads(settings_of(path)["threshold"]) is None for path in runs)
     assert any(json.loads(settings_of(path)["threshold"]) is not None for path in runs)
+    assert {settings_of(path)["variant"] for path in GOLDEN2.glob("dkv_cache/trace_*")} == {"decode", "greedy"}
     assert {int(settings_of(path)["cache_reloading_step"]) for path in GOLDEN2.glob("dkv_cache/trace_decode_*")} > {1}

@@ -171,7 +171,7 @@ def refused_by_convert(folder: Path) -> list[Case]:
         (convert("/no/where", new), 1, "`source` must be a file, a folder, a repository on the Hub or a file in one"),
         (convert("./model.pth", new), 1, "`source` must be a file, a folder, a repository on the Hub or a file in one"),
         (convert(file, new, "--revision", "main"), 1, "`revision` must be left out for a path on this machine"),
-        (convert(folder / "empty", new), 1, "`source` must hold a checkpoint (.pth, .pt, .ckpt, or flax without"),
+        (convert(folder / "empty", new), 1, "`source` must hold a checkpoint (.pth, .pt, .ckpt, .bin, or flax"),
         (convert(folder / "model.safetensors", new), 1, "must be the folder of 'model.safetensors'"),
     ]
 

@@ -21,7 +21,7 @@ from hf_maskdiff import (
     MaskGITTransformer2DModel,
     MaskGITVQModel,
 )
-from hf_maskdiff.conversion import halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, text_presets
+from hf_maskdiff.conversion import dimo, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, text_presets
 from hf_maskdiff.conversion.amused import amused
 from hf_maskdiff.conversion.halton_maskgit import confidence_counts, valeoai_confidence, valeoai_halton
 from hf_maskdiff.conversion.maskgit_jax import google_maskgit
@@ -47,6 +47,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "sdar": text_presets.sdar,
     "llada2": text_presets.llada2,
     "klass": text_presets.klass,
+    "dimo": dimo.dimo,
 }
 
 

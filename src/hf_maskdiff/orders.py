@@ -8,6 +8,7 @@ per row and may overwrite it; see `hf_maskdiff.sampling.Marginals`. They use `lo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -53,6 +54,18 @@ def negative_entropy(block: Tensor) -> Tensor:
     # log p = z - max z + log max p. Where p is 0 its logarithm must be finite, so that the product is 0.
     block.clamp_(min=torch.finfo(block.dtype).min)
     return probs.amax(-1).log_().add_(block.mul_(probs).sum(-1))
+
+
+def zero_where_likely(block: Tensor, token_ids: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function(block)`, but -inf, the logarithm of a certainty of zero, where one of these tokens is the likeliest.
+
+    Args:
+        block: `(rows, V)`.
+        token_ids: int64 `(n,)`, below V.
+        function: another of these.
+    """
+    likely = block[:, token_ids].amax(-1) >= block.amax(-1)
+    return function(block).masked_fill(likely, -torch.inf)
 
 
 # --- exploration: what spreads ----------------------------------------------------------------------------------------

@@ -125,6 +125,23 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
     return _mix(keys[:, None] + counters).bitwise_right_shift_(13).double().mul_(2.0**-51).add_(0.5 + 2.0**-52)
 
 
+def normal_noise(keys: Tensor, length: int, width: int, purpose: Purpose) -> Tensor:
+    """Standard normal noise, `width` numbers at each position: a function of key, position and purpose alone.
+
+    The hash of a position is the key of its numbers, so that they are independent of all others.
+
+    Args:
+        keys: int64 `(batch_size,)`.
+        length: L, the number of positions.
+
+    Returns:
+        float64 `(batch_size, L, width)`.
+    """
+    of_positions = _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])
+    uniform = position_noise(of_positions.flatten(), width, purpose)[0]
+    return torch.special.ndtri(uniform).view(len(keys), length, width)
+
+
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform noise in (0, 1)."""
     return uniform.log().neg_().log_().neg_()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-_CHECKPOINTS = {".pth", ".pt", ".ckpt", ""}  # flax's have no extension
+_CHECKPOINTS = {".pth", ".pt", ".ckpt", ".bin", ""}  # flax's have no extension
 _IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+)|/(.+))?")
 # A folder with one of these may hold a model that is known by it; reading it shows which.
 _DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
@@ -120,8 +120,9 @@ def checkpoint_files(path: Path, argument: str = "source") -> list[Path]:
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and may_be_checkpoint(file)]
     if not files:
         raise ValueError(
-            f"`{argument}` must hold a checkpoint (.pth, .pt, .ckpt, or flax without an extension), {str(path)!r} "
-            "holds none. Pass the file itself, or of a folder in safetensors the one with its config.json."
+            f"`{argument}` must hold a checkpoint (.pth, .pt, .ckpt, .bin, or flax without an extension), "
+            f"{str(path)!r} holds none. Pass the file itself, or of a folder in safetensors the one with its "
+            "config.json."
         )
     return files
 

@@ -23,6 +23,7 @@ SCHEDULERS = (
     "MomentScheduler",
     "PathPlanningScheduler",
     "ReMDMScheduler",
+    "OneStepScheduler",
     "ThresholdScheduler",
     "TrapezoidalScheduler",
     "UniformScheduler",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,11 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_maskdiff import DelayedCacheConfig, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig
+from hf_maskdiff import (
+    DelayedCacheConfig,
+    DualCacheConfig,
+    GreedyCacheConfig,
+    PartialCacheConfig,
+    PrefixCacheConfig,
+)
 from hf_maskdiff.caching import CachePlanConfig, PassState, Queries, places_of
 
 LENGTH = 12
-PLANS = [PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig]
+PLANS = [PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig, GreedyCacheConfig]
 
 
 def state(step: int, rows: list[tuple[int, int, int]], masked: list[list[int]] | None = None) -> PassState:
@@ -23,7 +30,9 @@ def state(step: int, rows: list[tuple[int, int, int]], masked: list[list[int]] |
     where = torch.zeros(len(rows), LENGTH, dtype=torch.bool)
     for row, (start, _, length) in enumerate(rows):
         where[row, list(range(start, length)) if masked is None else masked[row]] = True
-    return PassState(step, starts, ends, lengths, where, where.sum(-1), torch.full_like(starts, -1))
+    passed = (step, starts, ends, lengths, where, where.sum(-1), torch.full_like(starts, -1))
+    first = where.long().argmax(-1, keepdim=True)
+    return PassState(*passed, masked_now=where, num_masked_now=where.sum(-1), chosen=first)
 
 
 def computed(queries: Queries | None) -> list[list[int]]:
@@ -57,6 +66,76 @@ def test_delayed_computes_what_was_masked_before_the_last_pass() -> None:
     assert queries.positions.shape == (2, 3)
 
 
+def greedy(
+    window: int, rows: list[tuple[list[int], list[int], list[int]]], length: int = LENGTH
+) -> list[list[int]] | None:
+    """What a step computes in rows of (masked before the last pass, drawn since, revealed by this step, in order)."""
+    before = torch.zeros(len(rows), length, dtype=torch.bool)
+    chosen = torch.full((len(rows), max(len(now) for _, _, now in rows)), -1)
+    now = before.clone()
+    for row, (masked, drawn, revealed) in enumerate(rows):
+        before[row, masked] = True
+        now[row, [p for p in masked if p not in drawn]] = True
+        others = [p for p in range(length) if p not in revealed]  # ranks are distinct positions, valid or not
+        ranks = [*revealed, *(~p for p in others)][: chosen.shape[1]]
+        chosen[row] = torch.tensor(ranks)
+    ends = torch.full((len(rows),), length)
+    state = PassState(
+        *(1, torch.zeros_like(ends), ends, ends, before, before.sum(-1), torch.full_like(ends, -1)),
+        masked_now=now,
+        num_masked_now=now.sum(-1),
+        chosen=chosen,
+    )
+    return computed(GreedyCacheConfig(window=window).queries(state))
+
+
+def test_greedy_computes_what_is_drawn_before_and_now_and_the_nearest_masks() -> None:
+    masked = [2, 3, 4, 6, 7, 8, 9, 11]
+    assert greedy(0, [(masked, [7], [4, 11])]) == [[4, 7, 11]]
+    # Of two as near the left; what is drawn or chosen already does not count.
+    assert greedy(1, [(masked, [7], [4])]) == [[3, 4, 7]]
+    assert greedy(2, [(masked, [3], [4])]) == [[2, 3, 4, 6]]
+    assert greedy(1, [(masked, [7], [6])]) == [[4, 6, 7]]
+    assert greedy(1, [(masked, [2], [6])]) == [[2, 6, 7]]
+    # One position after the other: what the first takes is not there for the second.
+    assert greedy(1, [(masked, [11], [8, 9])]) == [[6, 7, 8, 9, 11]]
+    assert greedy(1, [(masked, [11], [6, 4])]) == [[3, 4, 6, 7, 11]]
+    # As many as there are, and each row by itself.
+    rows = [([1, 2, 5], [1], [5]), (masked, [2, 3], [9, 7]), ([0], [], [0])]
+    assert greedy(4, rows) == [[1, 2, 5], [2, 3, 4, 6, 7, 8, 9, 11], [0]]
+    assert [greedy(4, [row]) for row in rows] == [[found] for found in greedy(4, rows) or []]
+
+
+def test_greedy_is_never_larger_than_what_it_can_need() -> None:
+    before = torch.ones(2, LENGTH, dtype=torch.bool)
+    now, ends = before.clone(), torch.tensor([LENGTH, LENGTH])
+    now[:, :3] = False
+    state = PassState(
+        *(1, torch.zeros_like(ends), ends, ends, before, before.sum(-1), torch.full_like(ends, -1)),
+        masked_now=now,
+        num_masked_now=now.sum(-1),
+        chosen=torch.tensor([[5, 9], [10, ~5]]),
+    )
+    queries = GreedyCacheConfig(window=1).queries(state)
+    assert queries is not None
+    assert queries.positions.shape == (2, 3 + 2 * (1 + 1))
+    assert computed(queries) == [[0, 1, 2, 4, 5, 8, 9], [0, 1, 2, 9, 10]]
+
+
+def test_greedy_with_all_masks_near_computes_what_delayed_does() -> None:
+    masked = [[4, 9, 6], [2, 3]]
+    given = state(3, [(3, 7, 12), (0, 4, 9)], masked)
+    assert computed(GreedyCacheConfig(window=LENGTH).queries(given)) == computed(DelayedCacheConfig().queries(given))
+
+
+def test_greedy_needs_to_know_what_is_chosen() -> None:
+    with pytest.raises(ValueError, match=r"GreedyCacheConfig needs a scheduler that chooses positions without the mo"):
+        GreedyCacheConfig().queries(dataclasses.replace(state(0, [(3, 7, 12)]), chosen=None))
+    for wrong in (-1, 1.5, "4"):
+        with pytest.raises(ValueError, match="`window` must be an integer of at least 0, got"):
+            GreedyCacheConfig(window=wrong)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(("every", "afresh"), [(None, [0]), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (8, [0])])
 def test_when_all_are_computed_afresh(plan: type[CachePlanConfig], every: int | None, afresh: list[int]) -> None:
@@ -87,7 +166,7 @@ def test_where_the_block_is_all_there_is_a_full_pass_is_made(plan: type[CachePla
 
 
 def test_the_defaults() -> None:
-    assert [plan().refresh_every for plan in PLANS] == [None, None, 8]
+    assert [plan().refresh_every for plan in PLANS] == [None, None, 8, 2]
     assert all(plan().partial is None and plan().needs_store for plan in PLANS)
 
 

@@ -1,12 +1,13 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import blocks, caches, draws, passes, pipelines, rest, schedulers, sets
+from mutant_lists import blocks, caches, draws, passes, pipelines, rest, schedulers, second_order, sets
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
     *blocks.MUTANTS,
     *draws.MUTANTS,
     *schedulers.MUTANTS,
+    *second_order.MUTANTS,
     *passes.MUTANTS,
     *caches.MUTANTS,
     *pipelines.MUTANTS,

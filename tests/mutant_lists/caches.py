@@ -168,4 +168,28 @@ MUTANTS = [
         "return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device).roll(1))",
         ("tests/schedulers/test_logits_at.py::test_it_is_the_step_with_all_logits",),
     ),
+    Mutant(
+        "greedy-far-masks",
+        "the masks computed around a position are those furthest to the right",
+        _PLANS,
+        "rank = (2 * offsets.abs() + (offsets > 0))",
+        "rank = (2 * among.shape[1] - 1 - offsets)",
+        (f"{_BY_HAND}::test_greedy_computes_what_is_drawn_before_and_now_and_the_nearest_masks",),
+    ),
+    Mutant(
+        "greedy-forgets-what-was-drawn",
+        "tokens drawn in the last step are not computed",
+        _PLANS,
+        "drawn = state.masked & ~state.masked_now",
+        "drawn = torch.zeros_like(state.masked)",
+        (f"{_BY_HAND}::test_greedy_computes_what_is_drawn_before_and_now_and_the_nearest_masks",),
+    ),
+    Mutant(
+        "greedy-stores-what-no-step-draws",
+        "ranks that are not valid count as chosen",
+        _TEXT,
+        "torch.where(wanted, at, ~at)",
+        "at",
+        ("tests/pipelines/test_greedy_cache.py::test_a_row_does_not_depend_on_its_batch",),
+    ),
 ]

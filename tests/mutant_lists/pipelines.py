@@ -18,6 +18,46 @@ _AGREEMENT = "tests/pipelines/test_split_agreement.py"
 
 MUTANTS = [
     Mutant(
+        "rules-see-padding",
+        "a penalty counts the token that pads a shorter row",
+        "hf_maskdiff/pipelines/logits_rules.py",
+        "ids = ids.masked_fill(~seen, self.mask_token_id)",
+        "pass",
+        ("tests/pipelines/test_logits_rules.py::test_what_a_processor_gets",),
+    ),
+    Mutant(
+        "rules-of-the-step-s-beginning",
+        "later groups do not know what earlier ones have drawn",
+        "hf_maskdiff/pipelines/text_denoising.py",
+        "tokens = self._began[rows].scatter(1, places_of(positions), tokens)",
+        "tokens = self._began[rows]",
+        ("tests/pipelines/test_logits_rules.py::test_later_groups_know_what_earlier_ones_have_drawn",),
+    ),
+    Mutant(
+        "rules-of-the-first-group",
+        "partial passes give logits as the model does",
+        "hf_maskdiff/pipelines/text_denoising.py",
+        "return self._ruled(self._guided(t, run), tokens, rows, positions)",
+        "return self._guided(t, run)",
+        ("tests/pipelines/test_logits_rules.py::test_banned_tokens_are_never_written",),
+    ),
+    Mutant(
+        "rules-of-another-row",
+        "positions get the tokens of the next row",
+        "hf_maskdiff/pipelines/logits_rules.py",
+        "torch.arange(len(source), device=ids.device) // logits.shape[1]",
+        "(torch.arange(len(source), device=ids.device) // logits.shape[1] + 1) % len(ids)",
+        ("tests/pipelines/test_logits_rules.py::test_a_penalty_is_that_of_transformers_at_every_masked_position",),
+    ),
+    Mutant(
+        "rules-take-every-processor",
+        "a processor that needs an order is taken",
+        "hf_maskdiff/pipelines/logits_rules.py",
+        "if not known and getattr(processor, DECLARATION, False) is not True:",
+        "if False:",
+        ("tests/pipelines/test_logits_rules.py::test_processors_that_need_an_order_are_refused",),
+    ),
+    Mutant(
         "guidance-sign",
         "guidance leads away from the class",
         _IMAGE_PASSES,

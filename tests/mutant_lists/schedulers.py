@@ -7,10 +7,126 @@ from mutant_lists.mutant import Mutant
 _SCHEDULERS = "hf_maskdiff/schedulers/scheduling_"
 _BASE = "hf_maskdiff/schedulers/scheduling_masked_diffusion.py"
 _CHOOSE = "hf_maskdiff/schedulers/scheduling_choose_then_sample.py"
+_START = "hf_maskdiff/schedulers/run_start.py"
+_ONE_STEP = "tests/schedulers/test_one_step.py"
+_ORDERS = "hf_maskdiff/orders.py"
 _CONTEXT = "hf_maskdiff/schedulers/step_context.py"
 _REVISING_MATHS = "hf_maskdiff/revising.py"
 
 MUTANTS = [
+    Mutant(
+        "one-step-keeps-its-codes",
+        "the random codes of the start come back as they were",
+        f"{_SCHEDULERS}one_step.py",
+        "free = ~context.given",
+        "free = context.masked",
+        (_ONE_STEP + "::test_a_step_draws_what_is_not_given",),
+    ),
+    Mutant(
+        "one-step-touches-what-is-given",
+        "given tokens are drawn anew",
+        f"{_SCHEDULERS}one_step.py",
+        "free = ~context.given",
+        "free = torch.ones_like(context.given)",
+        (_ONE_STEP + "::test_a_step_draws_what_is_not_given",),
+    ),
+    Mutant(
+        "one-step-cuts-its-masks",
+        "the number of masks is cut off, not rounded",
+        f"{_SCHEDULERS}one_step.py",
+        "max(1, round(config.initial_mask_ratio * tokens.shape[1]))",
+        "max(1, int(config.initial_mask_ratio * tokens.shape[1]))",
+        (_ONE_STEP + "::test_exactly_as_many_masks",),
+    ),
+    Mutant(
+        "one-step-masks-the-first-codes",
+        "the noise that says which code says too where masks are",
+        f"{_SCHEDULERS}one_step.py",
+        "order = position_noise(keys, tokens.shape[1], Purpose.CHOICE)[0]",
+        "order = position_noise(keys, tokens.shape[1], Purpose.TOKEN)[0]",
+        (_ONE_STEP + "::test_laws_of_start_and_result",),
+    ),
+    Mutant(
+        "one-step-lets-a-prompt-go",
+        "what shall be kept is drawn over in silence",
+        f"{_SCHEDULERS}one_step.py",
+        "if bool(kept.any()):",
+        "if False:",
+        (_ONE_STEP + "::test_what_a_one_step_model_cannot_do",),
+    ),
+    Mutant(
+        "one-step-noise-too-loud",
+        "noise is added to embeddings that keep their size",
+        _START,
+        "math.sqrt(1 - self.level**2) * embeddings",
+        "embeddings",
+        (_ONE_STEP + "::test_noise_is_normal_and_of_its_share",),
+    ),
+    Mutant(
+        "one-step-noise-of-other-rows",
+        "some rows of a batch get the noise of the first ones",
+        _START,
+        "keys=self.keys[rows if isinstance(rows, slice) else rows.to(self.keys.device)]",
+        "keys=self.keys[: len(self.keys[rows])]",
+        (_ONE_STEP + "::test_a_row_s_start_is_its_own",),
+    ),
+    Mutant(
+        "one-step-noise-is-lost",
+        "the model of an image is not told of the noise",
+        "hf_maskdiff/pipelines/image_denoising.py",
+        "noise = {} if self._noise is None else",
+        "noise = {} if True else",
+        (_ONE_STEP + "::test_one_pass_with_the_noise_that_was_prepared",),
+    ),
+    Mutant(
+        "one-step-noise-is-ignored",
+        "the model takes noise and does nothing with it",
+        "hf_maskdiff/models/transformer_maskgit.py",
+        "embeddings = torch.cat([with_noise(codes, embedding_noise, positions), label], dim=1)",
+        "embeddings = torch.cat([with_noise(codes, None, positions), label], dim=1)",
+        (_ONE_STEP + "::test_the_class_has_no_noise",),
+    ),
+    Mutant(
+        "one-step-noise-passed-over-by-texts",
+        "a text model runs without the noise that its scheduler asks for",
+        "hf_maskdiff/pipelines/text_denoising.py",
+        "        now.require_no_noise()\n",
+        "",
+        (_ONE_STEP + "::test_on_a_text_model",),
+    ),
+    Mutant(
+        "normal-noise-of-the-row",
+        "all positions of a row have the same noise",
+        "hf_maskdiff/sampling.py",
+        "of_positions = _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])",
+        "of_positions = keys[:, None].expand(-1, length)",
+        (_ONE_STEP + "::test_noise_is_independent_between_rows_positions_and_numbers",),
+    ),
+    Mutant(
+        "unsure-is-unlikely",
+        "an unsure token counts as unlikely only where it is not the likeliest",
+        _ORDERS,
+        "likely = block[:, token_ids].amax(-1) >= block.amax(-1)",
+        "likely = block[:, token_ids].amax(-1) < block.amax(-1)",
+        ("tests/schedulers/test_unsure_tokens.py::test_the_confidence_of_an_end_of_text_is_zero_as_in_llada",),
+    ),
+    Mutant(
+        "unsure-after-the-score",
+        "the likeliest token is looked for in what the measure has overwritten",
+        _ORDERS,
+        "    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n    return function(block).masked_fill(likely",
+        "    score = function(block)\n    likely = block[:, token_ids].amax(-1) >= block.amax(-1)\n"
+        "    return score.masked_fill(likely",
+        ("tests/schedulers/test_unsure_tokens.py::test_unsure_positions_come_last_with_every_measure",),
+    ),
+    Mutant(
+        "zero-passes-a-threshold-of-zero",
+        "a certainty of zero is above a threshold of zero",
+        f"{_SCHEDULERS}threshold.py",
+        "else torch.finfo(torch.float32).min",
+        "else -math.inf",
+        ("tests/schedulers/test_unsure_tokens.py::test_an_unsure_position_passes_no_threshold",),
+    ),
     Mutant(
         "distance-of-a-line",
         "on a grid the distance is that of the flattened indices",

@@ -23,6 +23,7 @@ from hf_maskdiff import (
     DualCacheConfig,
     EntropyBoundedScheduler,
     FirstHittingScheduler,
+    GreedyCacheConfig,
     HaltonScheduler,
     HybridScheduler,
     KLASSScheduler,
@@ -128,12 +129,23 @@ def case_of(number: int) -> Case:
         pipe = pipeline_of(draw.choice(["llama", "qwen2"]), BLOCK_SIZE)
         call["block_length"] = draw.choice([None, 1, 2, 4])
         own = BlockCacheConfig(partial)  # exact where steps are drawn at once
-        return Case(pipe, scheduler, own, own if partial else None, prompts, call)
+        return Case(pipe, scheduler, own, own if partial else None, prompts, call | rules(draw))
     pipe = pipeline_of(draw.choice(["llama", "qwen2", "bert", "modernbert"]))
     call["block_length"] = draw.choice([None, 1, 2, 3, 7, 100])
-    plan = draw.choice([None, PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig])
+    plans: list[Any] = [None, PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig]
+    if kind in (HaltonScheduler, UniformScheduler):  # they choose without the model
+        plans.append(GreedyCacheConfig)
+    plan = draw.choice(plans)
     used = partial if plan is None else plan(refresh_every=draw.choice([1, 2, 3, None]), partial=partial)
-    return Case(pipe, scheduler, used, partial if getattr(used, "refresh_every", 1) == 1 else used, prompts, call)
+    exact = partial if getattr(used, "refresh_every", 1) == 1 else used
+    return Case(pipe, scheduler, used, exact, prompts, call | rules(draw))
+
+
+def rules(draw: random.Random) -> dict[str, Any]:
+    """What happens to logits, for every third case."""
+    if draw.random() < 2 / 3:
+        return {}
+    return {"repetition_penalty": draw.choice([1.0, 1.5, 4.0]), "suppress_tokens": draw.sample(range(7, VOCAB), 12)}
 
 
 def check(number: int) -> None:
@@ -145,6 +157,8 @@ def check(number: int) -> None:
         given = prompt.ids[: len(ids)]
         assert not (ids == MASK).any(), "a mask is left"
         assert torch.equal(ids[given != MASK], given[given != MASK]), "a given token has changed"
+        banned = torch.tensor(case.call.get("suppress_tokens", []))
+        assert not torch.isin(ids[given == MASK], banned).any(), "a banned token is written"
         ends = case.call["stop_at_eos"]
         assert len(ids) == len(prompt.ids) or (not isinstance(case.prompts[row], str) if ends is None else ends)
         alone = case.run(row)

@@ -17,7 +17,7 @@ from small_models import change_json, save_bert, save_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, Glm4MoeForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from hf_maskdiff import MaskedDiffusionTextPipeline, MDLMPipeline, MDLMTransformer
+from hf_maskdiff import MaskedDiffusionTextPipeline, MDLMPipeline, MDLMTransformer, ThresholdScheduler
 from hf_maskdiff.attention_rule import BlockCausal
 from hf_maskdiff.cli import main
 from hf_maskdiff.denoisers import TransformersDenoiser
@@ -122,6 +122,36 @@ def test_a_converted_folder_needs_no_more_saying(name: str, tmp_path: Path) -> N
     pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "out")
     assert pipe.denoiser.rule == BlockCausal(BLOCK)
     assert pipe.config.shift_logits == (name == "fast_dllm")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("sdar", {"threshold": 0.85, "measure": "drawn", "follow_schedule": True}, "`low_confidence_dynamic`"),
+        ("llada2", {"threshold": 0.95, "token_temperature": 0, "follow_schedule": True}, "`LLaDA2Pipeline`"),
+        ("fast_dllm", {"threshold": 0.9, "token_temperature": 0, "follow_schedule": False}, "`block_length=8`"),
+    ],
+)
+def test_a_converted_folder_samples_as_its_authors_do(
+    name: str, settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    save, needed = FAMILIES[name]
+    arguments = [text for key, value in needed.items() for text in (f"--{key}", str(value))]
+    assert main(["convert", str(save(tmp_path / "model")), str(tmp_path / "out"), *arguments]) == 0
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["_class_name"] == "ThresholdScheduler"
+    assert config["block_length"] == BLOCK
+    assert {key: config[key] for key in settings} == settings
+    notes = (tmp_path / "out" / "README.md").read_text().split("## Sampling")[1]
+    assert said in notes
+    assert f"`threshold={settings['threshold']}`" in notes or "`confidence_threshold=0.85`" in notes
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, ThresholdScheduler)
+    written = pipe(input_ids=[[7, 8]], max_new_tokens=6, generator=torch.Generator().manual_seed(0)).sequences[0]
+    assert written[:2].tolist() == [7, 8]
+    assert len(written) == 8
+    assert not (written == pipe.mask_token_id).any()
 
 
 def test_bd3lm_as_a_model_of_transformers(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_maskdiff.caching.cache_config import CacheConfig
+from hf_maskdiff.caching.key_values import places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig
 from hf_maskdiff.integers import as_integer, is_integer
 
@@ -33,6 +34,9 @@ class PassState:
             CPU; -1 if this is the row's first block, for which nothing is stored yet.
         block_starts: where the blocks begin that the model sees from left to right and in which `starts` are, int64
             `(R,)` on the CPU; `resumed` is then where such a block begins, too. None for a model that sees everything.
+        masked_now, num_masked_now: as `masked` and `num_masked`, now: without the tokens drawn since the last pass.
+        chosen: positions in the windows that this step reveals, in order, int64 `(R, K)`; `-p - 1` at ranks that are
+            not valid. None if the scheduler chooses them only after the pass.
     """
 
     step: int
@@ -43,6 +47,9 @@ class PassState:
     num_masked: Tensor
     resumed: Tensor
     block_starts: Tensor | None = None
+    masked_now: Tensor | None = None
+    num_masked_now: Tensor | None = None
+    chosen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -193,10 +200,76 @@ class DelayedCacheConfig(CachePlanConfig):
     def between_refreshes(self, state: PassState) -> Queries | None:
         if state.step == 1:
             return None
-        count = int(state.num_masked.max())
-        positions = (~state.masked).long().argsort(dim=1, stable=True)[:, :count]
-        positions = torch.where(state.masked.gather(1, positions), positions, ~positions)
-        return Queries(positions, num_runs=count)
+        return positions_of(state.masked, int(state.num_masked.max()))
+
+
+@dataclass
+class GreedyCacheConfig(CachePlanConfig):
+    """Computes the tokens drawn in the last step, the positions drawn in this one, and some masks near to these.
+
+    ```python
+    pipe.scheduler = HaltonScheduler.from_config(pipe.scheduler.config)
+    pipe.enable_cache(GreedyCacheConfig(window=4))
+    ```
+
+    The smallest passes of all: their size does not grow with the sequence, without blocks either. In exchange all other
+    masks are stale, too. It needs a scheduler that chooses positions without the model: `UniformScheduler`,
+    `HaltonScheduler`, or a `HybridScheduler` of these. "dKV-Cache" (arXiv 2505.15781), its variant "greedy", which has
+    nothing to do with greedy tokens.
+
+    Args:
+        refresh_every, partial: see `CachePlanConfig`.
+        window: for each position that the step draws, the nearest masks that are computed besides; 0 for none.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    refresh_every: int | None = 2
+    window: int = 4
+    computes_block: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_integer(self.window, at_least=0):
+            raise ValueError(
+                f"`window` must be an integer of at least 0, got {self.window!r}. Pass the number of masks to compute "
+                "near each position that a step draws."
+            )
+        self.window = as_integer(self.window)
+
+    def queries(self, state: PassState) -> Queries | None:
+        if state.chosen is None:
+            raise ValueError(
+                "GreedyCacheConfig needs a scheduler that chooses positions without the model's logits, got one that "
+                "reads them. Use UniformScheduler or HaltonScheduler, or `DelayedCacheConfig()`."
+            )
+        return super().queries(state)
+
+    def between_refreshes(self, state: PassState) -> Queries | None:
+        assert state.chosen is not None
+        assert state.masked_now is not None
+        assert state.num_masked_now is not None
+        chosen, valid = places_of(state.chosen), state.chosen >= 0
+        drawn = state.masked & ~state.masked_now
+        wanted = drawn.scatter(1, chosen, valid | drawn.gather(1, chosen))
+        for place, is_chosen in zip(chosen.T, valid.T, strict=True) if self.window else ():
+            wanted = wanted | _nearest(state.masked_now & ~wanted, place, self.window) & is_chosen[:, None]
+        most = int((state.num_masked - state.num_masked_now).max()) + chosen.shape[1] * (1 + self.window)
+        return positions_of(wanted, min(most, int(state.num_masked.max())))
+
+
+def _nearest(among: Tensor, place: Tensor, count: int) -> Tensor:
+    """Of the positions `among` `(R, L)` the `count` nearest to each row's `place` `(R,)`, of two as near the left."""
+    offsets = torch.arange(among.shape[1], device=among.device) - place[:, None]
+    rank = (2 * offsets.abs() + (offsets > 0)).masked_fill(~among, 2 * among.shape[1])
+    return among & (rank <= rank.sort(1).values[:, min(count, among.shape[1]) - 1, None])
+
+
+def positions_of(wanted: Tensor, count: int) -> Queries:
+    """The positions that are `wanted`, bool `(R, L)`, at most `count` in a row, which others fill up."""
+    positions = (~wanted).long().argsort(dim=1, stable=True)[:, :count]
+    return Queries(torch.where(wanted.gather(1, positions), positions, ~positions), num_runs=count)
 
 
 def ranges_of(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:

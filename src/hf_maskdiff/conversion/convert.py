@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from hf_maskdiff.conversion import (
     amused,
     antiberty,
+    dimo,
     halton_maskgit,
     mage,
     maskgit_jax,
@@ -37,7 +38,10 @@ from hf_maskdiff.published import open_tokenizer
 from hf_maskdiff_cli.convert import checkpoint_files
 
 Write = Callable[[Path], None]  # writes all of a pipeline folder into an empty one
-UPSTREAMS = (halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM)
+UPSTREAMS = (
+    *(halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM),
+    dimo.UPSTREAM,
+)
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
 
 
@@ -277,7 +281,7 @@ def _image_writer(
 ) -> Write:
     upstream, transformer, vqvae = _parts(trees, found, heads)
     pipe = _image_pipeline(upstream, transformer, vqvae, heads)
-    description = Description(upstream.name, upstream.licence, upstream.notes, tokenizer=tokenizer)
+    description = Description(upstream.name, upstream.licence, upstream.notes, upstream.terms, tokenizer)
     return _pipeline_writer(pipe, found, output, description)
 
 

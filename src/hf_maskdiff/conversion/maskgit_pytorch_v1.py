@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusers import ModelMixin
@@ -125,16 +125,26 @@ def _preset(transformer: ModelMixin) -> Preset:
     return valeoai_v1(codebook_size, num_tokens)
 
 
-def _widths(tree: Tree) -> list[tuple[int, int | None]]:
-    weights = require_tensors(tree["model_state_dict"], '"model_state_dict"')
+def widths_of(weights: Mapping[str, Tensor]) -> list[tuple[int, int | None]]:
+    """The width of a transformer, and the number of heads that it was published with."""
     table = require_key({_WRAPPERS.sub("", key): tensor for key, tensor in weights.items()}, "tok_emb.weight", _WHAT)
     return [(table.shape[1], _HEADS.get(table.shape[1]))]
 
 
+def are_of_transformer(names: Iterable[str]) -> bool:
+    """Whether weights of these names are a transformer's."""
+    return "first_layer.0.weight" in {_WRAPPERS.sub("", name) for name in names}
+
+
+def is_vqgan(tree: Tree) -> bool:
+    """Whether a checkpoint is that of the image tokenizer."""
+    return "encoder.down.0.block.0.conv1.weight" in names_in(tree, "state_dict")
+
+
 def _contents(tree: Tree) -> set[str]:
-    if "first_layer.0.weight" in {_WRAPPERS.sub("", name) for name in names_in(tree, "model_state_dict")}:
+    if are_of_transformer(names_in(tree, "model_state_dict")):
         return {"transformer"}
-    return {"vqvae"} if "encoder.down.0.block.0.conv1.weight" in names_in(tree, "state_dict") else set()
+    return {"vqvae"} if is_vqgan(tree) else set()
 
 
 UPSTREAM = Upstream(
@@ -146,7 +156,7 @@ UPSTREAM = Upstream(
     ),
     vqvae=lambda tree: taming_vqgan(require_tensors(tree["state_dict"], '"state_dict"')),
     preset=_preset,
-    widths=_widths,
+    widths=lambda tree: widths_of(require_tensors(tree["model_state_dict"], '"model_state_dict"')),
     notes=(
         "The scheduler is that of branch v1.0 with its arccos counts, which fix the number of steps, and its "
         "guidance, which grows from none to its full weight. The original may draw the mask itself as a token and "

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from hf_maskdiff.attention_rule import BLOCK_CAUSAL, FULL
+from hf_maskdiff.conversion import text_presets
 from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset
@@ -110,25 +111,35 @@ _DREAM = TextUpstream(
 )
 _SUREST = "The scheduler is LLaDA's: the surest position first. "
 _DLLM = TextUpstream("ZHZisZZ/dllm", "apache-2.0", llada, _SUREST)
+_STEPS_OF_A_BLOCK = (
+    "`num_inference_steps` counts the steps of a block: take at least as many as a block has positions, since the last "
+    "one reveals whatever is left. "
+)
 _BLOCK_UPSTREAMS = {
     "sdar": TextUpstream(
         "JetAstra/SDAR",
         "mit",
-        llada,
-        f"{_SUREST}That is the original's `low_confidence_static` with `top_k=1`, but for the order, in which its "
-        "positions are then all equal; its `sequential` is a `block_length` of 1.",
+        text_presets.sdar,
+        "The scheduler is SDAR's `block_diffusion_generate` as it is unless told otherwise, `low_confidence_dynamic` "
+        "with `confidence_threshold=0.85` and `temperature=1.0`: all drawn tokens that are more probable than that, "
+        f"and at least an even share of the block. {_STEPS_OF_A_BLOCK}With `threshold=1` it is "
+        "`low_confidence_static`; `sequential` is a `block_length` of 1.",
     ),
     "llada2_moe": TextUpstream(
         "inclusionAI/LLaDA2.X",
         "apache-2.0",
-        llada,
-        f"{_SUREST}That is diffusers' `LLaDA2Pipeline` with a `threshold` above 1 and without editing.",
+        text_presets.llada2,
+        "The scheduler is that of diffusers' `LLaDA2Pipeline` as it is unless told otherwise, `threshold=0.95` and "
+        "`temperature=0`, without editing: all tokens that are surer than that, and at least an even share of the "
+        f"block. {_STEPS_OF_A_BLOCK}At a temperature the original compares the probability of the token that is "
+        'drawn: `measure="drawn", token_temperature=1`.',
     ),
     "Fast_dLLM_Qwen": TextUpstream(
         "NVlabs/Fast-dLLM",
         "apache-2.0",
-        llada,
-        f"{_SUREST}The original fills in sub-blocks of 8 tokens: pass `block_length=8`.",
+        text_presets.fast_dllm,
+        "The scheduler is Fast-dLLM's with `threshold=0.9`: all tokens that are surer than that, and at least one. "
+        f"{_STEPS_OF_A_BLOCK}The original fills in sub-blocks of 8 tokens: pass `block_length=8`.",
     ),
 }
 
@@ -177,5 +188,7 @@ def open_text_model(
     found = load_published_text(folder, own, attention, block_size, dtype="auto", use_safetensors=True)
     size = min(len(found.tokenizer), found.model.config.vocab_size)
     scheduler = upstream.preset(found.mask_token_id, size).scheduler
+    if found.rule is not None and "block_length" in scheduler.config:  # other pipelines than ours read it there
+        scheduler.register_to_config(block_length=found.rule.block_size)
     pipe = MaskedDiffusionTextPipeline(found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
     return pipe, upstream  # the rule of a model that sees blocks is in its own configuration

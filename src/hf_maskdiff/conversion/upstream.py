@@ -70,6 +70,7 @@ class Upstream:
         notes: sentences for the model card: how the preset differs from the original's sampler.
         tokenizer_source: where its tokenizer is published, where that is not in the same file.
         do_normalize: whether its tokenizer's images lie in [-1, 1], rather than in [0, 1].
+        terms: a sentence on the licence, where that of the code is unknown.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Upstream:
     widths: Callable[[Tree], Sequence[tuple[int, int | None]]] = lambda tree: ()
     tokenizer_source: str = ""
     do_normalize: bool = False
+    terms: str | None = None
     tags: tuple[str, ...] = field(default_factory=tuple)
 
 

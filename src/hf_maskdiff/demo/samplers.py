@@ -15,6 +15,8 @@ from hf_maskdiff_cli.names import SCHEDULERS
 
 # Without it the number of steps would be no more than an upper limit.
 _SETTINGS: dict[str, dict[str, Any]] = {"EntropyBoundedScheduler": {"follow_schedule": True}}
+# Of models that were made for it, and for no other sampler.
+_NOT_LISTED = ("OneStepScheduler",)
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class Sampler:
 
 @cache
 def samplers() -> Mapping[str, Sampler]:
-    """Every sampler of the package, by the name in the list.
+    """Every sampler of the package that runs on any model, by the name in the list.
 
     One that can do without a choice temperature is listed without it and, as "Halton + choice temperature", with it.
     """
     found: dict[str, Sampler] = {}
-    for class_name in SCHEDULERS:
+    for class_name in (name for name in SCHEDULERS if name not in _NOT_LISTED):
         scheduler = getattr(hf_maskdiff, class_name)
         name, settings = _words(class_name), _SETTINGS.get(class_name, {})
         parameter = inspect.signature(scheduler.__init__).parameters.get("choice_temperature")

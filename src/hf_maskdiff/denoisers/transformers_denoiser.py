@@ -127,8 +127,9 @@ class TransformersDenoiser(CacheReadings):
         """
         if not isinstance(config, CacheConfig):
             raise ValueError(
-                "a model of transformers takes a PartialCacheConfig, PrefixCacheConfig, DualCacheConfig or "
-                f"DelayedCacheConfig, got {type(config).__name__}. diffusers' caches are for its own models."
+                "a model of transformers takes a PartialCacheConfig, PrefixCacheConfig, DualCacheConfig, "
+                f"DelayedCacheConfig or GreedyCacheConfig, got {type(config).__name__}. diffusers' caches are for its "
+                "own models."
             )
         self.cache_config, self._by_hand = fitting(config, self.rule is not None), True
 

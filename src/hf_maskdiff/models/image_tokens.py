@@ -1,6 +1,8 @@
-"""The input check that all image denoisers share."""
+"""What all image denoisers do with their input: check it, and mix noise into what it is looked up as."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,3 +39,20 @@ def check_image_tokens(
     for name, ids in (("sample", sample), ("class_labels", class_labels)):
         if ids.dtype != torch.int64:
             raise ValueError(f"`{name}` must hold ids as torch.int64, got {ids.dtype}. Convert it with `.long()`.")
+
+
+def with_noise(
+    embeddings: Tensor, embedding_noise: Callable[[Tensor], Tensor] | None, positions: Tensor | None
+) -> Tensor:
+    """The embeddings of an image's tokens with noise, before positions are added: `(batch_size, side ** 2, width)`.
+
+    Raises:
+        ValueError: in a partial pass, whose tokens are not all of the image's.
+    """
+    if embedding_noise is None:
+        return embeddings
+    if positions is not None:
+        raise ValueError(
+            f"`embedding_noise` must be None in a partial pass, got {embedding_noise!r}. Pass it to full passes alone."
+        )
+    return embedding_noise(embeddings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -14,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.caching import KeyValueCache, KeyValueSlot, LayerCache, PartialCacheMixin, places_of
-from hf_maskdiff.models.image_tokens import check_image_tokens
+from hf_maskdiff.models.image_tokens import check_image_tokens, with_noise
 from hf_maskdiff.models.sized_model import SizedModelMixin
 
 
@@ -269,6 +271,7 @@ class HaltonMaskGITTransformer2DModel(
         return_dict: bool = True,
         positions: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        embedding_noise: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -283,6 +286,9 @@ class HaltonMaskGITTransformer2DModel(
                 `-p - 1` is computed, but its cached key and value are kept.
             cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
                 current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+            embedding_noise: Maps the embeddings of the image's tokens, `(batch_size, sample_size ** 2, hidden_size)`,
+                to what positions are added to, for models that were distilled with noise there; see
+                `OneStepScheduler`. None leaves them as they are. Only in full passes.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
@@ -295,7 +301,7 @@ class HaltonMaskGITTransformer2DModel(
         """
         side = self.config.sample_size
         check_image_tokens(sample, class_labels, positions, side, self.config.num_classes)
-        hidden_states = self.token_embedding(sample.flatten(1))
+        hidden_states = with_noise(self.token_embedding(sample.flatten(1)), embedding_noise, positions)
         num_tokens = hidden_states.shape[1]
         places = torch.arange(num_tokens, device=sample.device) if positions is None else places_of(positions)
         hidden_states = hidden_states + self.position_embedding(places)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from hf_maskdiff.caching import KeyValueCache, PartialCacheMixin, places_of
-from hf_maskdiff.models.image_tokens import check_image_tokens
+from hf_maskdiff.models.image_tokens import check_image_tokens, with_noise
 from hf_maskdiff.models.maskgit_layers import (
     ACTIVATIONS,
     MAGEDecoder,
@@ -204,6 +206,7 @@ class MaskGITTransformer2DModel(
         return_dict: bool = True,
         positions: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        embedding_noise: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict every position's token from all the others.
 
@@ -218,6 +221,9 @@ class MaskGITTransformer2DModel(
                 `-p - 1` is computed, but its cached key and value are kept.
             cache: Stores keys and values between the passes of a call, from `new_cache()`. With None, the cache of the
                 current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+            embedding_noise: Maps the embeddings of the image's tokens, `(batch_size, sample_size ** 2, hidden_size)`,
+                to what positions are added to, for models that were distilled with noise there; see
+                `OneStepScheduler`. None leaves them as they are. Only in full passes.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits
@@ -237,7 +243,11 @@ class MaskGITTransformer2DModel(
             positions = F.pad(positions, (0, 1), value=side * side)
             places = places_of(positions)
 
-        hidden_states = self.norm_in(self.token_embedding(tokens) + self.position_embedding(places))
+        embeddings = self.token_embedding(tokens)
+        if embedding_noise is not None:  # the class has none
+            codes, label = embeddings[:, :-1], embeddings[:, -1:]
+            embeddings = torch.cat([with_noise(codes, embedding_noise, positions), label], dim=1)
+        hidden_states = self.norm_in(embeddings + self.position_embedding(places))
         if self.proj_in is not None:
             hidden_states = self.proj_in(hidden_states)
         num_layers, num_decoder_layers = self.config.num_layers, self.config.num_decoder_layers

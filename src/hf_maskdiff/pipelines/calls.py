@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..schedulers import MaskedDiffusionScheduler
 from ..schedulers.checks import is_number, require
+from .logits_rules import LogitsRules
 
 GuidanceScale = float | Sequence[float]
 
@@ -35,6 +36,7 @@ class PipelineCall:
         guidance_scale: one number for all steps, or a pair (start, end).
         sampling_temperature: the temperature at which tokens are drawn; 0 always takes the most probable token; None
             keeps the scheduler's.
+        rules: what happens to logits before the scheduler reads them.
 
     Raises:
         ValueError: the scheduler cannot use the number of steps or the temperature.
@@ -54,6 +56,7 @@ class PipelineCall:
         temperature: float | Sequence[float] | None = None,
         guidance_scale: GuidanceScale = 1.0,
         sampling_temperature: float | None = None,
+        rules: LogitsRules | None = None,
     ) -> None:
         if temperature is not None and scheduler.choice_temperature is None:
             raise ValueError(
@@ -70,6 +73,7 @@ class PipelineCall:
         self.scheduler.set_timesteps(num_inference_steps, temperature)
         self._shared.adopt_run(self.scheduler)
         self.guidance_scale = guidance_scale
+        self.rules = LogitsRules() if rules is None else rules
         self.num_timesteps = 0
         self.current_timestep: Tensor | None = None
         self.interrupt = False

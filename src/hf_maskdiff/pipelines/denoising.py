@@ -83,6 +83,8 @@ def denoise(
     generator = _fresh() if generator is None else generator
     mask = scheduler.config.mask_token_id
     given = sample != mask if given is None else given & (sample != mask)
+    start = scheduler.start_run(sample, given, generator)
+    sample = start.sample
     counts = StepCounts(scheduler, sample, initial, first_step, given, take_step.memory)
     starting_mask_ratio = counts.starting_mask_ratio
     logits: StepLogits | None = None
@@ -100,7 +102,8 @@ def denoise(
             remaining, read = counts.remaining(i, count), sample == mask
             if scheduler.reads_revealed:
                 read = read | ~given
-            now = StepRows(i - began, rows, unfinished, remaining, read.flatten(1), counts.num_read(remaining), choice)
+            reading = (read.flatten(1), counts.num_read(remaining))
+            now = StepRows(i - began, rows, unfinished, remaining, *reading, choice, start.embedding_noise)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
+from ..schedulers import EmbeddingNoise
 from .calls import CallCaches, PipelineCall, as_pair
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
@@ -33,8 +34,8 @@ class ImageCachingMixin:
     def enable_cache(self, config: Any) -> None:
         """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
 
-        Takes `DelayedCacheConfig` too, and diffusers' configurations; diffusers' caches are the model's, and hold for
-        every pipeline that shares it.
+        Takes `DelayedCacheConfig` and `GreedyCacheConfig` too, and diffusers' configurations; diffusers' caches are the
+        model's, and hold for every pipeline that shares it.
 
         Raises:
             ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
@@ -67,15 +68,20 @@ class ImageDenoiser:
         self._plan, self._caches = caching.plan, CallCaches(caching)
         self._unfinished = list(range(len(classes)))
         self._planned: PlannedPasses | None = None
+        self._noise: EmbeddingNoise | None = None
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of the images that need a pass; the plan says what is computed for them."""
+        self._noise = now.embedding_noise
         rows, of_rows = now.index(len(sample), sample.device), torch.tensor(now.rows)
         tokens = sample.flatten(1)[rows]
         masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
         if self._planned is None:
             self._planned = PlannedPasses.over_whole_rows(self._plan, self.call.scheduler, masked)
-        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows])
+        chosen = None
+        if now.choice is not None:
+            chosen = torch.where(now.choice.valid, now.choice.positions, ~now.choice.positions)[rows]
+        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows], chosen)
         self._unfinished = now.unfinished
         if queries is not None and self._runs_without_class(t) and self._caches.lack("uncond", now.rows):
             queries = None  # a callback has switched guidance on
@@ -101,7 +107,8 @@ class ImageDenoiser:
         self, t: Tensor, tokens: Tensor, rows: Tensor | slice, stored: list[int] | None, positions: Tensor | None = None
     ) -> Tensor:
         self.call.current_timestep = t  # diffusers' caches ask for it
-        common = (tokens, stored, positions)
+        noise = {} if self._noise is None else {"embedding_noise": self._noise.of_rows(rows)}
+        common = (tokens, stored, positions, noise)
         cond = self._pass("cond", self.classes[rows], *common)
         if not self._runs_without_class(t):
             self._caches.forget("uncond")
@@ -115,12 +122,18 @@ class ImageDenoiser:
         return self.is_conditional and highest > 1
 
     def _pass(
-        self, context: str, labels: Tensor, tokens: Tensor, stored: list[int] | None, positions: Tensor | None
+        self,
+        context: str,
+        labels: Tensor,
+        tokens: Tensor,
+        stored: list[int] | None,
+        positions: Tensor | None,
+        noise: dict[str, Any],
     ) -> Tensor:
         """A pass of the rows `stored`, which the stores of the run follow; None for a pass apart from them."""
 
         def forward(arguments: dict[str, Any]) -> Tensor:
-            return self.transformer(tokens, labels, return_dict=False, **arguments)[0]
+            return self.transformer(tokens, labels, return_dict=False, **arguments, **noise)[0]
 
         with self.transformer.cache_context(context):  # diffusers' own caches read it
             if stored is None:

@@ -11,12 +11,10 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..attention_rule import BLOCK_CAUSAL, block_causal
-from ..caching import CacheConfig
-from ..denoisers import TextDenoiser, text_denoiser
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer
 from ..models import MDLMTransformer
@@ -34,11 +32,13 @@ from .checks import (
     check_output_type,
     check_scheduler,
 )
+from .logits_rules import LogitsRules
 from .published_pipelines import open_published, scheduler_of
 from .split_models import generator_of_all, split_component
 from .step_end import after_step
 from .streaming import InOrder, check_streamer, ending_streams
 from .text_blocks import block_settings, check_block_length, grid_of
+from .text_caching import TextCachingMixin
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_run import TextRun
@@ -60,7 +60,7 @@ EXAMPLE_DOC_STRING = """
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
 
 
-class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskedDiffusionTextPipeline(CallStateMixin, TextCachingMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Writes, answers and fills in text with any masked model and any scheduler; swap `pipe.scheduler` freely.
 
     The model may be any of transformers that has `.logits` and attends in both directions, or can be told to: a masked
@@ -103,7 +103,6 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         ends = None if eos_token_ids is None else list(eos_token_ids)
         blocks = block_settings(self.transformer, attention, block_size, blocks_from)
         self.register_to_config(shift_logits=shift_logits, eos_token_ids=ends, **blocks)
-        self._denoiser: Any = None
 
     @classmethod
     def from_pretrained(
@@ -175,30 +174,6 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         scheduler = scheduler_of(found) if scheduler is None else scheduler
         model = (found.tokenizer, found.model, scheduler, found.shift_logits, found.eos_token_ids)
         return cls(*model, attention, block_size, blocks_from)
-
-    @property
-    def denoiser(self) -> TextDenoiser:
-        """The model as it is called: with attention in both directions, aligned logits and partial passes."""
-        if self._denoiser is None or self._denoiser.model is not self.transformer:
-            rule = block_causal(self.config.attention, self.config.block_size)
-            self._denoiser = text_denoiser(self.transformer, self.config.shift_logits, rule)
-        return self._denoiser
-
-    def enable_cache(self, config: CacheConfig) -> None:
-        """Switch a cache on, for this pipeline: `pipe.enable_cache(DualCacheConfig())`.
-
-        Args:
-            config: `PrefixCacheConfig`, `DualCacheConfig` or `DelayedCacheConfig`, each of which may hold a
-                `PartialCacheConfig`, or that alone. A later one replaces an earlier one.
-
-        Raises:
-            ValueError: another kind of configuration.
-        """
-        self.denoiser.enable_cache(config)
-
-    def disable_cache(self) -> None:
-        """Switch the cache off."""
-        self.denoiser.disable_cache()
 
     @property
     def mask_token_id(self) -> int:
@@ -301,6 +276,10 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         sampling_temperature: float | None = None,
         *,
         streamer: BaseStreamer | None = None,
+        logits_processor: LogitsProcessorList | Sequence[LogitsProcessor] | None = None,
+        repetition_penalty: float = 1.0,
+        suppress_tokens: Sequence[int] | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
     ) -> MaskedDiffusionTextPipelineOutput | tuple:
         """
         Write text.
@@ -347,6 +326,12 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
                 first: transformers' streamers in reading order, each token as soon as all before it are known, so use
                 `block_length`; a `CanvasStreamer` all of it in every step. For one text; ends with the call, also
                 where that fails.
+            logits_processor (`transformers.LogitsProcessorList`, *optional*): change the logits of masked positions
+                before the scheduler reads them, after guidance. They get all tokens that the model sees, the mask where
+                there is none: those that need an order of the tokens are refused.
+            repetition_penalty (`float`): tokens that the sequence has become less probable above 1, as in `generate`.
+            suppress_tokens (list of `int`, *optional*): tokens that are never drawn, an end of text for example.
+            bad_words_ids (list of lists, *optional*): the same, as in `generate`; words of one token each.
 
         Examples:
 
@@ -364,14 +349,17 @@ class MaskedDiffusionTextPipeline(CallStateMixin, PipelineRepositoryMixin, Diffu
         given = (prompt, input_ids, mask, max_new_tokens, stride, block_length, stop_at_eos, num_return_sequences)
         self.check_inputs(*given, output_type, names, attention_mask, token_type_ids)
         check_guidance_scale(guidance_scale)
+        bans = (repetition_penalty, suppress_tokens, bad_words_ids)
+        rules = LogitsRules.of_call(logits_processor, *bans, self.mask_token_id, self.denoiser.vocab_size)
         prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)
         check_streamer(streamer, batch_size)
         ids = [one.ids.tolist() for one in prepared]
-        asked = (ids, counts, stop_at_eos, guidance_scale, temperature, sampling_temperature)
+        asked = (ids, counts, stop_at_eos, guidance_scale, temperature, sampling_temperature, *bans)
         generator = generator_of_all(self.transformer, generator, self.scheduler, *asked)
-        call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
+        scales = (temperature, guidance_scale, sampling_temperature)
+        call = PipelineCall(self.scheduler, num_inference_steps, *scales, rules)
         self.maybe_free_model_hooks()  # a call that raised has not
 
         is_chat = [False] * len(prepared) if prompt is None else [not isinstance(one, str) for one in as_list(prompt)]

@@ -59,7 +59,13 @@ class PlannedPasses:
         self._on_host = (starts, ends, lengths, torch.full_like(resumed, -1))
 
     def next(
-        self, step: int, rows: Tensor | slice, of_rows: Tensor, masked: Tensor, num_masked: Tensor
+        self,
+        step: int,
+        rows: Tensor | slice,
+        of_rows: Tensor,
+        masked: Tensor,
+        num_masked: Tensor,
+        chosen: Tensor | None = None,
     ) -> Queries | None:
         """What the next pass of some rows computes; None for all positions.
 
@@ -68,6 +74,7 @@ class PlannedPasses:
             rows, of_rows: the rows, on the device and on the host.
             masked: which positions of their windows are masked now, bool `(num_rows, L)`.
             num_masked: their number, int64 `(num_rows,)` on the CPU.
+            chosen: see `PassState`.
         """
         if self.plan is None:
             return None
@@ -76,7 +83,8 @@ class PlannedPasses:
         if self._revises:  # what was masked again is stored as the token that stood there
             latest = _and_their_number(latest[0] | masked)
         block_starts = None if self._block_starts is None else self._block_starts[of_rows]
-        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts))
+        now = (masked, num_masked, chosen)
+        queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts, *now))
         self._masked[rows] = masked
         self._num_masked[of_rows] = num_masked
         return queries

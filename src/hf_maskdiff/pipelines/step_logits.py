@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..schedulers import Choice
+from ..schedulers import Choice, EmbeddingNoise
 
 # (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
 # (tokens (num_rows, K), timestep, their rows, positions int64 (num_rows, K)) -> logits (num_rows, K, V)
@@ -27,6 +27,7 @@ class StepRows:
         read: which positions' logits the step reads, bool `(batch_size, L)`.
         num_read: their number in each row at most, int64 `(batch_size,)` on the CPU.
         choice: the positions that the step draws, if they are known already; logits of others are not needed.
+        embedding_noise: what the passes of the run do to the embeddings of the batch's tokens; None for nothing.
     """
 
     step: int
@@ -36,6 +37,16 @@ class StepRows:
     read: Tensor
     num_read: Tensor
     choice: Choice | None = None
+    embedding_noise: EmbeddingNoise | None = None
+
+    def require_no_noise(self) -> None:
+        """Raise `ValueError` if the run has noise for embeddings, of which the model takes none."""
+        if self.embedding_noise is not None:
+            raise ValueError(
+                f"`embedding_noise` of the scheduler must be 0 for a model that takes none, got "
+                f"{self.embedding_noise.level}. Set `pipe.scheduler = OneStepScheduler.from_config("
+                "pipe.scheduler.config, embedding_noise=0)`, or take the model that it was made for."
+            )
 
     def index(self, batch_size: int, device: torch.device) -> Tensor | slice:
         """The rows as an index; a slice, which copies nothing, for all of them."""
@@ -81,6 +92,7 @@ def whole_pass(denoiser: Denoiser) -> PassOfStep:
     """A pass that computes the logits of all positions of its rows."""
 
     def pass_of_step(sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
+        now.require_no_noise()
         rows = now.index(len(sample), sample.device)
         values = denoiser(sample[rows], t, rows)
         if isinstance(rows, slice):

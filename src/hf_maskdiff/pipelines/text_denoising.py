@@ -29,7 +29,7 @@ class WindowDenoiser:
     Args:
         denoiser: the model, and its plan.
         batch: the windows.
-        call: gives the guidance scale of each step; records the time of the current step.
+        call: gives the guidance scale of each step, and the rules of logits; records the time of the current step.
         caches: the stores of the call.
         row_ids: the index of each window's sequence in the call.
         passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`;
@@ -50,6 +50,7 @@ class WindowDenoiser:
         self.denoiser, self.batch, self.call, self.caches = denoiser, batch, call, caches
         self.row_ids, self.passes = row_ids, passes
         self._contexts: Contexts = ()
+        self._began = batch.sample  # the tokens that the step begins with
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
         windows = (
@@ -69,7 +70,9 @@ class WindowDenoiser:
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of those positions of the blocks that the step may reveal; the plan says what is computed."""
+        now.require_no_noise()
         batch, device, contexts = self.batch, sample.device, self._contexts_at(t)
+        self._began = sample
         if self.denoiser.plan is not None and contexts != self._contexts:  # of a new context nothing is stored
             now = replace(now, step=0, rows=now.unfinished)
             if not self.caches.keep_only(_name(contexts)):
@@ -88,9 +91,11 @@ class WindowDenoiser:
         places = torch.where(wanted, first + columns, -1)
 
         num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
-        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked)
         at = batch.places_of(columns, rows)
+        chosen = None if now.choice is None else torch.where(wanted, at, ~at)
+        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
         values = self._guided(t, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
+        values = self._ruled(values, tokens, rows)
         self._unfinished = now.unfinished
         whole = torch.ones_like(self._ids[rows], dtype=torch.bool)
         if queries is not None:  # some positions of the batch's longest row may be all positions of another
@@ -131,7 +136,7 @@ class WindowDenoiser:
         if positions is None:
             # A row that has drawn all its tokens waits for the others' groups.
             self.passes[0, self._ids[rows]] += (tokens == self.batch.mask_token_id).any(-1)
-            return self._guided(t, lambda contexts: self._apart(contexts, tokens, t, rows))
+            return self._ruled(self._guided(t, lambda contexts: self._apart(contexts, tokens, t, rows)), tokens, rows)
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
@@ -140,7 +145,7 @@ class WindowDenoiser:
         def run(contexts: Contexts) -> Tensor:
             return self._run(contexts, t, _repeated(tokens, contexts), held, held, stand, arguments)
 
-        return self._guided(t, run)
+        return self._ruled(self._guided(t, run), tokens, rows, positions)
 
     def _apart(self, contexts: Contexts, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
@@ -189,6 +194,16 @@ class WindowDenoiser:
             return run(("uncond",)).lerp_(logits, scale)
         logits, without_prompt = run(contexts).chunk(2)
         return without_prompt.lerp_(logits, scale)
+
+    def _ruled(self, logits: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
+        """Logits as the scheduler is to read them; the rows' blocks hold `tokens`, all of them or at `positions`."""
+        if not self.call.rules:
+            return logits
+        if positions is not None:
+            tokens = self._began[rows].scatter(1, places_of(positions), tokens)
+        seen = self.batch.attention_mask
+        ids = self.batch.seen(tokens, rows, with_prompt=True)
+        return self.call.rules(logits, ids, None if seen is None else seen[rows])
 
     def _sequences(self, rows: Tensor | slice) -> dict[str, Any]:
         """What the model is told of the windows: what pads them, and where their blocks begin."""

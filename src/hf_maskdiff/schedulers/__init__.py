@@ -2,6 +2,7 @@
 
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
+from .run_start import EmbeddingNoise, RunStart
 from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
@@ -14,6 +15,7 @@ from .scheduling_klass import KLASSScheduler
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
+from .scheduling_one_step import OneStepScheduler
 from .scheduling_path_planning import PathPlanningScheduler
 from .scheduling_remdm import ReMDMScheduler
 from .scheduling_revising import RevisingScheduler
@@ -27,6 +29,7 @@ __all__ = [
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "EmbeddingNoise",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
@@ -37,10 +40,12 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
+    "OneStepScheduler",
     "PathPlanningScheduler",
     "ReMDMScheduler",
     "RevisingScheduler",
     "RunMemory",
+    "RunStart",
     "StepContext",
     "ThresholdScheduler",
     "TrapezoidalScheduler",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -55,6 +55,13 @@ def check_marginals(config: Any) -> None:
         share = config.get(name)  # schedulers of others may have no `typical_p`
         valid = share is None or (is_number(share) and 0 < share <= 1)
         require(valid, name, "in (0, 1]", share, "Pass None to allow every token.")
+
+
+def check_token_ids(name: str, value: Any) -> None:
+    """Raise `ValueError` unless it is None or a list of token ids."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    valid = value is None or (listed and all(is_integer(token, at_least=0) for token in value))
+    require(valid, name, "token ids, in a list", value, "Pass for example `[tokenizer.eos_token_id]`.")
 
 
 def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:

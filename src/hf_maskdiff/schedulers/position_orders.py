@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks
+from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks, zero_where_likely
 from ..sampling import Marginals, Purpose, position_noise
 from .step_context import StepContext
 
@@ -45,17 +45,43 @@ def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log max_x p_i(x)`."""
-    return marginals.score(log_confidence, context.masked)
+    return certainty(marginals, context, "confidence")
 
 
 def margin(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log(p_(1) - p_(2))`."""
-    return marginals.score(log_margin, context.masked)
+    return certainty(marginals, context, "margin")
 
 
 def entropy(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`-H(p_i)`, in nats."""
-    return marginals.score(negative_entropy, context.masked)
+    return certainty(marginals, context, "entropy")
+
+
+_MEASURES = {"confidence": log_confidence, "margin": log_margin, "entropy": negative_entropy}
+
+
+def certainty(
+    marginals: Marginals, context: StepContext, measure: str, unsure_token_ids: Sequence[int] | None = None
+) -> Tensor:
+    """How sure the model is of each masked position, float32 `(batch_size, L)`.
+
+    Args:
+        measure: a key of `CERTAINTIES`.
+        unsure_token_ids: a position at which one of these tokens is the likeliest has a certainty of zero, -inf here.
+    """
+    function: Callable[[Tensor], Tensor] = _MEASURES[measure]
+    unsure = tuple(token for token in unsure_token_ids or () if token < marginals.num_tokens)  # others are never drawn
+    if unsure:
+        tokens = token_tensor(unsure, marginals.logits.device)
+        function = partial(zero_where_likely, token_ids=tokens, function=function)
+    return marginals.score(function, context.masked)
+
+
+@lru_cache(maxsize=64)
+def token_tensor(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids, int64 `(n,)`; they are kept, so that only the first step puts them on the device."""
+    return torch.tensor(token_ids).to(device, non_blocking=True)
 
 
 CERTAINTIES: dict[str, Callable[[Marginals, StepContext, Purpose], Tensor]] = {

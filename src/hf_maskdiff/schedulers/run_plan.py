@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..masking import planned_counts
+from ..sampling import Generators
 from .run_memory import RunMemory
+from .run_start import RunStart
 
 
 class RunPlanMixin:
@@ -21,6 +23,19 @@ class RunPlanMixin:
     if TYPE_CHECKING:
         config: Any
         _require_run: Any
+
+    def start_run(self, sample: Tensor, given: Tensor | None = None, generator: Generators = None) -> RunStart:
+        """What the run starts from, where the tokens to be drawn are masks in `sample`; most start from that itself.
+
+        Args:
+            sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
+            given: which of them no step may touch, bool, the shape of `sample`; None for those that are no masks.
+            generator: one for the batch, one per row, or None.
+
+        Raises:
+            ValueError: the scheduler cannot start from this.
+        """
+        return RunStart(sample)
 
     def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
         """The step to start with, given the number of masks in each row, int64 `(batch_size,)`.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
-from .checks import ChoiceTemperature, require
-from .position_orders import CERTAINTIES
+from .checks import ChoiceTemperature, check_token_ids, require
+from .position_orders import CERTAINTIES, certainty
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 from .token_temperature import beta_of, check_token_temperature
@@ -43,6 +45,9 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
         min_distance (`int`): see `ChooseThenSampleScheduler`.
+        unsure_token_ids (list of `int`, optional): a position at which one of these tokens is the likeliest has a
+            certainty of zero, so that it comes last; the token may still be drawn there. For models that would end a
+            text before they have written it: the ends of text, as LLaDA's appendix B.4 has it (arXiv 2502.09992).
     """
 
     @register_to_config
@@ -61,8 +66,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         token_temperature: float = 1.0,
         typical_p: float | None = None,
         min_distance: int = 1,
+        unsure_token_ids: Sequence[int] | None = None,
     ) -> None:
         check_token_temperature(token_temperature)
+        check_token_ids("unsure_token_ids", unsure_token_ids)
         require(measure in CERTAINTIES, "measure", f"one of {sorted(CERTAINTIES)}", measure, "Pick one of these.")
         self.check_config()
 
@@ -71,10 +78,10 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         return self.from_config(self.config, token_temperature=value)
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        certainty = CERTAINTIES[self.config.measure](marginals, context, Purpose.CHOICE)
+        sureness = certainty(marginals, context, self.config.measure, self.config.unsure_token_ids)
         if context.choice_temperature is None:
-            return certainty
-        return certainty + context.choice_temperature * context.gumbel(Purpose.CHOICE)
+            return sureness
+        return sureness + context.choice_temperature * context.gumbel(Purpose.CHOICE)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         return beta_of(self.config.token_temperature, context, num_ranks)  # noise affects the order alone

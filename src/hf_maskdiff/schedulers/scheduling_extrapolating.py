@@ -46,7 +46,7 @@ class ExtrapolatingScheduler(TwoPassScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         position_order (`str`): `"uniform"`, `"halton"`, `"randomized_halton"`, `"moment"`, `"confidence"`, `"margin"`
             or `"entropy"`.
         choice_temperature (`float` or pair, optional): alpha; both marginals are raised to `beta = 1 + 1 / alpha`
@@ -69,6 +69,7 @@ class ExtrapolatingScheduler(TwoPassScheduler):
         position_order: str = "uniform",
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
         orders = tuple(POSITION_ORDERS)
         require(position_order in orders, "position_order", f"one of {orders}", position_order, "Pick one of these.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -12,8 +14,8 @@ from ..integers import is_integer
 from ..masking import MaskingSchedule
 from ..orders import passing_ranks
 from ..sampling import Marginals, Purpose
-from .checks import is_number, require
-from .position_orders import CERTAINTIES
+from .checks import check_token_ids, is_number, require
+from .position_orders import CERTAINTIES, certainty, token_tensor
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 from .token_temperature import beta_of, check_token_temperature
@@ -70,6 +72,9 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
             effect on certainty; 0 always takes the most probable token. Must be 1 for `"drawn"`.
         block_length (`int`): how many positions a block has in diffusers' `LLaDA2Pipeline` where its call does not say.
             The pipelines of this package do not read it: pass them `block_length`.
+        unsure_token_ids (list of `int`, optional): a position at which one of these tokens is the likeliest has a
+            certainty of zero, so that it waits while others are left; with `"drawn"`, one that draws such a token. See
+            `ConfidenceScheduler`.
     """
 
     @register_to_config
@@ -90,6 +95,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         token_temperature: float = 1.0,
         block_length: int = 32,
         typical_p: float | None = None,
+        unsure_token_ids: Sequence[int] | None = None,
     ) -> None:
         measures = sorted([*CERTAINTIES, _DRAWN])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
@@ -103,6 +109,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         valid = is_integer(min_count, at_least=1)
         require(valid, "min_count", "an integer of at least 1", min_count, "Pass 1 to reveal no more than is sure.")
         check_token_temperature(token_temperature)
+        check_token_ids("unsure_token_ids", unsure_token_ids)
         valid = measure != _DRAWN or token_temperature == 1
         remedy = "Pass `temperature`, which is that of the measure and of the draw alike."
         require(valid, "token_temperature", "1 where the measure is 'drawn'", token_temperature, remedy)
@@ -123,9 +130,14 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         self._require_run()
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        if self.config.measure == _DRAWN:  # the noise is the position's own, so `sample_tokens` draws the same again
-            return marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))[1]
-        return CERTAINTIES[self.config.measure](marginals, context, Purpose.CHOICE)
+        unsure = self.config.unsure_token_ids
+        if self.config.measure != _DRAWN:
+            return certainty(marginals, context, self.config.measure, unsure)
+        # The noise is the position's own, so `sample_tokens` draws the same again.
+        drawn, log_probs = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
+        if not unsure:
+            return log_probs
+        return log_probs.masked_fill(torch.isin(drawn, token_tensor(tuple(unsure), drawn.device)), -math.inf)
 
     def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
         if self.config.factor is None:
@@ -143,7 +155,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         threshold = self.config.threshold
         if self.config.measure == "entropy":
             return -threshold
-        return math.log(threshold) if threshold > 0 else -math.inf
+        return math.log(threshold) if threshold > 0 else torch.finfo(torch.float32).min  # what sorting makes of log 0
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
         return beta_of(self.config.token_temperature, context, num_ranks)

@@ -51,8 +51,8 @@ class TrapezoidalScheduler(TwoPassScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
-            has no effect here, since the counts are random.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`;
+            `rounding` has no effect here, since the counts are random.
         theta (`float`): the share of an interval's reveals that its first pass makes, above 0 and below 1.
     """
 
@@ -67,6 +67,7 @@ class TrapezoidalScheduler(TwoPassScheduler):
         top_k: int | None = None,
         top_p: float | None = None,
         theta: float = 0.5,
+        typical_p: float | None = None,
     ) -> None:
         valid = is_number(theta) and 0 < theta < 1
         require(valid, "theta", "above 0 and below 1", theta, "Try 0.5.")
