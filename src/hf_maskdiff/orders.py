@@ -56,6 +56,18 @@ def negative_entropy(block: Tensor) -> Tensor:
     return probs.amax(-1).log_().add_(block.mul_(probs).sum(-1))
 
 
+def log_calibrated(block: Tensor, surprisal: Tensor, limit: float) -> Tensor:
+    """`log min(limit, p(x) h(x))` of the most probable token x: what is both sure and says much comes first.
+
+    Args:
+        block: `(rows, V)`.
+        surprisal: h, minus the logarithm of how frequent each token is, float32 `(V,)`.
+        limit: above 0.
+    """
+    largest, tokens = _log_softmax_(block).max(-1)
+    return largest.exp_().mul_(surprisal[tokens]).clamp_(0, limit).log_()
+
+
 def zero_where_likely(block: Tensor, token_ids: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """`function(block)`, but -inf, the logarithm of a certainty of zero, where one of these tokens is the likeliest.
 

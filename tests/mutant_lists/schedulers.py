@@ -15,6 +15,30 @@ _REVISING_MATHS = "hf_maskdiff/revising.py"
 
 MUTANTS = [
     Mutant(
+        "prior-without-logarithm",
+        "a rare token counts for the frequency that it lacks, not for its surprisal",
+        f"{_SCHEDULERS}confidence.py",
+        "surprisal = (torch.tensor(prior, dtype=torch.float32) + 1e-9).log().neg()",
+        "surprisal = 1 - torch.tensor(prior, dtype=torch.float32)",
+        ("tests/schedulers/test_calibrated_confidence.py::test_scores",),
+    ),
+    Mutant(
+        "prior-without-limit",
+        "a rare token counts without limit",
+        _ORDERS,
+        ".clamp_(0, limit)",
+        ".clamp_(min=0)",
+        ("tests/schedulers/test_calibrated_confidence.py::test_scores",),
+    ),
+    Mutant(
+        "decay-to-the-left",
+        "later positions come first",
+        f"{_SCHEDULERS}confidence.py",
+        "sureness.to(places.device) - config.position_decay * places",
+        "sureness.to(places.device) + config.position_decay * places",
+        ("tests/schedulers/test_calibrated_confidence.py::test_the_decay_alone",),
+    ),
+    Mutant(
         "one-step-keeps-its-codes",
         "the random codes of the start come back as they were",
         f"{_SCHEDULERS}one_step.py",

@@ -45,37 +45,36 @@ def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log max_x p_i(x)`."""
-    return certainty(marginals, context, "confidence")
+    return certainty(marginals, context, log_confidence)
 
 
 def margin(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log(p_(1) - p_(2))`."""
-    return certainty(marginals, context, "margin")
+    return certainty(marginals, context, log_margin)
 
 
 def entropy(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`-H(p_i)`, in nats."""
-    return certainty(marginals, context, "entropy")
-
-
-_MEASURES = {"confidence": log_confidence, "margin": log_margin, "entropy": negative_entropy}
+    return certainty(marginals, context, negative_entropy)
 
 
 def certainty(
-    marginals: Marginals, context: StepContext, measure: str, unsure_token_ids: Sequence[int] | None = None
+    marginals: Marginals,
+    context: StepContext,
+    measure: Callable[[Tensor], Tensor],
+    unsure_token_ids: Sequence[int] | None = None,
 ) -> Tensor:
     """How sure the model is of each masked position, float32 `(batch_size, L)`.
 
     Args:
-        measure: a key of `CERTAINTIES`.
+        measure: of rows of log-probabilities, see `hf_maskdiff.orders`.
         unsure_token_ids: a position at which one of these tokens is the likeliest has a certainty of zero, -inf here.
     """
-    function: Callable[[Tensor], Tensor] = _MEASURES[measure]
     unsure = tuple(token for token in unsure_token_ids or () if token < marginals.num_tokens)  # others are never drawn
     if unsure:
         tokens = token_tensor(unsure, marginals.logits.device)
-        function = partial(zero_where_likely, token_ids=tokens, function=function)
-    return marginals.score(function, context.masked)
+        measure = partial(zero_where_likely, token_ids=tokens, function=measure)
+    return marginals.score(measure, context.masked)
 
 
 @lru_cache(maxsize=64)
@@ -84,6 +83,11 @@ def token_tensor(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(token_ids).to(device, non_blocking=True)
 
 
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": log_confidence,
+    "margin": log_margin,
+    "entropy": negative_entropy,
+}
 CERTAINTIES: dict[str, Callable[[Marginals, StepContext, Purpose], Tensor]] = {
     "confidence": confidence,
     "margin": margin,
