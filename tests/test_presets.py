@@ -47,6 +47,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "sdar": text_presets.sdar,
     "llada2": text_presets.llada2,
     "klass": text_presets.klass,
+    "pc-sampler": text_presets.pc_sampler,
     "dimo": dimo.dimo,
 }
 

@@ -262,6 +262,40 @@ def confidence(measure: str, alpha: float | None) -> Case:
     return case
 
 
+def calibrated() -> Case:
+    """A prior and a decay: the weights `(min(l, -p log f) exp(-d i))^(1 / alpha)`; the limit matters at position 0."""
+    alpha, decay, limit, prior = 0.5, 0.2, 1.0, np.array([0.2, 0.7, 0.1])
+
+    def law(decay: float = decay, limit: float = limit, prior: np.ndarray | None = prior, off: float = 1.0) -> Law:
+        marginals, largest = temper(PEAKED, off), temper(PEAKED, off).max(1)
+        surprisal = 1.0 if prior is None else -np.log(prior[marginals.argmax(1)] + 1e-9)
+        log_weights = np.log(np.minimum(limit, largest * surprisal)) - decay * np.arange(N)
+        return laws.choose_then_sample_law(laws.race_subsets(log_weights / alpha, K), marginals)
+
+    def scheduler(**config) -> ConfidenceScheduler:
+        own = {"token_prior": prior, "position_decay": decay, "prior_limit": limit}
+        return ConfidenceScheduler(**tempered_config(alpha, **(own | config)))
+
+    return Case(
+        scheduler(),
+        law(),
+        {
+            "no prior": law(prior=None),
+            "no decay": law(decay=0),
+            "no limit": law(limit=10.0),
+            "decay twice": law(decay=2 * decay),
+            "model temperature 5 % off": law(off=1.05),
+        },
+        {
+            "no prior": scheduler(token_prior=None),
+            "no decay": scheduler(position_decay=0),
+            "no limit": scheduler(prior_limit=10.0),
+            "decay twice": scheduler(position_decay=2 * decay),
+            "model temperature 5 % off": scheduler(temperature=1.05),
+        },
+    )
+
+
 class WithTheLargest(EntropyBoundedScheduler):
     """The last position's own entropy counts too."""
 
@@ -416,6 +450,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "confidence, alpha 0.5": lambda: confidence("confidence", 0.5),
     "margin, alpha 0.5": lambda: confidence("margin", 0.5),
     "entropy, alpha 0.5": lambda: confidence("entropy", 0.5),
+    "confidence, calibrated": calibrated,
     "entropy-bounded, 1 nat": lambda: entropy_bounded(1.0),
     "entropy-bounded, 1.3 nats": lambda: entropy_bounded(1.3),
     "entropy-bounded, on schedule": entropy_on_schedule,

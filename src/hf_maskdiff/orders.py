@@ -56,6 +56,18 @@ def negative_entropy(block: Tensor) -> Tensor:
     return probs.amax(-1).log_().add_(block.mul_(probs).sum(-1))
 
 
+def log_calibrated(block: Tensor, surprisal: Tensor, limit: float) -> Tensor:
+    """`log min(limit, p(x) h(x))` of the most probable token x: what is both sure and says much comes first.
+
+    Args:
+        block: `(rows, V)`.
+        surprisal: h, minus the logarithm of how frequent each token is, float32 `(V,)`.
+        limit: above 0.
+    """
+    largest, tokens = _log_softmax_(block).max(-1)
+    return largest.exp_().mul_(surprisal[tokens]).clamp_(0, limit).log_()
+
+
 def zero_where_likely(block: Tensor, token_ids: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """`function(block)`, but -inf, the logarithm of a certainty of zero, where one of these tokens is the likeliest.
 
@@ -100,6 +112,12 @@ def halton_order(height: int, width: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
+def bit_reversed(length: int) -> Tensor:
+    """The base-2 radical inverse of every index of a sequence, float64 `(L,)` in [0, 1), on the CPU."""
+    fractions = (radical_inverse(index, 2) for index in range(length))
+    return torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
+
+
 def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Rank of every position in a low-discrepancy order, int64 `(L,)`, 0 first.
 
@@ -111,9 +129,7 @@ def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if len(shape) == 2:
         order = torch.tensor([row * shape[1] + column for row, column in halton_order(*shape)])
     else:
-        fractions = (radical_inverse(index, 2) for index in range(shape[0]))
-        inverses = torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
-        order = inverses.argsort(stable=True)
+        order = bit_reversed(shape[0]).argsort(stable=True)
     return order.argsort().to(device, non_blocking=True)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from hf_maskdiff.conversion.upstream import Preset
-from hf_maskdiff.schedulers import KLASSScheduler, ThresholdScheduler
+from hf_maskdiff.schedulers import ConfidenceScheduler, KLASSScheduler, ThresholdScheduler
 
 
 def fast_dllm(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
@@ -42,6 +42,19 @@ def llada2(mask_token_id: int = 156895, codebook_size: int | None = None) -> Pre
         token_temperature=0,
     )
     return Preset(scheduler, 32)
+
+
+def pc_sampler(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
+    """PC-Sampler on LLaDA, for mathematics and code: a token a pass, earlier ones sooner; a prior is to be added."""
+    scheduler = ConfidenceScheduler(
+        mask_token_id=mask_token_id,
+        codebook_size=codebook_size,
+        masking_schedule="linear",
+        rounding="even",
+        token_temperature=0,
+        position_decay=0.25,
+    )
+    return Preset(scheduler, 256)
 
 
 def klass(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:

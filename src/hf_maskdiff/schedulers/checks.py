@@ -64,6 +64,17 @@ def check_token_ids(name: str, value: Any) -> None:
     require(valid, name, "token ids, in a list", value, "Pass for example `[tokenizer.eos_token_id]`.")
 
 
+def check_token_prior(value: Any) -> None:
+    """Raise `ValueError` unless it holds a frequency, in [0, 1], of each token."""
+    try:
+        prior = torch.as_tensor(value, dtype=torch.float64)
+        valid = prior.ndim == 1 and len(prior) > 0 and bool(((prior >= 0) & (prior <= 1)).all())
+    except (TypeError, ValueError, RuntimeError):
+        valid = False
+    shown = value if isinstance(value, str) or not hasattr(value, "__len__") else f"{type(value).__name__} of other"
+    require(valid, "token_prior", "frequencies in [0, 1], one for each token", shown, "Pass counts / counts.sum().")
+
+
 def require_drawn(tokens: Tensor, num_tokens: int, step_index: int) -> None:
     """Raise `ValueError` if a draw found no token; used on the CPU alone, where reading the result costs nothing."""
     if tokens.numel() and int(tokens.max()) >= num_tokens:

@@ -8,7 +8,15 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks, zero_where_likely
+from ..orders import (
+    bit_reversed,
+    log_confidence,
+    log_margin,
+    log_moment,
+    negative_entropy,
+    spread_ranks,
+    zero_where_likely,
+)
 from ..sampling import Marginals, Purpose, position_noise
 from .step_context import StepContext
 
@@ -30,9 +38,16 @@ def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """Halton order, begun at a place of each row's own, the same in all steps of a run and a new one in the next."""
-    ranks = spread_ranks(context.grid, context.keys.device)
     place = position_noise(context.run_keys, 1, Purpose.SHIFT)[0]
-    return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()
+    if len(context.grid) == 1:  # a row's place must not depend on what is padding of a longer one, which has no rank
+        return -((_bit_reversed(context.grid[0], context.keys.device) + place) % 1)
+    ranks = -_spread_scores(context.grid, context.keys.device)
+    return -((ranks + (place * len(ranks)).floor()) % len(ranks))
+
+
+@lru_cache(maxsize=64)
+def _bit_reversed(length: int, device: torch.device) -> Tensor:
+    return bit_reversed(length).to(device, non_blocking=True)
 
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
@@ -45,37 +60,36 @@ def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
 
 def confidence(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log max_x p_i(x)`."""
-    return certainty(marginals, context, "confidence")
+    return certainty(marginals, context, log_confidence)
 
 
 def margin(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`log(p_(1) - p_(2))`."""
-    return certainty(marginals, context, "margin")
+    return certainty(marginals, context, log_margin)
 
 
 def entropy(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """`-H(p_i)`, in nats."""
-    return certainty(marginals, context, "entropy")
-
-
-_MEASURES = {"confidence": log_confidence, "margin": log_margin, "entropy": negative_entropy}
+    return certainty(marginals, context, negative_entropy)
 
 
 def certainty(
-    marginals: Marginals, context: StepContext, measure: str, unsure_token_ids: Sequence[int] | None = None
+    marginals: Marginals,
+    context: StepContext,
+    measure: Callable[[Tensor], Tensor],
+    unsure_token_ids: Sequence[int] | None = None,
 ) -> Tensor:
     """How sure the model is of each masked position, float32 `(batch_size, L)`.
 
     Args:
-        measure: a key of `CERTAINTIES`.
+        measure: of rows of log-probabilities, see `hf_maskdiff.orders`.
         unsure_token_ids: a position at which one of these tokens is the likeliest has a certainty of zero, -inf here.
     """
-    function: Callable[[Tensor], Tensor] = _MEASURES[measure]
     unsure = tuple(token for token in unsure_token_ids or () if token < marginals.num_tokens)  # others are never drawn
     if unsure:
         tokens = token_tensor(unsure, marginals.logits.device)
-        function = partial(zero_where_likely, token_ids=tokens, function=function)
-    return marginals.score(function, context.masked)
+        measure = partial(zero_where_likely, token_ids=tokens, function=measure)
+    return marginals.score(measure, context.masked)
 
 
 @lru_cache(maxsize=64)
@@ -84,6 +98,11 @@ def token_tensor(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(token_ids).to(device, non_blocking=True)
 
 
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": log_confidence,
+    "margin": log_margin,
+    "entropy": negative_entropy,
+}
 CERTAINTIES: dict[str, Callable[[Marginals, StepContext, Purpose], Tensor]] = {
     "confidence": confidence,
     "margin": margin,

@@ -15,7 +15,7 @@ from ..masking import MaskingSchedule
 from ..orders import passing_ranks
 from ..sampling import Marginals, Purpose
 from .checks import check_token_ids, is_number, require
-from .position_orders import CERTAINTIES, certainty, token_tensor
+from .position_orders import MEASURES, certainty, token_tensor
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 from .token_temperature import beta_of, check_token_temperature
@@ -97,7 +97,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
         typical_p: float | None = None,
         unsure_token_ids: Sequence[int] | None = None,
     ) -> None:
-        measures = sorted([*CERTAINTIES, _DRAWN])
+        measures = sorted([*MEASURES, _DRAWN])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
         if factor is None:
             valid = is_number(threshold) and threshold is not None and threshold >= 0
@@ -132,7 +132,7 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         unsure = self.config.unsure_token_ids
         if self.config.measure != _DRAWN:
-            return certainty(marginals, context, self.config.measure, unsure)
+            return certainty(marginals, context, MEASURES[self.config.measure], unsure)
         # The noise is the position's own, so `sample_tokens` draws the same again.
         drawn, log_probs = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
         if not unsure:
