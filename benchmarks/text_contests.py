@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference_loops import dkv_decode, dllm_fast_dllm, dllm_mdlm, fast_dllm, klass
+from reference_loops import dkv_decode, dllm_fast_dllm, dllm_mdlm, fast_dllm, klass, sdar
 from reference_model import ReferenceModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -87,7 +87,9 @@ class Contest:
         scheduler: makes our scheduler.
         cache: ours; None for none.
         batches: whether the original can fill in several rows at once.
-        every_step_reveals: how many steps a block may take: those of the setting, or one for each of its positions.
+        as_needed: whether a block may take a step for each of its positions, instead of the steps of the setting.
+        in_blocks: whether the model sees blocks from left to right.
+        draws: whether tokens are drawn, each side with noise of its own, so that they differ.
     """
 
     loop: Callable[..., Tensor]
@@ -95,6 +97,8 @@ class Contest:
     cache: Any = None
     batches: bool = False
     as_needed: bool = False
+    in_blocks: bool = False
+    draws: bool = False
 
 
 def even(**tokens: int) -> Any:
@@ -121,6 +125,18 @@ def of_rows(model: ReferenceModel, prompt: Tensor, **arguments: int) -> Tensor:
     return dllm_mdlm(model, list(prompt), eos_id=0, **arguments)
 
 
+def planned_draws(**tokens: int) -> Any:
+    """The surest tokens drawn, as many as planned: no probability is above 1."""
+    return ThresholdScheduler(**tokens, threshold=1.0, measure="drawn", follow_schedule=True, rounding="even")
+
+
+def in_blocks(
+    model: ReferenceModel, prompt: Tensor, new_tokens: int, block_length: int, steps: int, mask_id: int
+) -> Tensor:
+    steps_a_block = steps // (new_tokens // block_length)
+    return sdar(model, prompt, new_tokens, block_length, steps_a_block, mask_id, "low_confidence_static")
+
+
 CONTESTS: Mapping[str, Contest] = {
     "Fast-dLLM, no cache": Contest(fast_dllm, even),
     "Fast-dLLM, prefix": Contest(fixed(fast_dllm, cache="prefix"), even, PrefixCacheConfig()),
@@ -140,14 +156,16 @@ CONTESTS: Mapping[str, Contest] = {
     ),
     "dKV-Cache": Contest(fixed(dkv_decode, refresh_every=8), even, DelayedCacheConfig(refresh_every=8), batches=True),
     "KLASS": Contest(klass, unchanged, as_needed=True),
+    "SDAR": Contest(in_blocks, planned_draws, in_blocks=True, draws=True),
 }
 
 
-def pipeline_of(model: PreTrainedModel, mask_id: int, contest: Contest) -> MaskedDiffusionTextPipeline:
+def pipeline_of(model: PreTrainedModel, setting: Setting, contest: Contest) -> MaskedDiffusionTextPipeline:
     """Ours, with a tokenizer of one word."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    scheduler = contest.scheduler(mask_token_id=mask_id, codebook_size=mask_id)
-    pipe = MaskedDiffusionTextPipeline(tokenizer, model, scheduler)
+    scheduler = contest.scheduler(mask_token_id=setting.mask_id, codebook_size=setting.mask_id)
+    sees = {"attention": "block_causal", "block_size": setting.block_length} if contest.in_blocks else {}
+    pipe = MaskedDiffusionTextPipeline(tokenizer, model, scheduler, **sees)
     pipe.set_progress_bar_config(disable=True)
     if contest.cache is not None:
         pipe.enable_cache(contest.cache)

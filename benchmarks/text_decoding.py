@@ -7,10 +7,11 @@ r"""Times our cache plans and threshold decoding against the loops they were pub
 The models have the layers of LLaDA (a Llama) and of Qwen3, 512 wide, and random weights; a large head makes some of
 their tokens sure. The published loops (`reference_loops.py`) run on a model of a few lines with the same layers; tests
 run them against recorded runs of the originals. Both make the same passes and, up to rounding, write the same tokens,
-whose share is shown. The two take turns in one process on one thread. "time" is ours divided by theirs, the median over
-repeats, with the smallest and the largest; on a CPU it is the time that the process computes, so that other work on the
-machine does not count. "passes" and "positions" are model calls and the positions computed in them,
-a row. "memory" is the peak that a run allocates besides the model, ours divided by theirs.
+whose share is shown; SDAR's are drawn, by each with noise of its own. The two take turns in one process on one thread.
+"time" is ours divided by theirs, the median over repeats, with the smallest and the largest; on a CPU it is the time
+that the process computes, so that other work on the machine does not count. "passes" and "positions" are model calls
+and the positions computed in them, a row. "memory" is the peak that a run allocates besides the model, ours divided by
+theirs.
 
 Prints a table, and writes `text_decoding.json` after every line of it.
 """
@@ -78,7 +79,7 @@ def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int) -
     arguments = setting.arguments
     if contest.as_needed:
         arguments["steps"] = setting.new_tokens
-    prompt, pipe = setting.prompt().to(device), pipeline_of(model, setting.mask_id, contest)
+    prompt, pipe = setting.prompt().to(device), pipeline_of(model, setting, contest)
     call = {"max_new_tokens": setting.new_tokens, "block_length": setting.block_length, "output_type": "ids"}
 
     reference = ReferenceModel(model)
@@ -113,7 +114,9 @@ def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int) -
         "passes": passes,
         "positions": positions,
         "memory": memory,
-        "same tokens": (written[OURS][:, new] == written[THEIRS][:, new]).double().mean().item(),
+        "same tokens": None
+        if contest.draws
+        else (written[OURS][:, new] == written[THEIRS][:, new]).double().mean().item(),
     }
 
 
@@ -122,7 +125,8 @@ def table_row(row: Result) -> list[str]:
     time = f"{row['ratio']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
     counts = [f"{row[name][OURS]:,} / {row[name][THEIRS]:,}" for name in ("passes", "positions")]
     memory = row["memory"][OURS] / row["memory"][THEIRS]
-    return [*map(str, sizes), str(row["batch_size"]), time, *counts, f"{memory:.2f}", f"{row['same tokens']:.3f}"]
+    same = "drawn" if row["same tokens"] is None else f"{row['same tokens']:.3f}"
+    return [*map(str, sizes), str(row["batch_size"]), time, *counts, f"{memory:.2f}", same]
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:

@@ -62,8 +62,6 @@ CONFIGURATIONS: dict[str, tuple[type[MaskedDiffusionScheduler], dict[str, object
     ),
     "hybrid, no temperature": (HybridScheduler, {"exploration": "moment", "choice_temperature": None}),
 }
-# The place at which a randomized order starts is a share of the row's length, so padding moves it.
-LENGTH_FREE = [name for name in CONFIGURATIONS if "random" not in name and name != "hybrid, annealed"]
 CHOOSE_FIRST = [name for name, (c, _) in CONFIGURATIONS.items() if issubclass(c, ChooseThenSampleScheduler)]
 
 
@@ -182,7 +180,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(name: str, case: Case, data: s
 
 @given(case=cases(), padding=st.integers(1, 9))
 @settings(max_examples=40)
-@pytest.mark.parametrize("length_free", LENGTH_FREE)
+@pytest.mark.parametrize("length_free", CONFIGURATIONS)
 def test_known_tokens_on_the_right_change_nothing(length_free: str, case: Case, padding: int) -> None:
     plain = run(length_free, case)
     token = CODES - 1 if case.mask_token_id != CODES - 1 else 0

@@ -112,6 +112,12 @@ def halton_order(height: int, width: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
+def bit_reversed(length: int) -> Tensor:
+    """The base-2 radical inverse of every index of a sequence, float64 `(L,)` in [0, 1), on the CPU."""
+    fractions = (radical_inverse(index, 2) for index in range(length))
+    return torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
+
+
 def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Rank of every position in a low-discrepancy order, int64 `(L,)`, 0 first.
 
@@ -123,9 +129,7 @@ def spread_ranks(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if len(shape) == 2:
         order = torch.tensor([row * shape[1] + column for row, column in halton_order(*shape)])
     else:
-        fractions = (radical_inverse(index, 2) for index in range(shape[0]))
-        inverses = torch.tensor([a / b for a, b in fractions], dtype=torch.float64)
-        order = inverses.argsort(stable=True)
+        order = bit_reversed(shape[0]).argsort(stable=True)
     return order.argsort().to(device, non_blocking=True)
 
 

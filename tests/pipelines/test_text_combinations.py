@@ -118,13 +118,9 @@ def case_of(number: int) -> Case:
         "max_new_tokens": draw.choice([3, 6, 10]),
         "sampling_temperature": draw.choice([None, None, 0.0, 0.7]),
     }
-    if kind is FirstHittingScheduler:  # its number of steps, over which a pair is spaced, is that of the longest row
-        call["guidance_scale"] = draw.choice([1.0, 2.0])
     if "drawn" in str(scheduler.config.get("measure")):
         del call["sampling_temperature"]
     prompts = [a_prompt(draw) for _ in range(draw.randint(1, 3))]
-    if scheduler.config.get("randomize"):  # its random place is one of the longest row's
-        prompts = prompts[:1]
     if draw.random() < 0.25:
         pipe = pipeline_of(draw.choice(["llama", "qwen2"]), BLOCK_SIZE)
         call["block_length"] = draw.choice([None, 1, 2, 4])

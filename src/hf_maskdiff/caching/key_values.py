@@ -2,49 +2,124 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+
+
+class KeptStates:
+    """The keys, or the values, of all positions of one layer; a pass writes those that it computes in place.
+
+    Behind the last position is a spare place, for what a pass computes but must not keep, so that writing is one
+    operation whatever the positions are.
+
+    Args:
+        states: those of a full pass, with the batch first and the sequence at `dim`.
+    """
+
+    def __init__(self, states: Tensor, dim: int = 1) -> None:
+        self.length, self._dim = states.shape[dim], dim
+        self._places = _grown(states.movedim(dim, 1), self.length + 1)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def states(self) -> Tensor:
+        """Those of all positions, shaped as in the full pass; a view."""
+        return self._places[:, : self.length].movedim(1, self._dim)
+
+    def write(self, new: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+        """Write those of the queries, shaped as in the full pass; returns those of all positions.
+
+        Args:
+            new: of the queries.
+            targets: see `targets_of`.
+        """
+        if torch.is_grad_enabled():  # without gradients nothing else reads the stored tensor
+            self._places = self._places.clone()
+        self._places[targets] = new.movedim(self._dim, 1)
+        return self.states
+
+    def grow(self, length: int) -> None:
+        """Make room at the end, with zeros, if this is more than there are; nothing may attend to them yet."""
+        if length > self.length:
+            self._places, self.length = _grown(self._places[:, : self.length], length + 1), length
+
+    def take(self, rows: Tensor) -> KeptStates:
+        """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
+        taken = copy.copy(self)
+        taken._places = self._places[rows]
+        return taken
+
+    def put(self, rows: Tensor, other: KeptStates) -> None:
+        """Overwrite these rows of the batch with those of `other`, which has as many positions."""
+        self._places[rows] = other._places
+
+
+def targets_of(positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Where a pass writes the keys and values of its queries, the same in every layer; for `KeptStates.write`.
+
+    Args:
+        positions: positions of the queries, int64 `(batch_size, num_queries)`, distinct within a row. A position p
+            given as `-p - 1` is computed, but not kept.
+        length: number of positions.
+    """
+    rows = torch.arange(len(positions), device=positions.device)[:, None]
+    return rows, torch.where(positions < 0, length, positions)
+
+
+def places_of(positions: Tensor) -> Tensor:
+    """The plain positions p, including those given as `-p - 1`, which are not to be stored."""
+    return torch.where(positions < 0, ~positions, positions)
+
+
+def _grown(rows: Tensor, length: int) -> Tensor:
+    """A copy of `(batch_size, n, ...)` with zeros behind it, `(batch_size, length, ...)`."""
+    missing = rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])
+    return torch.cat([rows, missing], 1)
 
 
 class LayerCache:
     """The latest keys and values of all positions in one layer.
 
     Attributes:
-        key, value: `(batch_size, num_positions, num_heads, head_dim)`; None before the first pass.
-        positions: positions of the current pass's queries, int64 `(batch_size, num_queries)`. A position p given as
-            `-p - 1` is computed, but its key and value are not stored. None in a full pass, which stores everything.
+        key, value: of `(batch_size, num_positions, num_heads, head_dim)`; None before the first pass.
+        targets: where the current pass writes, see `targets_of`. None in a full pass, which stores everything.
     """
 
     def __init__(self) -> None:
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
-        self.positions: Tensor | None = None
+        self.key: KeptStates | None = None
+        self.value: KeptStates | None = None
+        self.targets: tuple[Tensor, Tensor] | None = None
 
     def grow(self, length: int) -> None:
-        """Make room for new positions at the end."""
+        """Make room at the end for new positions, if this is more than there are."""
         if self.key is not None and self.value is not None:
-            self.key, self.value = grown(self.key, length), grown(self.value, length)
+            self.key.grow(length)
+            self.value.grow(length)
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the current pass; returns the keys and values of all positions."""
-        if self.positions is not None and self.key is not None and self.value is not None:
-            key = completed(self.key, key, self.positions)
-            value = completed(self.value, value, self.positions)
-        self.key, self.value = key, value
-        return key, value
+        if self.targets is not None and self.key is not None and self.value is not None:
+            return self.key.write(key, self.targets), self.value.write(value, self.targets)
+        self.key, self.value = KeptStates(key), KeptStates(value)
+        return self.key.states, self.value.states
 
     def take(self, rows: Tensor) -> LayerCache:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
         taken = LayerCache()
         if self.key is not None and self.value is not None:
-            taken.key, taken.value = self.key[rows], self.value[rows]
+            taken.key, taken.value = self.key.take(rows), self.value.take(rows)
         return taken
 
     def put(self, rows: Tensor, other: LayerCache) -> None:
         """Overwrite these rows of the batch with what `other` holds."""
         if self.key is None or self.value is None or other.key is None or other.value is None:
             raise ValueError("rows can only be put into a cache that a full pass has filled. Run one first.")
-        self.key[rows], self.value[rows] = other.key, other.value
+        self.key.put(rows, other.key)
+        self.value.put(rows, other.value)
 
 
 class KeyValueCache:
@@ -69,7 +144,7 @@ class KeyValueCache:
         """The caches of all layers, prepared for a pass.
 
         Args:
-            positions: see `LayerCache`; None for a full pass.
+            positions: of the queries, see `targets_of`; None for a full pass.
             num_layers: number of layers in the model.
             batch_size: number of rows in the pass.
             length: number of positions, where there are more of them than in the pass before.
@@ -85,10 +160,13 @@ class KeyValueCache:
                 f"`positions` need a full pass over the same {batch_size} rows before them, in the same cache "
                 "context. Call the model without `positions` first."
             )
+        targets = None
+        if positions is not None and first is not None:
+            for layer in self.layers:
+                layer.grow(first.length if length is None else length)
+            targets = targets_of(positions, first.length)
         for layer in self.layers:
-            layer.positions = positions
-            if length is not None and positions is not None:
-                layer.grow(length)
+            layer.targets = targets
         return self.layers
 
     def take(self, rows: Tensor) -> KeyValueCache:
@@ -122,42 +200,3 @@ class KeyValueSlot(nn.Module):
             kept: this layer's cache; None computes without a cache.
         """
         return (key, value) if kept is None else kept.update(key, value)
-
-
-def places_of(positions: Tensor) -> Tensor:
-    """The plain positions p, including those given as `-p - 1`, which are not to be stored."""
-    return torch.where(positions < 0, ~positions, positions)
-
-
-def grown(kept: Tensor, length: int, dim: int = 1) -> Tensor:
-    """Keys or values of so many positions: those stored, and zeros for new ones, which nothing may attend to yet.
-
-    Args:
-        kept: with the sequence at `dim`.
-        length: number of positions; not below that of `kept`.
-    """
-    missing = length - kept.shape[dim]
-    if missing <= 0:
-        return kept
-    shape = list(kept.shape)
-    shape[dim] = missing
-    return torch.cat([kept, kept.new_zeros(shape)], dim)
-
-
-def completed(kept: Tensor, new: Tensor, positions: Tensor, dim: int = 1) -> Tensor:
-    """Keys or values of all positions: the new ones at `positions`, and the stored ones everywhere else.
-
-    Args:
-        kept: the stored keys or values, `(batch_size, ...)` with the sequence at `dim`.
-        new: the keys or values of the queries, shaped like `kept` but with the number of queries at `dim`.
-        positions: positions of the queries, int64 `(batch_size, num_queries)`, distinct within a row; a position p
-            given as `-p - 1` keeps its stored value.
-    """
-    kept_rows, new_rows = kept.movedim(dim, 1), new.movedim(dim, 1)
-    if torch.is_grad_enabled():  # without gradients, write in place: nothing else reads the stored tensor
-        kept_rows = kept_rows.clone()
-    rows = torch.arange(len(positions), device=positions.device)[:, None]
-    places = places_of(positions)
-    is_new = (positions >= 0)[(...,) + (None,) * (new.ndim - 2)]
-    kept_rows[rows, places] = torch.where(is_new, new_rows, kept_rows[rows, places])
-    return kept_rows.movedim(1, dim)

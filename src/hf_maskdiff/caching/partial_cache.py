@@ -136,7 +136,7 @@ class PartialCacheMixin(CacheReadings, CacheMixin):
 
         Args:
             cache: the `cache` argument of the caller; None uses that of the current `cache_context` if caching is on.
-            positions: positions of the queries, see `LayerCache`; None in a full pass.
+            positions: positions of the queries, see `targets_of`; None in a full pass.
             num_layers: number of layers in the model.
             batch_size: number of rows in the pass.
             length: number of positions, where there are more of them than in the pass before.

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_maskdiff.caching.key_values import completed, grown, places_of
+from hf_maskdiff.caching.key_values import KeptStates, places_of, targets_of
 
 
 class KeyValueStore(ABC):
@@ -60,19 +60,23 @@ class PositionalCacheLayer(CacheLayerMixin):
     """One layer's keys and values `(batch_size, num_heads, L, head_dim)`; each row can be written at any positions."""
 
     is_sliding = False
-    positions: Tensor | None = None
+    targets: tuple[Tensor, Tensor] | None = None  # of the current pass, None in a full one
+    _kept: tuple[KeptStates, KeptStates]
 
     def lazy_initialization(self, key_states: Tensor, *args: Any) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.positions is None:
+        if self.targets is None:
             self.lazy_initialization(key_states)
-            self.keys, self.values = key_states, value_states
+            self._hold(KeptStates(key_states, dim=2), KeptStates(value_states, dim=2))
         else:
-            self.keys = completed(self.keys, key_states, self.positions, dim=2)
-            self.values = completed(self.values, value_states, self.positions, dim=2)
+            keys, values = self._kept
+            self.keys, self.values = keys.write(key_states, self.targets), values.write(value_states, self.targets)
         return self.keys, self.values
+
+    def _hold(self, keys: KeptStates, values: KeptStates) -> None:
+        self._kept, self.keys, self.values = (keys, values), keys.states, values.states
 
     def get_seq_length(self) -> int:
         return self.keys.shape[2] if self.is_initialized else 0
@@ -85,19 +89,25 @@ class PositionalCacheLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that a query sees, and the first one's position; transformers 5.0 passes the queries."""
         num_queries = query_length.shape[0] if isinstance(query_length, Tensor) else query_length
-        return (num_queries if self.positions is None else self.get_seq_length()), 0
+        return (num_queries if self.targets is None else self.get_seq_length()), 0
 
     def grow(self, length: int) -> None:
-        self.keys, self.values = grown(self.keys, length, dim=2), grown(self.values, length, dim=2)
+        for kept in self._kept:
+            kept.grow(length)
+        self._hold(*self._kept)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.keys, self.values = self.keys[indices], self.values[indices]
+        self._hold(*(kept.take(indices) for kept in self._kept))
 
     def take(self, rows: Tensor) -> PositionalCacheLayer:
         taken = PositionalCacheLayer()
         taken.lazy_initialization(self.keys)
-        taken.keys, taken.values = self.keys[rows], self.values[rows]
+        taken._hold(*(kept.take(rows) for kept in self._kept))
         return taken
+
+    def put(self, rows: Tensor, other: PositionalCacheLayer) -> None:
+        for kept, new in zip(self._kept, other._kept, strict=True):
+            kept.put(rows, new)
 
 
 class PositionalCache(Cache, KeyValueStore):
@@ -117,8 +127,9 @@ class PositionalCache(Cache, KeyValueStore):
 
     def at(self, positions: Tensor | None) -> PositionalCache:
         """This cache, set to write `positions` in the next pass; None writes all positions."""
+        targets = None if positions is None else targets_of(positions, self.get_seq_length())
         for layer in self.layers:
-            layer.positions = positions
+            layer.targets = targets
         return self
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -143,7 +154,7 @@ class PositionalCache(Cache, KeyValueStore):
 
     def put(self, rows: Tensor, other: PositionalCache) -> None:
         for layer, new in zip(self.layers, other.layers, strict=True):
-            layer.keys[rows], layer.values[rows] = new.keys, new.values
+            layer.put(rows, new)
 
 
 # --- models without `past_key_values`: through their attention function -----------------------------------------------
@@ -162,8 +173,9 @@ class AttentionStore(KeyValueStore):
     masks_are_kept = True
 
     def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.layers: list[tuple[KeptStates, KeptStates, Tensor | None]] = []
         self.positions: Tensor | None = None
+        self._targets: tuple[Tensor, Tensor] | None = None
         self._next = 0
         self._rows: dict[int, Tensor] = {}
 
@@ -172,7 +184,7 @@ class AttentionStore(KeyValueStore):
         return len(self.layers)
 
     def grow(self, length: int) -> int:
-        stored = self.layers[0][0].shape[2]
+        stored = self.layers[0][0].length
         if length > stored:
             raise ValueError(
                 "sequences must keep their length between the passes of this model, whose masks are those of its full "
@@ -185,6 +197,7 @@ class AttentionStore(KeyValueStore):
         if positions is None:
             self.layers.clear()
         self.positions, self._next = positions, 0
+        self._targets = None if positions is None else targets_of(positions, self.layers[0][0].length)
         token = _running.set(self)
         try:
             model.set_attn_implementation(_registered(own))
@@ -199,13 +212,14 @@ class AttentionStore(KeyValueStore):
         for key, value, mask in self.layers:
             if mask is not None and len(mask) > 1:
                 mask = masks.setdefault(id(mask), mask[rows])
-            taken.layers.append((key[rows], value[rows], mask))
+            taken.layers.append((key.take(rows), value.take(rows), mask))
         return taken
 
     def put(self, rows: Tensor, other: AttentionStore) -> None:
         done = set[int]()
         for (key, value, mask), (new_key, new_value, new_mask) in zip(self.layers, other.layers, strict=True):
-            key[rows], value[rows] = new_key, new_value
+            key.put(rows, new_key)
+            value.put(rows, new_value)
             if mask is not None and new_mask is not None and len(mask) > 1 and id(mask) not in done:
                 mask[rows] = new_mask
                 done.add(id(mask))
@@ -215,13 +229,11 @@ class AttentionStore(KeyValueStore):
     ) -> Any:
         """Call `attention` with these queries and with the keys and values of all positions."""
         mask = kwargs.pop("attention_mask")
-        if self.positions is None:
-            self.layers.append((key, value, mask))
+        if self.positions is None or self._targets is None:
+            self.layers.append((KeptStates(key, dim=2), KeptStates(value, dim=2), mask))
         else:
             kept_key, kept_value, mask = self.layers[self._next]
-            key = completed(kept_key, key, self.positions, dim=2)
-            value = completed(kept_value, value, self.positions, dim=2)
-            self.layers[self._next] = (key, value, mask)
+            key, value = kept_key.write(key, self._targets), kept_value.write(value, self._targets)
             mask = self._rows_of(mask, self.positions)
         self._next += 1
         return attention(module, query, key, value, attention_mask=mask, **kwargs)

@@ -311,7 +311,7 @@ def _require_supported(config: Mapping[str, Any], settings: Mapping[str, inspect
 def _num_keys(layers: list[LayerCache] | list[None], input_ids: torch.Tensor, positions: torch.Tensor | None) -> int:
     """Number of positions that queries attend to: those of the pass, or all that are stored."""
     stored = layers[0].key if layers and layers[0] is not None else None
-    return input_ids.shape[1] if positions is None or stored is None else stored.shape[1]
+    return input_ids.shape[1] if positions is None or stored is None else stored.length
 
 
 def _check_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None) -> None:

@@ -89,6 +89,37 @@ class PipelineCall:
         num_steps = self.scheduler.num_inference_steps or 1
         return start + (end - start) * round((1 - float(timestep)) * num_steps) / max(num_steps - 1, 1)
 
+    def guides_at(self, timestep: float | Tensor) -> bool:
+        """Whether the scale of any row is another than 1 in the step at time `timestep`."""
+        if self.scheduler.steps_by_masks:
+            return any(scale != 1 for scale in as_pair(self.guidance_scale))
+        return self.guidance_scale_at(timestep) != 1
+
+    def guided(
+        self,
+        without: Tensor,
+        logits: Tensor,
+        timestep: float | Tensor,
+        num_masks: Tensor,
+        least: float = -math.inf,
+    ) -> Tensor:
+        """`without + scale (logits - without)`, written over `without`, with the scale of the step.
+
+        Args:
+            without, logits: of the pass without what guides, and of the one with it, `(num_rows, ...)`.
+            timestep: of the step.
+            num_masks: with how many masks each row began, int64 `(num_rows,)`: where the scheduler takes so many steps,
+                a row's scale comes to its end in the row's own last step.
+            least: scales below it are taken for it.
+        """
+        start, end = as_pair(self.guidance_scale)
+        if start == end or not self.scheduler.steps_by_masks:
+            return without.lerp_(logits, max(self.guidance_scale_at(timestep), least))
+        step = round((1 - float(timestep)) * (self.scheduler.num_inference_steps or 1))
+        progress = (step / (num_masks - 1).clamp(min=1)).clamp(max=1)
+        scales = (start + (end - start) * progress).clamp(min=least).to(without.dtype)
+        return without.lerp_(logits, scales.view(-1, *[1] * (without.ndim - 1)))
+
 
 # The calls running in this thread, with their pipelines, innermost last: a callback may call another pipeline.
 _RUNNING: ContextVar[tuple[tuple[int, PipelineCall], ...]] = ContextVar("running calls", default=())

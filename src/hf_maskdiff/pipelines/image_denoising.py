@@ -77,6 +77,7 @@ class ImageDenoiser:
         tokens = sample.flatten(1)[rows]
         masked = sample.flatten(1) == self.call.scheduler.config.mask_token_id
         if self._planned is None:
+            self._num_masks = masked.sum(-1)
             self._planned = PlannedPasses.over_whole_rows(self._plan, self.call.scheduler, masked)
         chosen = None
         if now.choice is not None:
@@ -113,12 +114,15 @@ class ImageDenoiser:
         if not self._runs_without_class(t):
             self._caches.forget("uncond")
             return cond
-        scale, uncond = self.call.guidance_scale_at(t), self._pass("uncond", self._no_class[rows], *common)
-        return cond if scale <= 1 else uncond.lerp_(cond, scale)
+        uncond = self._pass("uncond", self._no_class[rows], *common)
+        if not self.call.scheduler.steps_by_masks and self.call.guidance_scale_at(t) <= 1:
+            return cond
+        return self.call.guided(uncond, cond, t, self._num_masks[rows], least=1)
 
     def _runs_without_class(self, t: Tensor) -> bool:
         """Whether the step needs the pass without a class, for its logits or for what later steps read of it."""
-        highest = max(as_pair(self.call.guidance_scale)) if self._plan is not None else self.call.guidance_scale_at(t)
+        in_all_steps = self._plan is not None or self.call.scheduler.steps_by_masks
+        highest = max(as_pair(self.call.guidance_scale)) if in_all_steps else self.call.guidance_scale_at(t)
         return self.is_conditional and highest > 1
 
     def _pass(

@@ -62,7 +62,7 @@ class WindowDenoiser:
             batch.block_starts,
         )
         self._planned = PlannedPasses(denoiser.plan, call.scheduler, *windows)
-        in_blocks = (batch.sample == batch.mask_token_id).sum(-1)
+        in_blocks = self._num_masks = (batch.sample == batch.mask_token_id).sum(-1)
         self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
 
@@ -94,7 +94,7 @@ class WindowDenoiser:
         at = batch.places_of(columns, rows)
         chosen = None if now.choice is None else torch.where(wanted, at, ~at)
         queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
-        values = self._guided(t, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
+        values = self._guided(t, rows, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         values = self._ruled(values, tokens, rows)
         self._unfinished = now.unfinished
         whole = torch.ones_like(self._ids[rows], dtype=torch.bool)
@@ -136,7 +136,9 @@ class WindowDenoiser:
         if positions is None:
             # A row that has drawn all its tokens waits for the others' groups.
             self.passes[0, self._ids[rows]] += (tokens == self.batch.mask_token_id).any(-1)
-            return self._ruled(self._guided(t, lambda contexts: self._apart(contexts, tokens, t, rows)), tokens, rows)
+            return self._ruled(
+                self._guided(t, rows, lambda contexts: self._apart(contexts, tokens, t, rows)), tokens, rows
+            )
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
@@ -145,7 +147,7 @@ class WindowDenoiser:
         def run(contexts: Contexts) -> Tensor:
             return self._run(contexts, t, _repeated(tokens, contexts), held, held, stand, arguments)
 
-        return self._ruled(self._guided(t, run), tokens, rows, positions)
+        return self._ruled(self._guided(t, rows, run), tokens, rows, positions)
 
     def _apart(self, contexts: Contexts, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
@@ -180,20 +182,22 @@ class WindowDenoiser:
 
     def _contexts_at(self, t: Tensor) -> Contexts:
         """With the prompt, and for guidance without it; a plan needs both in all steps of a call, or in none."""
-        scales = (self.call.guidance_scale_at(t),) if self.denoiser.plan is None else as_pair(self.call.guidance_scale)
-        return ("cond",) if all(scale == 1 for scale in scales) else ("cond", "uncond")
+        call = self.call
+        guides = call.guides_at(t) if self.denoiser.plan is None else set(as_pair(call.guidance_scale)) != {1}
+        return ("cond", "uncond") if guides else ("cond",)
 
-    def _guided(self, t: Tensor, run: Callable[[Contexts], Tensor]) -> Tensor:
+    def _guided(self, t: Tensor, rows: Tensor | slice, run: Callable[[Contexts], Tensor]) -> Tensor:
         """Guided logits; with a plan both contexts are one batch, as passes over few positions cost little more so."""
         self.call.current_timestep = t  # diffusers' caches read it
-        contexts, scale = self._contexts, self.call.guidance_scale_at(t)
+        contexts = self._contexts
         if len(contexts) == 1:
             return run(contexts)
         if self.denoiser.plan is None:
             logits = run(("cond",))
-            return run(("uncond",)).lerp_(logits, scale)
-        logits, without_prompt = run(contexts).chunk(2)
-        return without_prompt.lerp_(logits, scale)
+            without_prompt = run(("uncond",))
+        else:
+            logits, without_prompt = run(contexts).chunk(2)
+        return self.call.guided(without_prompt, logits, t, self._num_masks[rows])
 
     def _ruled(self, logits: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
         """Logits as the scheduler is to read them; the rows' blocks hold `tokens`, all of them or at `positions`."""

@@ -8,7 +8,15 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ..orders import log_confidence, log_margin, log_moment, negative_entropy, spread_ranks, zero_where_likely
+from ..orders import (
+    bit_reversed,
+    log_confidence,
+    log_margin,
+    log_moment,
+    negative_entropy,
+    spread_ranks,
+    zero_where_likely,
+)
 from ..sampling import Marginals, Purpose, position_noise
 from .step_context import StepContext
 
@@ -30,9 +38,16 @@ def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:
     """Halton order, begun at a place of each row's own, the same in all steps of a run and a new one in the next."""
-    ranks = spread_ranks(context.grid, context.keys.device)
     place = position_noise(context.run_keys, 1, Purpose.SHIFT)[0]
-    return -((ranks + (place * len(ranks)).long()) % len(ranks)).double()
+    if len(context.grid) == 1:  # a row's place must not depend on what is padding of a longer one, which has no rank
+        return -((_bit_reversed(context.grid[0], context.keys.device) + place) % 1)
+    ranks = -_spread_scores(context.grid, context.keys.device)
+    return -((ranks + (place * len(ranks)).floor()) % len(ranks))
+
+
+@lru_cache(maxsize=64)
+def _bit_reversed(length: int, device: torch.device) -> Tensor:
+    return bit_reversed(length).to(device, non_blocking=True)
 
 
 def moment(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tensor:

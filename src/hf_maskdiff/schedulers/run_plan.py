@@ -83,6 +83,11 @@ class RunPlanMixin:
         return masked.sum(-1)
 
     @property
+    def steps_by_masks(self) -> bool:
+        """Whether each row takes as many steps as it has masks, so that the number of steps is its longest row's."""
+        return False
+
+    @property
     def revises(self) -> bool:
         """Whether steps change positions that earlier steps have revealed."""
         return False

@@ -57,6 +57,11 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
     ) -> None:
         self.check_config()
 
+    @property
+    def steps_by_masks(self) -> bool:
+        """True: one position per step."""
+        return True
+
     def fit_timesteps(self, num_masked: Tensor, first_step: int = 0) -> int:
         """Set as many steps as the row with the most masks needs; returns 0, the first step to run."""
         self._require_run()

@@ -42,8 +42,9 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         inverse_temperature (`float` or pair): multiplies the logits before tokens are drawn, after `temperature`,
             `top_k` and `top_p`; a pair (start, end) changes linearly over the steps. The published sampler uses
             `(1.0, 1.2)`, so that later tokens are drawn more sharply.
-        randomize (`bool`): start each row at its own random place in the order; all places are equally likely. The
-            place follows from the state of the row's generator when the run begins, so it is the same in all steps of
+        randomize (`bool`): start each row at its own random place in the order. All places are equally likely, on a
+            sequence all numbers of [0, 1), through whose bit-reversed indices the order runs in a circle. The place
+            follows from the state of the row's generator when the run begins, so it is the same in all steps of
             a run. If you write the loop yourself, pass the same generator to every step.
         min_distance (`int`): see `ChooseThenSampleScheduler`.
     """
