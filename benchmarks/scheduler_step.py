@@ -37,6 +37,8 @@ from hf_maskdiff import (
     HybridScheduler,
     MaskGITScheduler,
     MomentScheduler,
+    PathPlanningScheduler,
+    ReMDMScheduler,
     UniformScheduler,
 )
 
@@ -53,6 +55,15 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "EntropyBoundedScheduler": lambda **shared: EntropyBoundedScheduler(**shared, follow_schedule=True),
     "UniformScheduler": UniformScheduler,
     "HaltonScheduler": HaltonScheduler,
+    # In this layout nothing is said of what is given, so what they take back is timed with a memory.
+    "ReMDMScheduler": lambda **shared: ReMDMScheduler(**shared, eta=0.05),
+    "ReMDMScheduler, moment": lambda **shared: ReMDMScheduler(
+        **shared, eta=0.05, order="moment", choice_temperature=6.0
+    ),
+    "PathPlanningScheduler": PathPlanningScheduler,
+    "PathPlanningScheduler, moment": lambda **shared: PathPlanningScheduler(
+        **shared, measure="moment", choice_temperature=6.0
+    ),
 }
 SHAPES = ("1x256x1024", "16x256x1024", "4x256x16384", "1x1024x50257")
 
@@ -77,8 +88,9 @@ def run(scheduler: Any, logits: Tensor, num_inference_steps: int) -> None:
     model_output = logits.view(batch_size, side, side, vocabulary).permute(0, 3, 1, 2)  # a view: nothing is copied
     generator = torch.Generator(logits.device).manual_seed(0)
     scheduler.set_timesteps(num_inference_steps, (2, 0), logits.device)
+    memory = {"memory": scheduler.new_memory()} if hasattr(scheduler, "new_memory") else {}  # theirs has none
     for t in scheduler.timesteps:
-        sample = scheduler.step(model_output, t, sample, generator=generator).prev_sample
+        sample = scheduler.step(model_output, t, sample, generator=generator, **memory).prev_sample
 
 
 @torch.no_grad()
