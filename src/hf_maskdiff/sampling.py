@@ -289,14 +289,17 @@ class Marginals:
             float32 `(batch_size, L)`: -inf for a token that may not be drawn, at all other positions as `score`.
         """
         rows = self._rows_of(wanted)
-        (found,) = self.reduce(lambda *given: (self._log_prob(*given),), rows, tokens.flatten()[rows])
-        return self._placed(found, wanted)
+        return self._placed(self.log_prob_at(rows, tokens.flatten()[rows]), wanted)
 
-    def _log_prob(self, block: Tensor, tokens: Tensor) -> Tensor:
-        allowed = tokens < self.num_tokens
-        token = tokens.clamp(max=self.num_tokens - 1)[:, None]
-        log_probs = block.gather(1, token)[:, 0] - block.logsumexp(-1)
-        return log_probs.masked_fill_(~allowed, -math.inf)
+    def log_prob_at(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """`log p(x)` of one token per row, float32 `(M,)`; rows as of `draw`, tokens int64 `(M,)`."""
+
+        def log_prob(block: Tensor, tokens: Tensor) -> tuple[Tensor]:
+            token = tokens.clamp(max=self.num_tokens - 1)[:, None]
+            found = block.gather(1, token)[:, 0] - block.logsumexp(-1)
+            return (found.masked_fill_(tokens >= self.num_tokens, -math.inf),)
+
+        return self.reduce(log_prob, rows, tokens)[0]
 
     def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.

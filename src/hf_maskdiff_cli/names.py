@@ -21,6 +21,8 @@ SCHEDULERS = (
     "KLASSScheduler",
     "MaskGITScheduler",
     "MomentScheduler",
+    "PathPlanningScheduler",
+    "ReMDMScheduler",
     "OneStepScheduler",
     "ThresholdScheduler",
     "TrapezoidalScheduler",

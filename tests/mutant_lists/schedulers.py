@@ -11,6 +11,7 @@ _START = "hf_maskdiff/schedulers/run_start.py"
 _ONE_STEP = "tests/schedulers/test_one_step.py"
 _ORDERS = "hf_maskdiff/orders.py"
 _CONTEXT = "hf_maskdiff/schedulers/step_context.py"
+_REVISING_MATHS = "hf_maskdiff/revising.py"
 
 MUTANTS = [
     Mutant(
@@ -435,5 +436,85 @@ MUTANTS = [
         "block_length: int = 32,",
         "block_length: int = 64,",
         ("tests/test_llada2_client.py::test_a_call_may_leave_out_the_length_of_a_block",),
+    ),
+    Mutant(
+        "remasked-and-not-made-up-for",
+        "what ReMDM takes back is not revealed besides, so masks are left over",
+        _REVISING_MATHS,
+        "probability = (next_share - (1 - remasking) * share) / (1 - share)",
+        "probability = (next_share - share) / (1 - share)",
+        ("tests/test_revising_laws.py::test_law[cap, two steps]",),
+    ),
+    Mutant(
+        "rescaled-by-nothing",
+        "sigma of the strategy rescale is eta itself",
+        _SCHEDULERS + "remdm.py",
+        "return eta * largest",
+        "return eta",
+        ("tests/test_revising_traces.py::test_remdm_weights", "tests/test_revising_laws.py::test_law[rescale]"),
+    ),
+    Mutant(
+        "sure-tokens-doubted",
+        "the surest tokens get the largest share of the remasking",
+        _REVISING_MATHS,
+        "return (-probabilities).masked_fill",
+        "return probabilities.masked_fill",
+        ("tests/test_revising_laws.py::test_law[conf]",),
+    ),
+    Mutant(
+        "doubts-of-all-tokens",
+        "tokens that nobody drew, such as a prompt's, get a share of the remasking",
+        _REVISING_MATHS,
+        "wanted = revealed & ~probabilities.isnan()",
+        "probabilities, wanted = probabilities.nan_to_num(0.0), revealed",
+        ("tests/schedulers/test_remdm.py::test_tokens_that_nobody_drew_are_not_doubted",),
+    ),
+    Mutant(
+        "eta-of-masks",
+        "eta multiplies the scores of masked positions",
+        _SCHEDULERS + "path_planning.py",
+        "scores = torch.where(revealed, self.config.eta * doubts, scores)",
+        "scores = torch.where(revealed, doubts, self.config.eta * scores)",
+        ("tests/test_revising_laws.py::test_law[planned, two steps]",),
+    ),
+    Mutant(
+        "given-is-what-stands-there",
+        "every known token counts as given from step to step, so nothing is taken back",
+        _CONTEXT,
+        "return ~masked if memory is None else memory.known & ~masked",
+        "return ~masked",
+        ("tests/test_revising_laws.py::test_law[planned, two steps]",),
+    ),
+    Mutant(
+        "given-is-taken-back",
+        "what the caller says of given tokens is not heeded",
+        _CONTEXT,
+        "return given.flatten(1) & ~masked",
+        "return torch.zeros_like(masked)",
+        ("tests/test_contract.py::test_given_tokens_never_change_and_counts_follow_the_plan",),
+    ),
+    Mutant(
+        "taken-back-and-gone",
+        "what is taken back is not revealed besides, so a row has more masks than planned",
+        _SCHEDULERS + "revising.py",
+        "context = context.with_count(context.count + count)",
+        "context = context.with_count(context.count)",
+        ("tests/test_contract.py::test_given_tokens_never_change_and_counts_follow_the_plan",),
+    ),
+    Mutant(
+        "finished-rows-revised",
+        "rows that are finished are revised by the steps of others",
+        "hf_maskdiff/pipelines/denoising.py",
+        "return given | finished.to(given.device, non_blocking=True) if bool(finished.any()) else given",
+        "return given",
+        ("tests/pipelines/test_given.py::test_a_row_is_the_same_alone_and_in_a_batch",),
+    ),
+    Mutant(
+        "masked-again-and-not-computed",
+        "a token that is masked again stays in the store as it was",
+        "hf_maskdiff/pipelines/planned_passes.py",
+        "latest = _and_their_number(latest[0] | masked)",
+        "latest = _and_their_number(latest[0])",
+        ("tests/pipelines/test_given.py::test_a_token_that_is_masked_again_is_computed_as_a_mask",),
     ),
 ]

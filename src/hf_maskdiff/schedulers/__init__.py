@@ -16,6 +16,8 @@ from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_moment import MomentScheduler
 from .scheduling_one_step import OneStepScheduler
+from .scheduling_path_planning import PathPlanningScheduler
+from .scheduling_remdm import ReMDMScheduler
 from .scheduling_revising import RevisingScheduler
 from .scheduling_threshold import ThresholdScheduler
 from .scheduling_trapezoidal import TrapezoidalScheduler
@@ -39,6 +41,8 @@ __all__ = [
     "MaskedDiffusionSchedulerOutput",
     "MomentScheduler",
     "OneStepScheduler",
+    "PathPlanningScheduler",
+    "ReMDMScheduler",
     "RevisingScheduler",
     "RunMemory",
     "RunStart",

@@ -69,6 +69,26 @@ class StabilityMemory(RunMemory):
         return self._stable_passes
 
 
+class DrawMemory(RunMemory):
+    """Keeps the probability with which each token was drawn, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn_with: Tensor | None = None
+
+    def record(self, places: Tensor, probabilities: Tensor, shape: torch.Size) -> None:
+        """Note that tokens were drawn; flat places of tokens `(batch_size, L)`, those beyond the last are left out."""
+        if self._drawn_with is None:
+            self._drawn_with = torch.full((shape.numel() + 1,), torch.nan, device=places.device)
+        self._drawn_with.scatter_(0, places, probabilities.float())
+
+    def drawn_with(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """The probabilities, float32 `(batch_size, L)`; NaN where no token was drawn."""
+        if self._drawn_with is None:
+            return torch.full(shape, torch.nan, device=device)
+        return self._drawn_with[:-1].view(shape)
+
+
 # Logarithms of probabilities below 1e-12 count as that of 1e-12, so that a divergence is finite.
 _LOWEST = -27.6310211159
 

@@ -20,7 +20,7 @@ from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .step_context import StepContext
 
-_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys", "revised")
+_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys", "revised", "first")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Choice:
         full: True if every rank of every row is known to be valid, so that `count` need not be read.
         revised: the tokens of `sample` but for what the step puts back to masks; None if it puts nothing back.
         memory: what the run keeps from step to step.
+        first: where each row begins in the flattened tokens of the memory, int64 `(batch_size, 1)`.
     """
 
     positions: Tensor
@@ -51,6 +52,7 @@ class Choice:
     full: bool = False
     revised: Tensor | None = None
     memory: RunMemory | None = None
+    first: Tensor | None = None
 
     @property
     def canvas(self) -> Tensor:
@@ -228,6 +230,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
             full=full,
             revised=revised,
             memory=context.memory,
+            first=first_rows(*context.tokens.shape, context.tokens.device),
         )
 
     @torch.inference_mode()

@@ -72,6 +72,10 @@ class StepContext:
         vars(changed).update(made)
         return changed
 
+    def looking_at(self, wanted: Tensor) -> StepContext:
+        """The same step where other positions are scored, bool `(batch_size, L)`, as if these were the masked ones."""
+        return replace(self, masked=wanted)
+
     @property
     def sharpness(self) -> float:
         """`1 + 1 / alpha_n`; 1 if the scheduler has no choice temperature."""

@@ -1,0 +1,250 @@
+"""Samplers that take tokens back, black box through `step`, against exact enumeration: one step, and runs of three.
+
+Three positions, three tokens, a joint law whose conditionals given all *other* positions the model knows, at known
+positions too. False-alarm rate 1e-6 a test; the rounds are those that reject each mutant with power 0.999, and the
+mutants, run as schedulers, are rejected. Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chi_square import FALSE_ALARM, count_outcomes, goodness_of_fit, rounds_for_power
+from torch import Tensor
+
+from hf_maskdiff import AncestralScheduler, MaskedDiffusionScheduler, PathPlanningScheduler, ReMDMScheduler, revising
+from hf_maskdiff.evaluation.laws import Law, State
+from hf_maskdiff.evaluation.revising_laws import (
+    StepLaw,
+    counted_step_law,
+    doubtful_run_law,
+    independent_step_law,
+    planned_step_law,
+    revising_run_law,
+)
+from hf_maskdiff.masking import mask_ratio
+
+N, V, T = 3, 3, 3
+MASK_ID, MASKED = V, -1
+OUTCOMES = list(product(range(V), repeat=N))
+EMPTY: State = (MASKED,) * N
+PROMPT: State = (2, MASKED, MASKED)
+MOST = 400_000
+
+
+def conditionals(state: State) -> np.ndarray:
+    """The law of each position given the other known ones, `(N, V)`."""
+    table = np.zeros((N, V))
+    for x in OUTCOMES:
+        weight = 4.0 ** ((x[0] == x[1]) + 2 * (x[1] == x[2])) * (1 + 0.9 * x[0]) * (1 + 0.5 * (x[2] == 1))
+        for i in range(N):
+            if all(state[j] in (MASKED, x[j]) for j in range(N) if j != i):
+                table[i, x[i]] += weight
+    return table / table.sum(1, keepdims=True)
+
+
+MARGINALS = {state: conditionals(state) for state in product(range(MASKED, V), repeat=N)}
+LOGITS = torch.zeros((V + 1) ** N, N, V)
+for known, marginals in MARGINALS.items():
+    place = sum((token if token >= 0 else V) * (V + 1) ** i for i, token in enumerate(known))
+    LOGITS[place] = torch.from_numpy(np.log(marginals))
+
+
+def model(sample: Tensor) -> Tensor:
+    return LOGITS[(sample * (V + 1) ** torch.arange(N)).sum(-1)]
+
+
+def generate(scheduler: MaskedDiffusionScheduler, start: State, rounds: int, steps: int, first: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(T)
+    sample = torch.tensor(start).masked_fill(torch.tensor(start) == MASKED, MASK_ID).expand(rounds, N)
+    memory, ratio = scheduler.new_memory(), start.count(MASKED) / N
+    for t in scheduler.timesteps[first : first + steps]:
+        sample = scheduler.step(model(sample), t, sample, ratio, generator, memory=memory).prev_sample
+    return count_outcomes(sample.numpy(), MASK_ID)
+
+
+@dataclass
+class Case:
+    """A scheduler, its law after some steps, the laws of its mutants, and mutants that can be run."""
+
+    scheduler: MaskedDiffusionScheduler
+    law: Law
+    mutants: dict[str, Law]
+    built: dict[str, MaskedDiffusionScheduler] = field(default_factory=dict)
+    start: State = EMPTY
+    steps: int = T
+
+
+# --- ReMDM ------------------------------------------------------------------------------------------------------------
+
+
+def shares(n: int, schedule: str = "linear") -> tuple[float, float]:
+    times = torch.tensor([1 - n / T, 1 - (n + 1) / T], dtype=torch.float64)
+    before, after = (1 - mask_ratio(schedule, times)).tolist()
+    return before, after
+
+
+def remdm_steps(sigma: Any, compensated: bool = True) -> list[tuple[float, float]]:
+    """(reveal, sigma) of each step; `sigma(before, after)`, or a number that is cut to the largest."""
+    steps = []
+    for n in range(T - 1):
+        before, after = shares(n)
+        largest = min(1.0, (1 - after) / before) if before else 1.0
+        used = min(sigma(before, after) if callable(sigma) else sigma, largest)
+        plain = (after - before) / (1 - before)
+        reveal = (after - (1 - used) * before) / (1 - before) if compensated else plain
+        steps.append((reveal, used))
+    return [*steps, (1.0, 0.0)]
+
+
+def remdm_law(sigma: Any, start: State, steps: int, compensated: bool = True) -> Law:
+    each: list[StepLaw] = [independent_step_law(*step) for step in remdm_steps(sigma, compensated)]
+    return revising_run_law(MARGINALS.__getitem__, each[:steps], start)
+
+
+class Uncompensated(ReMDMScheduler):
+    """What is taken back is not revealed besides."""
+
+    def probabilities(self, step_index: int) -> tuple[float, float]:
+        _, sigma = super().probabilities(step_index)
+        before, after = shares(step_index)
+        return (after - before) / (1 - before), sigma
+
+
+class TooOften(ReMDMScheduler):
+    """Takes back two fifths more than it should, in a law whose masks are right."""
+
+    def probabilities(self, step_index: int) -> tuple[float, float]:
+        _, sigma = super().probabilities(step_index)
+        before, after = shares(step_index)
+        sigma = min(1.4 * sigma, revising.largest_remasking(before, after))
+        return revising.reveal_probability(before, after, sigma), sigma
+
+
+def largest(before: float, after: float) -> float:
+    return min(1.0, (1 - after) / before) if before else 1.0
+
+
+def remdm(start: State, steps: int, sigma: Any, **config: Any) -> Case:
+    config |= {"mask_token_id": MASK_ID}
+
+    def more(before: float, after: float) -> float:
+        used = min(sigma(before, after) if callable(sigma) else sigma, largest(before, after))
+        return min(1.4 * used, largest(before, after))
+
+    mutants = {
+        "nothing taken back": remdm_law(0.0, start, steps),
+        "what is taken back is not revealed besides": remdm_law(sigma, start, steps, compensated=False),
+    }
+    built: dict[str, MaskedDiffusionScheduler] = {
+        "nothing taken back": AncestralScheduler(MASK_ID),
+        "what is taken back is not revealed besides": Uncompensated(**config),
+    }
+    if config["strategy"] != "forward_backward":  # there sigma is the largest in one step of the three
+        mutants["two fifths more"] = remdm_law(more, start, steps)
+        built["two fifths more"] = TooOften(**config)
+    return Case(ReMDMScheduler(**config), remdm_law(sigma, start, steps), mutants, built, start, steps)
+
+
+def conf(start: State) -> Case:
+    steps = [(shares(n)[1] - shares(n)[0]) / (1 - shares(n)[0]) for n in range(T - 1)]
+    plan = [*((a, largest(*shares(n))) for n, a in enumerate(steps)), (1.0, 0.0)]
+    law = doubtful_run_law(MARGINALS.__getitem__, plan, start)
+    evenly = [(a, sigma / 2) for a, sigma in plan]
+    mutants = {
+        "nothing taken back": remdm_law(0.0, start, T),
+        "half of sigma": doubtful_run_law(MARGINALS.__getitem__, evenly, start),
+        "sigma is no share": revising_run_law(
+            MARGINALS.__getitem__, [independent_step_law(*step) for step in plan], start
+        ),
+    }
+    scheduler = ReMDMScheduler(MASK_ID, strategy="conf")
+    return Case(scheduler, law, mutants, {"nothing taken back": AncestralScheduler(MASK_ID)}, start)
+
+
+def counted(start: State, sigma: float) -> Case:
+    """`masking_schedule` (1, 2, 3) of three positions, so that each step leaves one mask less."""
+    masks = start.count(MASKED)
+    table = {2: [1, 2, 2], 3: [1, 2, 3]}[masks]
+    left = [masks - k for k in table]
+    law_of = {
+        factor: revising_run_law(
+            MARGINALS.__getitem__,
+            [counted_step_law(n, min(1.0, factor * sigma)) for n in left[:-1]] + [counted_step_law(0, 0.0)],
+            start,
+        )
+        for factor in (0.0, 1.0, 1.2)
+    }
+    scheduler = ReMDMScheduler(MASK_ID, strategy="cap", eta=sigma, order="uniform")
+    other = ReMDMScheduler(MASK_ID, strategy="cap", eta=1.2 * sigma, order="uniform")
+    mutants = {"nothing taken back": law_of[0.0], "a fifth more": law_of[1.2]}
+    return Case(scheduler, law_of[1.0], mutants, {"a fifth more": other}, start)
+
+
+# --- path planning ----------------------------------------------------------------------------------------------------
+
+
+def planned(start: State, steps: int = T, **config: Any) -> Case:
+    masks = start.count(MASKED)
+    left = [masks - (masks * (n + 1)) // T for n in range(T)]
+    arguments = {name: config[name] for name in ("eta", "measure", "standing") if name in config}
+
+    def law(**changed: Any) -> Law:
+        each = [planned_step_law(n, **(arguments | changed)) for n in left]
+        return revising_run_law(MARGINALS.__getitem__, each[:steps], start)
+
+    eta = arguments["eta"]
+    mutants = {"nothing taken back": law(eta=0.0), "eta the other way round": law(eta=1 / eta if eta != 1 else 3.0)}
+    built: dict[str, MaskedDiffusionScheduler] = {
+        "nothing taken back": PathPlanningScheduler(MASK_ID, **(config | {"eta": 0.0})),
+        "eta the other way round": PathPlanningScheduler(MASK_ID, **(config | {"eta": 1 / eta if eta != 1 else 3.0})),
+    }
+    if config.get("measure", "drawn") == "drawn":
+        other = not config.get("standing", True)
+        mutants["the other tokens are scored"] = law(standing=other)
+        built["the other tokens are scored"] = PathPlanningScheduler(MASK_ID, **(config | {"standing": other}))
+    return Case(
+        PathPlanningScheduler(MASK_ID, rounding="floor_revealed", **config), law(), mutants, built, start, steps
+    )
+
+
+CASES = {
+    "cap": lambda: remdm(EMPTY, T, 0.4, strategy="cap", eta=0.4),
+    "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, strategy="cap", eta=0.4),
+    "cap, with a prompt": lambda: remdm(PROMPT, T, 0.4, strategy="cap", eta=0.4),
+    "rescale": lambda: remdm(EMPTY, T, lambda a, b: 0.5 * largest(a, b), strategy="rescale", eta=0.5),
+    "forward backward": lambda: remdm(EMPTY, T, lambda a, b: (b - a) / a if a else 1.0, strategy="forward_backward"),
+    "conf": lambda: conf(EMPTY),
+    "conf, with a prompt": lambda: conf(PROMPT),
+    "exact counts": lambda: counted(EMPTY, 0.6),
+    "planned": lambda: planned(EMPTY, eta=1.0),
+    "planned, two steps": lambda: planned(EMPTY, 2, eta=1.5),
+    "planned, redrawn": lambda: planned(EMPTY, eta=1.5, standing=False),
+    "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law(name: str) -> None:
+    case = CASES[name]()
+    assert sum(case.law.values()) == pytest.approx(1.0)
+    telling = {mutant: law for mutant, law in case.mutants.items() if differs(law, case.law)}
+    assert telling
+    rounds = max(20_000, *(rounds_for_power(case.law, law) for law in telling.values()))
+    assert rounds < MOST, {mutant: rounds_for_power(case.law, law) for mutant, law in telling.items()}
+    fit = goodness_of_fit(generate(case.scheduler, case.start, rounds, case.steps), case.law)
+    assert fit.p_value > FALSE_ALARM
+    for mutant, scheduler in case.built.items():
+        if mutant in telling:
+            found = goodness_of_fit(generate(scheduler, case.start, rounds, case.steps), case.law)
+            assert found.p_value < FALSE_ALARM, mutant
+
+
+def differs(law: Law, other: Law) -> bool:
+    return sum(abs(law.get(s, 0) - other.get(s, 0)) for s in {*law, *other}) > 1e-3
