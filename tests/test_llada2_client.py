@@ -20,6 +20,7 @@ from hf_maskdiff import (
     MomentScheduler,
     ThresholdScheduler,
 )
+from hf_maskdiff.sampling import Marginals
 
 LENGTH, MASK, END = 4, 9, 7
 
@@ -50,20 +51,40 @@ def run(pipe: LLaDA2Pipeline, **call: Any) -> Tensor:
     return pipe(output_type="seq", return_dict=False, **call)[0]
 
 
-def is_greedy_without_editing(path: Path) -> bool:
-    settings = settings_of(path)
-    return settings["editing_threshold"] == "null" and float(settings["temperature"]) == 0
+class Race:
+    """Tokens of one row as the recorded exponentials of the model's latest call draw them."""
+
+    def __init__(self, model: BlockCausal, noise: Tensor) -> None:
+        self.model, self.noise = model, noise
+
+    def draw(self, marginals: Marginals, rows: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+        (probs,) = marginals.reduce(lambda logits: (logits.softmax(-1),), rows)
+        tokens = (probs / self.noise[self.model.calls - 1, rows, : probs.shape[1]]).argmax(-1)
+        return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+
+    def draw_all(self, marginals: Marginals, wanted: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+        tokens, scores = torch.zeros(wanted.shape, dtype=torch.int64), torch.zeros(wanted.shape)
+        tokens[wanted], scores[wanted] = self.draw(marginals, wanted.flatten().nonzero()[:, 0])
+        return tokens, scores
 
 
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", is_greedy_without_editing))
-def test_recorded_runs(path: Path) -> None:
+def edits_nothing(path: Path) -> bool:
+    return settings_of(path)["editing_threshold"] == "null"
+
+
+@pytest.mark.parametrize("path", later_cases("llada2/trace_*", edits_nothing))
+def test_recorded_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     length, mask = int(settings["block_length"]), int(settings["mask_token_id"])
     model = BlockCausal(Qwen3ForCausalLM.from_pretrained(path.parent, trust_remote_code=False).eval(), length)
-    threshold = float(settings["threshold"])
-    scheduler = ThresholdScheduler(
-        mask, rounding="even", threshold=threshold, follow_schedule=True, token_temperature=0
-    )
+    threshold, temperature = float(settings["threshold"]), float(settings["temperature"])
+    measure: dict[str, Any] = {"token_temperature": 0}
+    if temperature:
+        measure = {"measure": "drawn", "temperature": temperature}
+        race = Race(model, trace["draw_exp"])
+        monkeypatch.setattr(Marginals, "draw_all", lambda *given: race.draw_all(*given))
+        monkeypatch.setattr(Marginals, "draw", lambda *given: race.draw(*given)[0])
+    scheduler = ThresholdScheduler(mask, rounding="even", threshold=threshold, follow_schedule=True, **measure)
     made = run(
         LLaDA2Pipeline(model, scheduler),
         input_ids=trace["prompt"],
@@ -72,6 +93,7 @@ def test_recorded_runs(path: Path) -> None:
         block_length=length,
         num_inference_steps=int(settings["num_inference_steps"]),
         threshold=threshold,
+        temperature=temperature,
         editing_threshold=None,
         minimal_topk=int(settings.get("minimal_topk", 1)),
         eos_early_stop=settings["eos_early_stop"] == "true",

@@ -52,8 +52,8 @@ class PathPlanningScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Scores are
-            taken after temperature, `top_k` and `top_p`; a standing token that these do not allow is the first to go.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+            Scores are taken after all of these; a standing token that they do not allow is the first to go.
         eta (`float`): at least 0.
         measure (`str`): the score of masked positions: `"drawn"` as above; `"confidence"`, `"margin"` or `"entropy"`,
             which for `"margin"` and `"entropy"` is that of revealed ones too; `"moment"`, the order of
@@ -84,6 +84,7 @@ class PathPlanningScheduler(RevisingScheduler):
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
         token_temperature: float = 1.0,
+        typical_p: float | None = None,
     ) -> None:
         require(is_number(eta) and eta >= 0, "eta", "a number of at least 0", eta, "Try 1.0.")
         measures = sorted([*CERTAINTIES, _DRAWN, _MOMENT, _UNIFORM])

@@ -52,8 +52,8 @@ class ReMDMScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
-            has no effect without an `order`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`;
+            `rounding` has no effect without an `order`.
         strategy (`str`): one of those above.
         eta (`float`): in [0, 1], for `"cap"`, `"rescale"` and `"loop"`.
         loop_start, loop_end, loop_share (`float`): of `"loop"`: `0 < loop_end < loop_start < 1`, `0 < loop_share < 1`.
@@ -81,6 +81,7 @@ class ReMDMScheduler(RevisingScheduler):
         order: str | None = None,
         choice_temperature: ChoiceTemperature | None = None,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
         require(strategy in _STRATEGIES, "strategy", f"one of {_STRATEGIES}", strategy, "Pick one of these.")
         require(is_number(eta) and 0 <= eta <= 1, "eta", "in [0, 1]", eta, "Try 0.02.")
