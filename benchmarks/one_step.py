@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def pipeline(args: argparse.Namespace) -> MaskGITPipeline:
+def untrained(args: argparse.Namespace) -> MaskGITPipeline:
     """Random weights, and a tokenizer that nothing is decoded with."""
     names = ("sample_size", "codebook_size", "hidden_size", "num_layers", "num_attention_heads", "intermediate_size")
     sizes = {name: getattr(args, name) for name in names}
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     args = parse_args(argv)
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
-    pipe, passes = pipeline(args), []
+    pipe, passes = untrained(args), []
     pipe.transformer.register_forward_hook(lambda *_: passes.append(1))
     teacher = valeoai_v1(args.codebook_size, args.sample_size**2)
     samplers: dict[str, tuple[MaskedDiffusionScheduler, dict[str, Any]]] = {
