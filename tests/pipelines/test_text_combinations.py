@@ -22,6 +22,7 @@ from hf_maskdiff import (
     DelayedCacheConfig,
     DualCacheConfig,
     EntropyBoundedScheduler,
+    ExtrapolatingScheduler,
     FirstHittingScheduler,
     GreedyCacheConfig,
     HaltonScheduler,
@@ -32,8 +33,11 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MomentScheduler,
     PartialCacheConfig,
+    PathPlanningScheduler,
     PrefixCacheConfig,
+    ReMDMScheduler,
     ThresholdScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
@@ -53,7 +57,22 @@ SCHEDULERS: list[tuple[type[MaskedDiffusionScheduler], dict[str, list[Any]]]] = 
     (MomentScheduler, {"top_k": [None, 5], "top_p": [None, 0.8]}),
     (HybridScheduler, {"exploration_ratio": [0.25, 1.0]}),
     (AncestralScheduler, {}),
+    (ReMDMScheduler, {"strategy": ["cap", "rescale", "conf", "loop", "forward_backward"], "eta": [0.1, 0.5]}),
+    (ReMDMScheduler, {"strategy": ["rescale", "conf"], "eta": [0.6], "order": ["uniform", "confidence", "halton"]}),
+    (PathPlanningScheduler, {"measure": ["drawn", "confidence", "margin", "uniform"], "eta": [0, 1.0, 3.0]}),
+    (PathPlanningScheduler, {"standing": [False], "eta": [1.5]}),
+    (TrapezoidalScheduler, {"theta": [0.3, 0.5], "masking_schedule": ["linear", "cosine"]}),
+    (ExtrapolatingScheduler, {"position_order": ["uniform", "halton", "randomized_halton", "moment", "confidence"]}),
 ]
+# Settings that several schedulers share; each is given to every third of those that have it.
+SHARED: dict[str, list[Any]] = {
+    "typical_p": [0.5, 0.9],
+    "top_p": [0.9],
+    "min_distance": [2, 4],
+    "unsure_token_ids": [[3, 6], list(range(7, 20))],
+    "position_decay": [0.5],
+    "token_prior": [[(number % 7 + 1) / 8 for number in range(VOCAB)]],
+}
 
 
 @cache

@@ -58,6 +58,7 @@ class BlockRefinementMixin:
         config: Any
         num_inference_steps: int | None
         step: Any
+        own_setting: Any
 
     def _step_of_block(
         self,
@@ -93,7 +94,7 @@ class BlockRefinementMixin:
         remedy = f"`scheduler.from_config(scheduler.config, mask_token_id={mask})` is one for it."
         require(mask == config.mask_token_id, "mask_token_id", f"the scheduler's {config.mask_token_id}", mask, remedy)
         for key, default in _DEFAULTS.items():
-            value, own = given.get(key, default), config.get(key)
+            value, own = given.get(key, default), self.own_setting(key)
             remedy = f"Leave it out: {name} decides by its own configuration, which `from_config` changes."
             require(value in (default, own), key, f"the pipeline's default or the scheduler's own {own}", value, remedy)
         if (given.get("editing_threshold") or 0) > 0:

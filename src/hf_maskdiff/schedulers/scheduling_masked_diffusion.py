@@ -147,7 +147,14 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
     @property
     def choice_temperature(self) -> ChoiceTemperature | None:
         """That of the configuration; None where there is none, also where it is kept for another scheduler only."""
-        return self.config.choice_temperature if "choice_temperature" in self._get_init_keys(type(self)) else None
+        return self.own_setting("choice_temperature")
+
+    def own_setting(self, name: str, default: Any = None) -> Any:
+        """A setting that only some classes have: the default in those without, whatever the configuration keeps.
+
+        `from_config` keeps what its class has no use for, for the way back; `config.get(name)` would find that too.
+        """
+        return self.config[name] if name in self._get_init_keys(type(self)) else default
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -265,7 +272,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places, config.get("typical_p"))
+        return Marginals(logits, *allowed, logits_at, num_places, self.own_setting("typical_p"))
 
     def start_step(
         self,
