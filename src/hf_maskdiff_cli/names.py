@@ -16,6 +16,7 @@ SCHEDULERS = (
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
+    "FreeCorrectionScheduler",
     "HaltonScheduler",
     "HybridScheduler",
     "KLASSScheduler",

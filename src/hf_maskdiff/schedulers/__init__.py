@@ -9,6 +9,7 @@ from .scheduling_confidence import ConfidenceScheduler
 from .scheduling_entropy_bounded import EntropyBoundedScheduler
 from .scheduling_extrapolating import ExtrapolatingScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
+from .scheduling_free_correction import FreeCorrectionScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
 from .scheduling_klass import KLASSScheduler
@@ -33,6 +34,7 @@ __all__ = [
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
+    "FreeCorrectionScheduler",
     "HaltonScheduler",
     "HybridScheduler",
     "KLASSScheduler",
