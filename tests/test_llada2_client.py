@@ -15,6 +15,7 @@ from transformers import Qwen3ForCausalLM
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EditingScheduler,
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
@@ -50,20 +51,20 @@ def run(pipe: LLaDA2Pipeline, **call: Any) -> Tensor:
     return pipe(output_type="seq", return_dict=False, **call)[0]
 
 
-def is_greedy_without_editing(path: Path) -> bool:
-    settings = settings_of(path)
-    return settings["editing_threshold"] == "null" and float(settings["temperature"]) == 0
+def is_greedy(path: Path) -> bool:
+    return float(settings_of(path)["temperature"]) == 0
 
 
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", is_greedy_without_editing))
+@pytest.mark.parametrize("path", later_cases("llada2/trace_*", is_greedy))
 def test_recorded_runs(path: Path) -> None:
     trace, settings = read(path)
     length, mask = int(settings["block_length"]), int(settings["mask_token_id"])
     model = BlockCausal(Qwen3ForCausalLM.from_pretrained(path.parent, trust_remote_code=False).eval(), length)
-    threshold = float(settings["threshold"])
-    scheduler = ThresholdScheduler(
-        mask, rounding="even", threshold=threshold, follow_schedule=True, token_temperature=0
-    )
+    threshold, editing = float(settings["threshold"]), settings["editing_threshold"]
+    preset = {"rounding": "even", "threshold": threshold, "token_temperature": 0}
+    scheduler: MaskedDiffusionScheduler = ThresholdScheduler(mask, follow_schedule=True, **preset)
+    if editing != "null":
+        scheduler = EditingScheduler(mask, editing_threshold=float(editing), **preset)
     made = run(
         LLaDA2Pipeline(model, scheduler),
         input_ids=trace["prompt"],
@@ -72,7 +73,8 @@ def test_recorded_runs(path: Path) -> None:
         block_length=length,
         num_inference_steps=int(settings["num_inference_steps"]),
         threshold=threshold,
-        editing_threshold=None,
+        editing_threshold=None if editing == "null" else float(editing),
+        max_post_steps=int(settings.get("max_post_steps", 16)),
         minimal_topk=int(settings.get("minimal_topk", 1)),
         eos_early_stop=settings["eos_early_stop"] == "true",
         eos_token_id=int(settings["eos_token_id"]),

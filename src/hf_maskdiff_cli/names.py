@@ -13,6 +13,7 @@ IMAGES, TEXTS = "images", "texts"
 SCHEDULERS = (
     "AncestralScheduler",
     "ConfidenceScheduler",
+    "EditingScheduler",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",

@@ -6,6 +6,7 @@ from .run_start import EmbeddingNoise, RunStart
 from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
+from .scheduling_editing import EditingScheduler
 from .scheduling_entropy_bounded import EntropyBoundedScheduler
 from .scheduling_extrapolating import ExtrapolatingScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
@@ -30,6 +31,7 @@ __all__ = [
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "EditingScheduler",
     "EmbeddingNoise",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
