@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from arguments import new_parser
 from looks import BLACK, BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, VERMILLION
-from plots import add_legend, draw_curve, figure, set_ticks
+from plots import add_legend, draw_curve, figure
 from tables import print_table, with_error, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -85,7 +85,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 6], help="of a whole sequence")
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--caches", nargs="+", choices=list(CACHES), default=list(CACHES))
-    parser.add_argument("--num_seeds", type=int, default=5)
+    parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--train_steps", type=int, default=1500)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--num_layers", type=int, default=3)
@@ -264,7 +264,10 @@ def measured(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 KEY = ("order", "blocks", "steps", "cache")
 
 
-def summarised(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, tuple[float, float]]]:
+Summary = dict[tuple[Any, ...], dict[str, tuple[float, float]]]  # by KEY
+
+
+def summarised(rows: Sequence[dict[str, Any]]) -> Summary:
     """Mean and standard error over seeds of every measure."""
     seeds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -275,33 +278,31 @@ def summarised(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str
     }
 
 
-def report(rows: Sequence[dict[str, Any]]) -> None:
+def report(summary: Summary) -> None:
     headings = [*KEY, "positions", "bias, nats", "total variation", "error, nats"]
     lines = []
-    for key, row in summarised(rows).items():
-        values = [with_error(row[name], digits) for name, digits in (("bias", 4), ("variation", 4), ("error", 3))]
+    for key, row in summary.items():
+        values = [with_error(row[name], 4) for name in ("bias", "variation", "error")]
         lines.append((*key, f"{row['positions'][0]:.2f}", *values))
     print_table(headings, lines, left=(0, 1, 3))
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The bias of each cache against the steps of a sequence, for each order and length of blocks."""
-    summary = summarised(rows)
-    panels = list(dict.fromkeys(key[:2] for key in summary))
-    title = "What stale keys and values change in the law: KL divergence, nats per sequence"
-    with figure(path, title=title, figsize=(11, 3.8)) as page:
-        axes = page.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (order, blocks) in zip(axes, panels, strict=True):
-            for name in [name for name in dict.fromkeys(key[3] for key in summary) if name != "none"]:
-                points = [
-                    (steps, *row["bias"])
-                    for (*panel, steps, cache), row in summary.items()
-                    if panel == [order, blocks] and cache == name and row["bias"][0] > 1e-9
+def plot(summary: Summary, path: Path, title: str = "What stale keys and values change in the law") -> None:
+    """The bias of each cache against the positions it computes, for each order, with one token a step."""
+    most = max(steps for _, _, steps, _ in summary)
+    orders = list(dict.fromkeys(order for order, *_ in summary))
+    with figure(path, title=title, figsize=(9.5, 4.4)) as page:
+        axes = page.subplots(1, len(orders), sharey=True, squeeze=False)[0]
+        for axis, order in zip(axes, orders, strict=True):
+            for name in CACHES:
+                found = [
+                    row for (*panel, cache), row in summary.items() if panel[::2] == [order, most] and cache == name
                 ]
+                points = [(row["positions"][0], *row["bias"]) for row in found if row["bias"][0] > 1e-9]
                 if points:
-                    draw_curve(axis, points, name, color=COLOURS[name])
-            axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{order}, {blocks} at once")
-            set_ticks(axis.xaxis, sorted({key[2] for key in summary}))
+                    draw_curve(axis, points, name, color=COLOURS[name], linestyle="none", markersize=8)
+            axis.set(yscale="log", xlabel="positions computed, in sequences", title=order)
+        axes[0].set_ylabel("KL(none || cache), nats")
         add_legend(page)
 
 
@@ -313,8 +314,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for seed in range(args.num_seeds):
         rows += measured(args, seed)
         write_json(results, args.output_dir / "results.json")
-    report(rows)
-    plot(rows, args.output_dir / "cache_bias.png")
+    summary = summarised(rows)
+    report(summary)
+    plot(summary, args.output_dir / "cache_bias.png")
     return results
 
 

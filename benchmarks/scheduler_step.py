@@ -31,14 +31,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_maskdiff import (
+    AncestralScheduler,
     ConfidenceScheduler,
     EntropyBoundedScheduler,
+    FreeCorrectionScheduler,
+    ExtrapolatingScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskGITScheduler,
     MomentScheduler,
     PathPlanningScheduler,
     ReMDMScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
@@ -58,12 +62,19 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     # In this layout nothing is said of what is given, so what they take back is timed with a memory.
     "ReMDMScheduler": lambda **shared: ReMDMScheduler(**shared, eta=0.05),
     "ReMDMScheduler, moment": lambda **shared: ReMDMScheduler(
-        **shared, eta=0.05, order="moment", choice_temperature=6.0
+        **shared, eta=0.05, exact_order="moment", choice_temperature=6.0
     ),
+    "FreeCorrectionScheduler": FreeCorrectionScheduler,
     "PathPlanningScheduler": PathPlanningScheduler,
     "PathPlanningScheduler, moment": lambda **shared: PathPlanningScheduler(
         **shared, measure="moment", choice_temperature=6.0
     ),
+}
+# Not measured by default.
+MORE: dict[str, Callable[..., Any]] = {
+    "AncestralScheduler": AncestralScheduler,
+    "TrapezoidalScheduler": TrapezoidalScheduler,
+    "ExtrapolatingScheduler": ExtrapolatingScheduler,
 }
 SHAPES = ("1x256x1024", "16x256x1024", "4x256x16384", "1x1024x50257")
 
@@ -71,7 +82,7 @@ SHAPES = ("1x256x1024", "16x256x1024", "4x256x16384", "1x1024x50257")
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="batch x length x vocabulary; square lengths")
-    parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS)[1:], default=list(SCHEDULERS)[1:])
+    parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS | MORE)[1:], default=list(SCHEDULERS)[1:])
     parser.add_argument("--num_inference_steps", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20.0, help="approximate time for each shape")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -102,7 +113,7 @@ def measure(shape: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     logits = 3 * torch.randn(batch_size, length, vocabulary, generator=generator, device=device)
     logits = logits.to(getattr(torch, args.dtype))
     steps = args.num_inference_steps
-    schedulers = {name: SCHEDULERS[name](mask_token_id=vocabulary) for name in (BASELINE, *args.schedulers)}
+    schedulers = {name: (SCHEDULERS | MORE)[name](mask_token_id=vocabulary) for name in (BASELINE, *args.schedulers)}
     works = {name: lambda s=scheduler: run(s, logits, steps) for name, scheduler in schedulers.items()}
     works["read"] = lambda: [logits.amax(-1) for _ in range(steps)]
 

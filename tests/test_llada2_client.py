@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
-from golden_data import later_cases, read, settings_of
+from golden_data import later_cases, read
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
@@ -21,6 +21,7 @@ from hf_maskdiff import (
     MomentScheduler,
     ThresholdScheduler,
 )
+from hf_maskdiff.sampling import Marginals
 
 LENGTH, MASK, END = 4, 9, 7
 
@@ -51,20 +52,45 @@ def run(pipe: LLaDA2Pipeline, **call: Any) -> Tensor:
     return pipe(output_type="seq", return_dict=False, **call)[0]
 
 
-def is_greedy(path: Path) -> bool:
-    return float(settings_of(path)["temperature"]) == 0
+class Race:
+    """Tokens of one row as the recorded exponentials of the model's latest call draw them."""
+
+    def __init__(self, model: BlockCausal, noise: Tensor) -> None:
+        self.model, self.noise = model, noise
+
+    def draw(self, marginals: Marginals, rows: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+        (probs,) = marginals.reduce(lambda logits: (logits.softmax(-1),), rows)
+        tokens = (probs / self.noise[self.model.calls - 1, rows, : probs.shape[1]]).argmax(-1)
+        return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+
+    def draw_all(self, marginals: Marginals, wanted: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+        tokens, scores = torch.zeros(wanted.shape, dtype=torch.int64), torch.zeros(wanted.shape)
+        tokens[wanted], scores[wanted] = self.draw(marginals, wanted.flatten().nonzero()[:, 0])
+        return tokens, scores
 
 
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", is_greedy))
-def test_recorded_runs(path: Path) -> None:
+@pytest.mark.parametrize("path", later_cases("llada2/trace_*"))
+def test_recorded_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     length, mask = int(settings["block_length"]), int(settings["mask_token_id"])
     model = BlockCausal(Qwen3ForCausalLM.from_pretrained(path.parent, trust_remote_code=False).eval(), length)
-    threshold, editing = float(settings["threshold"]), settings["editing_threshold"]
-    preset = {"rounding": "even", "threshold": threshold, "token_temperature": 0}
-    scheduler: MaskedDiffusionScheduler = ThresholdScheduler(mask, follow_schedule=True, **preset)
-    if editing != "null":
-        scheduler = EditingScheduler(mask, editing_threshold=float(editing), **preset)
+    threshold, temperature = float(settings["threshold"]), float(settings["temperature"])
+    measure: dict[str, Any] = {"token_temperature": 0}
+    if temperature:
+        measure = {"measure": "drawn", "temperature": temperature}
+        race = Race(model, trace["draw_exp"])
+        monkeypatch.setattr(Marginals, "draw_all", lambda *given: race.draw_all(*given))
+        monkeypatch.setattr(Marginals, "draw", lambda *given: race.draw(*given)[0])
+    filters: dict[str, Any] = {"top_k": int, "top_p": float}
+    filters = {name: kind(settings[name]) for name, kind in filters.items() if name in settings}
+    editing = None if settings["editing_threshold"] == "null" else float(settings["editing_threshold"])
+    scheduler: MaskedDiffusionScheduler
+    if editing is None:
+        measure |= {"rounding": "even", "follow_schedule": True}
+        scheduler = ThresholdScheduler(mask, threshold=threshold, **filters, **measure)
+    else:
+        drawn = {"drawn": True, "temperature": temperature} if temperature else {}
+        scheduler = EditingScheduler(mask, threshold=threshold, editing_threshold=editing, **filters, **drawn)
     made = run(
         LLaDA2Pipeline(model, scheduler),
         input_ids=trace["prompt"],
@@ -73,8 +99,10 @@ def test_recorded_runs(path: Path) -> None:
         block_length=length,
         num_inference_steps=int(settings["num_inference_steps"]),
         threshold=threshold,
-        editing_threshold=None if editing == "null" else float(editing),
+        temperature=temperature,
+        editing_threshold=editing,
         max_post_steps=int(settings.get("max_post_steps", 16)),
+        **filters,
         minimal_topk=int(settings.get("minimal_topk", 1)),
         eos_early_stop=settings["eos_early_stop"] == "true",
         eos_token_id=int(settings["eos_token_id"]),

@@ -226,6 +226,14 @@ def test_positions_apart_are_those_of_a_walk_down_the_order(data: st.DataObject)
         assert [sorted(row) for row in found] == [list(range(length))] * rows
 
 
+@pytest.mark.parametrize("shape", [(24,), (4, 6)])
+def test_positions_apart_are_found_without_a_look_at_values(shape: tuple[int, ...]) -> None:
+    """On the device that has no values, every look at one is an error."""
+    ranked = torch.arange(24, device="meta").expand(2, -1)
+    found = apart_first(ranked, torch.ones(2, 24, dtype=torch.bool, device="meta"), shape, 3, 5)
+    assert (found.device.type, found.shape, found.dtype) == ("meta", (2, 24), torch.int64)
+
+
 @given(st.data())
 def test_largest_prefix_is_the_largest_set_within_the_bound(data: st.DataObject) -> None:
     """Of all sets of entries, not of prefixes alone, none that keeps to the bound has more."""

@@ -156,7 +156,7 @@ def remdm(start: State, steps: int, sigma: Any, **config: Any) -> Case:
         "nothing taken back": AncestralScheduler(MASK_ID),
         "what is taken back is not revealed besides": Uncompensated(**config),
     }
-    if config["strategy"] != "forward_backward":  # there sigma is the largest in one step of the three
+    if config["remasking"] != "forward_backward":  # there sigma is the largest in one step of the three
         mutants["two fifths more"] = remdm_law(more, start, steps)
         built["two fifths more"] = TooOften(**config)
     return Case(ReMDMScheduler(**config), remdm_law(sigma, start, steps), mutants, built, start, steps)
@@ -174,7 +174,7 @@ def conf(start: State) -> Case:
             MARGINALS.__getitem__, [independent_step_law(*step) for step in plan], start
         ),
     }
-    scheduler = ReMDMScheduler(MASK_ID, strategy="conf")
+    scheduler = ReMDMScheduler(MASK_ID, remasking="conf")
     return Case(scheduler, law, mutants, {"nothing taken back": AncestralScheduler(MASK_ID)}, start)
 
 
@@ -191,8 +191,8 @@ def counted(start: State, sigma: float) -> Case:
         )
         for factor in (0.0, 1.0, 1.2)
     }
-    scheduler = ReMDMScheduler(MASK_ID, strategy="cap", eta=sigma, order="uniform")
-    other = ReMDMScheduler(MASK_ID, strategy="cap", eta=1.2 * sigma, order="uniform")
+    scheduler = ReMDMScheduler(MASK_ID, remasking="cap", eta=sigma, exact_order="uniform")
+    other = ReMDMScheduler(MASK_ID, remasking="cap", eta=1.2 * sigma, exact_order="uniform")
     mutants = {"nothing taken back": law_of[0.0], "a fifth more": law_of[1.2]}
     return Case(scheduler, law_of[1.0], mutants, {"a fifth more": other}, start)
 
@@ -237,7 +237,7 @@ def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: 
         last = editing_step_law(threshold, 2.0 if to_mask ^ other else editing, N)
         return revising_run_law(MARGINALS.__getitem__, [*middle, last][:steps], start)
 
-    config = {"threshold": threshold, "token_temperature": 1, "editing_threshold": editing_threshold, "edits": edits}
+    config = {"threshold": threshold, "drawn": True, "editing_threshold": editing_threshold, "edits": edits}
     mutants = {"no edits": law(1.0), "edits at .5": law(0.5), "the other kind of edits": law(editing_threshold, True)}
     built: dict[str, MaskedDiffusionScheduler] = {
         "no edits": EditingScheduler(MASK_ID, **(config | {"editing_threshold": 1.0})),
@@ -250,11 +250,11 @@ def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: 
 
 
 CASES = {
-    "cap": lambda: remdm(EMPTY, T, 0.4, strategy="cap", eta=0.4),
-    "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, strategy="cap", eta=0.4),
-    "cap, with a prompt": lambda: remdm(PROMPT, T, 0.4, strategy="cap", eta=0.4),
-    "rescale": lambda: remdm(EMPTY, T, lambda a, b: 0.5 * largest(a, b), strategy="rescale", eta=0.5),
-    "forward backward": lambda: remdm(EMPTY, T, lambda a, b: (b - a) / a if a else 1.0, strategy="forward_backward"),
+    "cap": lambda: remdm(EMPTY, T, 0.4, remasking="cap", eta=0.4),
+    "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, remasking="cap", eta=0.4),
+    "cap, with a prompt": lambda: remdm(PROMPT, T, 0.4, remasking="cap", eta=0.4),
+    "rescale": lambda: remdm(EMPTY, T, lambda a, b: 0.5 * largest(a, b), remasking="rescale", eta=0.5),
+    "forward backward": lambda: remdm(EMPTY, T, lambda a, b: (b - a) / a if a else 1.0, remasking="forward_backward"),
     "conf": lambda: conf(EMPTY),
     "conf, with a prompt": lambda: conf(PROMPT),
     "exact counts": lambda: counted(EMPTY, 0.6),

@@ -99,7 +99,7 @@ def scheduler_of(settings: dict[str, str]) -> ReMDMScheduler:
     config = {name: float(settings[theirs]) for name, theirs in names.items() if theirs in settings}
     if strategy is None:
         strategy, config = "cap", {"eta": 0.0}
-    return ReMDMScheduler(int(settings["mask_id"]), strategy=strategy, **config)
+    return ReMDMScheduler(int(settings["mask_id"]), remasking=strategy, **config)
 
 
 @pytest.mark.parametrize("path", later_cases("remdm/trace_*", is_known))
@@ -142,23 +142,23 @@ def test_remdm_weights(path: Path) -> None:
     for n, time in enumerate(trace["t"].tolist()):
         sample, shares = trace["x_in"][n], (1 - time, 1 - time + step)
         masked = sample == mask
-        if config.strategy == "loop":
+        if config.remasking == "loop":
             loop = (config.loop_start, config.loop_end, config.loop_share)
             *shares, stays = revising.loop_shares(time, time - step, *loop)
             sigma = torch.full(sample.shape, config.eta if stays else 0.0)
         else:
-            sigma = torch.full(sample.shape, remasking_of(config.strategy, *shares, config.eta))
-        if config.strategy == "forward_backward" and exceeds(*shares):
+            sigma = torch.full(sample.shape, remasking_of(config.remasking, *shares, config.eta))
+        if config.remasking == "forward_backward" and exceeds(*shares):
             continue
         used = float(sigma.max())
-        if config.strategy == "conf":
+        if config.remasking == "conf":
             drawn_with = -trace["conf_in"][n].nan_to_num(neginf=torch.nan)
             sigma, used = sigma * revising.doubt_shares(drawn_with, ~masked), 0.0
         reveal = revising.reveal_probability(*shares, used)
         likeliest = marginals_of(path, sample, settings).amax(-1)
         expected_mask = torch.where(masked, torch.tensor(1 - reveal), sigma)
         expected_max = torch.where(masked, reveal * likeliest, 1 - sigma)
-        plain = settings["sampler"] == "mdlm" or (config.strategy == "loop" and not stays)
+        plain = settings["sampler"] == "mdlm" or (config.remasking == "loop" and not stays)
         told = masked if plain else torch.ones_like(masked)  # a plain update's weights of known positions are not used
         scale = 1 - shares[0] if plain else 1.0  # and are not divided by the share of masks
         # Theirs subtract float32 numbers near 1.

@@ -8,8 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import antiberty_wheel as upstream
 import pytest
 from test_partial_caching_benchmark import digits
+
+from hf_maskdiff.conversion.convert import convert
 
 __all__ = ["digits"]  # a fixture
 
@@ -112,3 +115,38 @@ def test_steps_are_faster_than_amused_s(
     assert all(ratios[name] > 2 for name in names)
     assert "4 x 256 x 1024" in capsys.readouterr().out
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
+
+
+@pytest.mark.exhaustive
+def test_the_law_of_second_order(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/theory.md says: the trapezoidal law falls faster where dependence is weak, and is ahead everywhere."""
+    results = program("second_order").main(["--passes", "4", "8", "--num_joints", "1", "--output_dir", str(tmp_path)])
+    error = {(row["dependence"], row["sampler"], row["passes"]): row["kl"][0] for row in results["rows"]}
+    for dependence in (8.0, 1.0, 0.3):
+        for passes in (4, 8):
+            others = [value for (a, _, b), value in error.items() if (a, b) == (dependence, passes)]
+            assert error[dependence, "trapezoidal", passes] == min(others)
+    assert error[8.0, "trapezoidal", 4] > 14 * error[8.0, "trapezoidal", 8]
+    assert error[8.0, "ancestral", 4] < 5 * error[8.0, "ancestral", 8]
+    counted = {(row["dependence"], row["sampler"], row["plan"]): row["kl"][0] for row in results["counted"]}
+    assert counted[8.0, "extrapolated", "3 2"] < 0.5 * counted[8.0, "uniform order", "3 2"]
+    assert counted[8.0, "fixed order, extrapolated", "3 2"] > counted[8.0, "fixed order", "3 2"]
+    assert "| weak | trapezoidal |" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"second_order.json", "second_order.png"}
+
+
+def test_antibodies_from_nothing(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a wheel with random weights."""
+    convert(upstream.write_wheel(tmp_path / "antiberty.whl", upstream.contents()), tmp_path / "antiberty")
+    command = f"--pipeline {tmp_path / 'antiberty'} --output_dir {tmp_path / 'out'} --length 9 --num_chains 4 --steps 4"
+    command += " --num_masks 2 --num_seeds 2 --batch_size 3 --samplers"
+    results = program("antibodies").main([*command.split(), "trapezoidal", "extrapolating, moment 16"])
+    assert len(results["cells"]) == 2 * 3
+    assert all(0 < cell["nats"] < 20 and 0 < cell["apart"] <= 1 for cell in results["cells"])
+    printed = capsys.readouterr().out
+    assert "| trapezoidal | 4 | " in printed
+    assert "| one at a time | 9 | " in printed

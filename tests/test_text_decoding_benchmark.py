@@ -40,6 +40,7 @@ def test_ours_makes_the_same_passes_and_tokens(
     assert [(row["shape"], row["same tokens"]) for row in more[len(rows) :]] == [("qwen3", 1), ("qwen3", 1)]
 
 
+@pytest.mark.exhaustive
 def test_quality_under_caches(
     program: Callable[[str], Any], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

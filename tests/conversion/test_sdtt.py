@@ -22,11 +22,14 @@ from test_convert import make_tokenizer
 from hf_maskdiff import (
     DelayedCacheConfig,
     DualCacheConfig,
+    GreedyCacheConfig,
     MaskedDiffusionScheduler,
     MDLMPipeline,
     MDLMTransformer,
+    MomentScheduler,
     PartialCacheConfig,
     PrefixCacheConfig,
+    UniformScheduler,
 )
 from hf_maskdiff.cli import main
 from hf_maskdiff.conversion.convert import convert
@@ -153,7 +156,7 @@ def test_every_scheduler_and_plan_runs(source: Path, words: Path) -> None:
     pipe = MDLMPipeline.from_pretrained(source, tokenizer=str(words))
     pipe.set_progress_bar_config(disable=True)
     mask, prompt = pipe.scheduler.config.mask_token_id, torch.tensor([[2, 3, 4]])
-    plans = (None, PartialCacheConfig(num_substeps=2), PrefixCacheConfig(), DualCacheConfig(), DelayedCacheConfig())
+    plans = (PartialCacheConfig(num_substeps=2), PrefixCacheConfig(), DualCacheConfig(), DelayedCacheConfig())
 
     def run(scheduler_type: type[MaskedDiffusionScheduler], **call: Any) -> torch.Tensor:
         pipe.scheduler = scheduler_type(mask_token_id=mask, codebook_size=mask)
@@ -165,10 +168,12 @@ def test_every_scheduler_and_plan_runs(source: Path, words: Path) -> None:
 
     for scheduler_type in SCHEDULERS:
         run(scheduler_type, generator=torch.Generator().manual_seed(0))
-    for plan in plans[1:]:
+    for plan in plans:
         pipe.enable_cache(plan)
-        run(SCHEDULERS[0] if not isinstance(plan, PartialCacheConfig) else SCHEDULERS[-1], block_length=8)
+        run(MomentScheduler, block_length=8)
         pipe.disable_cache()
+    pipe.enable_cache(GreedyCacheConfig())
+    run(UniformScheduler)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -202,8 +202,13 @@ class Page:
         self.until(lambda: self.element(f"{selector} input").get_attribute("value") == name)
 
     def tab(self, name: str) -> None:
-        tabs = self.browser.find_elements("css selector", "button[role=tab]")
-        next(tab for tab in tabs if tab.text == name).click()
+        """Go to a tab, once the page has laid its tabs out: until then they have no text, or lie in a menu."""
+
+        def found() -> Any:
+            tabs = self.browser.find_elements("css selector", "button[role=tab]")
+            return next((tab for tab in tabs if tab.text == name), None)
+
+        self.until(found).click()
 
     def panel(self, panel: str) -> str:
         """The HTML of a panel, without what Gradio puts beside it while something runs."""

@@ -149,6 +149,14 @@ def test_nothing_of_the_model_is_overwritten() -> None:
     assert not LogitsRules.of_call(None, 1.0, None, [], MASK, VOCAB)
 
 
+def test_rules_are_followed_without_a_look_at_values() -> None:
+    """On the device that has no values, every look at one is an error."""
+    rules = LogitsRules.of_call([TopKLogitsWarper(3)], 2.0, [9], [[7]], MASK, VOCAB)
+    ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
+    found = rules(torch.zeros(2, 3, VOCAB, device="meta"), ids, ids == 0)
+    assert (found.device.type, found.shape) == ("meta", (2, 3, VOCAB))
+
+
 def test_the_task_takes_them_too(pipe: MaskedDiffusionTextPipeline) -> None:
     write = transformers.pipeline("masked-diffusion-text-generation", model=pipe)
     call = {"num_inference_steps": 4, "max_new_tokens": 9, "stop_at_eos": False}

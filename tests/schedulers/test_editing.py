@@ -66,8 +66,9 @@ def test_it_is_theirs(thresholds: tuple[float, float], most: int, steps: int) ->
 
 
 def test_edits_change_something() -> None:
-    settings = {"threshold": 0.2, "rounding": "even", "token_temperature": 0}
-    plain, _ = fill(ThresholdScheduler(MASK, follow_schedule=True, **settings), blocks(*range(8)), 4)
+    settings = {"threshold": 0.2, "rounding": "even"}
+    greedy = ThresholdScheduler(MASK, follow_schedule=True, token_temperature=0, **settings)
+    plain, _ = fill(greedy, blocks(*range(8)), 4)
     made, passes = fill(EditingScheduler(MASK, editing_threshold=0.1, **settings), blocks(*range(8)), 4)
     assert not torch.equal(plain, made)
     assert torch.equal(made[:, :LENGTH], blocks(*range(8))[:, :LENGTH])
@@ -137,15 +138,14 @@ def test_settings() -> None:
         ({"editing_threshold": 0}, r"`editing_threshold` must be in \(0, 1\], got 0"),
         ({"edits": "both"}, "`edits` must be one of"),
         ({"max_post_steps": -1}, "`max_post_steps` must be an integer of at least 0, got -1"),
-        ({"token_temperature": 0.5}, r"`token_temperature` must be 0 or 1, got 0\.5"),
     ]
     for config, message in wrong:
         with pytest.raises(ValueError, match=message):
             EditingScheduler(MASK, **config)
     scheduler = EditingScheduler(mask_token_id=MASK)
     assert scheduler.with_sampling_temperature(0.5).config.temperature == 0.5
-    assert scheduler.with_sampling_temperature(0.5).config.token_temperature == 1
-    assert scheduler.with_sampling_temperature(0).config.token_temperature == 0
+    assert scheduler.with_sampling_temperature(0.5).config.drawn
+    assert not scheduler.with_sampling_temperature(0).config.drawn
     with pytest.raises(
         ValueError, match=r"`editing_threshold` must be None or the scheduler's own 0\.5, got 0\.9\. Leave"
     ):

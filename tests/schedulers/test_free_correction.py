@@ -86,8 +86,6 @@ def test_settings() -> None:
         ({"corrected_shares": [2.0]}, "`corrected_shares` must be one or more shares"),
         ({"correction_start": 1.5}, r"`correction_start` must be in \[0, 1\], got 1\.5"),
         ({"order": "surest"}, "`order` must be one of"),
-        ({"order": "uniform"}, "`choice_temperature` must be given with the orders 'drawn' and 'moment'"),
-        ({"choice_temperature": None}, "`choice_temperature` must be given with the orders 'drawn' and 'moment'"),
     ]
     for config, message in wrong:
         with pytest.raises(ValueError, match=message):

@@ -30,7 +30,8 @@ class EmbeddingNoise:
         """Embeddings `(batch_size, L, width)` of all of a row's tokens in any dtype; returns the same."""
         _, length, width = embeddings.shape
         noise = normal_noise(self.keys, length, width, Purpose.EXPLORATION)
-        return self.level * noise.to(embeddings) + math.sqrt(1 - self.level**2) * embeddings
+        noise = noise.to(embeddings.dtype).to(embeddings.device)  # in this order: not every device has float64
+        return self.level * noise + math.sqrt(1 - self.level**2) * embeddings
 
 
 @dataclass(frozen=True)

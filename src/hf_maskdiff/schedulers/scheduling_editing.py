@@ -29,7 +29,7 @@ class EditingScheduler(RevisingScheduler):
     $$ \text{reveal } \{ i : c_i > \tau \} \text{, at least as many as the schedule has for the step;} \qquad
        \text{edit } \{ i \text{ revealed} : x_i^* \ne x_i, \; c_i > \tau_e \} $$
 
-    where `x_i^*` is the most probable token and c_i its probability, or with `token_temperature=1` a token drawn from
+    where `x_i^*` is the most probable token and c_i its probability, or with `drawn=True` a token drawn from
     p_i and its probability. `edits="overwrite"` writes `x_i^*` there (LLaDA2.1); `"mask"` makes the position a mask,
     which later steps fill in from a context without the mistake (token-to-mask). Once a block is full, further passes
     edit it until one changes nothing, at most `max_post_steps + 1` of them; a block that is full only after its last
@@ -47,12 +47,12 @@ class EditingScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         threshold (`float`): tau, in [0, 1] or above; what nothing exceeds follows the schedule.
         editing_threshold (`float`): tau_e, in (0, 1].
         edits (`str`): `"overwrite"` or `"mask"`. A mask comes back only before the last step, which leaves none.
         max_post_steps (`int`): at least 0.
-        token_temperature (`float`): 0, the most probable tokens, or 1, tokens drawn at `temperature`.
+        drawn (`bool`): tokens drawn at `temperature`; False takes the most probable ones.
     """
 
     @register_to_config
@@ -69,7 +69,8 @@ class EditingScheduler(RevisingScheduler):
         editing_threshold: float = 0.5,
         edits: str = _OVERWRITE,
         max_post_steps: int = 16,
-        token_temperature: float = 0.0,
+        drawn: bool = False,
+        typical_p: float | None = None,
     ) -> None:
         valid, remedy = is_number(threshold) and threshold >= 0, "Try 0.7."
         require(valid, "threshold", "a number of at least 0", threshold, remedy)
@@ -79,14 +80,12 @@ class EditingScheduler(RevisingScheduler):
         require(edits in kinds, "edits", f"one of {kinds}", edits, "Pick one of these.")
         valid, remedy = is_integer(max_post_steps, at_least=0), "Pass how many passes may edit a full block."
         require(valid, "max_post_steps", "an integer of at least 0", max_post_steps, remedy)
-        valid, remedy = token_temperature in (0, 1), "Pass 0 for the most probable tokens, else 1 and a `temperature`."
-        require(valid, "token_temperature", "0 or 1", token_temperature, remedy)
         self.check_config()
 
     def with_sampling_temperature(self, value: float) -> EditingScheduler:
         """A copy that draws tokens at another temperature, which changes what is sure, too."""
-        settings: dict[str, Any] = {"temperature": value, "token_temperature": 1} if value > 0 else {}
-        return self.from_config(self.config, **(settings or {"token_temperature": 0}))
+        settings: dict[str, Any] = {"temperature": value, "drawn": True} if value > 0 else {"drawn": False}
+        return self.from_config(self.config, **settings)
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +137,7 @@ class EditingScheduler(RevisingScheduler):
     def _candidates(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
         """Of a candidate token for each position its log-probability, and whether another token stands there."""
         free, device = context.masked | context.revealed, context.keys.device
-        if self.config.token_temperature:  # the noise is the position's own, so `sample_tokens` draws the same again
+        if self.config.drawn:  # the noise is the position's own, so `sample_tokens` draws the same again
             tokens, log_probs = marginals.draw_all(free, context.uniform(Purpose.TOKEN))
             return log_probs.to(device), tokens.to(device) != context.tokens.to(device)
         largest = marginals.score(log_confidence, free).to(device)
@@ -165,7 +164,7 @@ class EditingScheduler(RevisingScheduler):
         return torch.zeros_like(context.remaining)
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        return beta_of(self.config.token_temperature, context, num_ranks)
+        return beta_of(float(self.config.drawn), context, num_ranks)
 
     # --- diffusers' `LLaDA2Pipeline` ----------------------------------------------------------------------------------
 

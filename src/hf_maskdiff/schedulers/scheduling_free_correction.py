@@ -42,7 +42,7 @@ class FreeCorrectionScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
         corrected_shares (sequence of `float`): the share of a row's positions that each step takes back, in
             equally long stretches of the run from `correction_start` to the end; the original takes back 16, 8 and 4 of
             1024 positions or more. Rounded down.
@@ -50,7 +50,8 @@ class FreeCorrectionScheduler(RevisingScheduler):
         order (`str`): `"drawn"`, MaskGIT's: the most probable of the tokens drawn, with noise; `"moment"`, which is
             nearly the same; or `"uniform"`, `"confidence"`, `"margin"`, `"entropy"`, `"halton"`,
             `"randomized_halton"`.
-        choice_temperature (`float` or pair, optional): of `"drawn"` and `"moment"`, which need it; None for the others.
+        choice_temperature (`float` or pair, optional): of `"drawn"`, where None is no noise, and of `"moment"`, which
+            is random with None. Without effect on the others.
         choice_temperature_schedule (`str`): see `MomentScheduler`.
     """
 
@@ -69,6 +70,7 @@ class FreeCorrectionScheduler(RevisingScheduler):
         order: str = "moment",
         choice_temperature: ChoiceTemperature | None = 6.0,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
         valid = isinstance(corrected_shares, Sequence) and len(corrected_shares) > 0
         valid = valid and all(is_number(share) and 0 <= share <= 1 for share in corrected_shares)
@@ -77,9 +79,6 @@ class FreeCorrectionScheduler(RevisingScheduler):
         require(valid, "correction_start", "in [0, 1]", correction_start, "Try 0.4.")
         names = sorted([*POSITION_ORDERS, _DRAWN])
         require(order in names, "order", f"one of {names}", order, "Pick one of these.")
-        valid = (choice_temperature is not None) == (order in (_DRAWN, "moment"))
-        rule = "given with the orders 'drawn' and 'moment', and with no other"
-        require(valid, "choice_temperature", rule, choice_temperature, "Try 6.0 for these, else None.")
         self.check_config()
 
     def new_memory(self) -> LifeMemory:
@@ -108,6 +107,6 @@ class FreeCorrectionScheduler(RevisingScheduler):
         return (share * (~context.given).sum(-1).double() + _TIE).long()
 
     def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
-        if self.config.order == _DRAWN:  # drawn before they were chosen
-            return torch.ones(len(context.keys), num_ranks, dtype=torch.float64, device=context.keys.device)
-        return super().token_beta(context, num_ranks)
+        if self.config.order == "moment":
+            return super().token_beta(context, num_ranks)
+        return torch.ones(len(context.keys), num_ranks, dtype=torch.float64, device=context.keys.device)
