@@ -98,7 +98,7 @@ class BlockRefinementMixin:
             value, own = given.get(key, default), self.own_setting(key)
             remedy = f"Leave it out: {name} decides by its own configuration, which `from_config` changes."
             require(value in (default, own), key, f"the pipeline's default or the scheduler's own {own}", value, remedy)
-        own, value = config.get("editing_threshold"), given.get("editing_threshold")
+        own, value = self.own_setting("editing_threshold"), given.get("editing_threshold")
         if own is not None:
             require(
                 value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, "Leave it out."

@@ -29,7 +29,15 @@ from .checks import (
     require_tensor,
 )
 from .output import MaskedDiffusionSchedulerOutput
-from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
+from .presets import (
+    check_keywords,
+    class_named,
+    counting_given,
+    require_named,
+    settings_of,
+    warn_of_another_class,
+    with_settings,
+)
 from .run_keys import RunKeys
 from .run_memory import RunMemory
 from .run_plan import RunPlanMixin
@@ -72,7 +80,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
 
     def check_config(self) -> None:
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
-        self.register_to_config(**{name: plain(value) for name, value in self.config.items()})
+        values = {name: plain(value) for name, value in self.config.items()}
+        self.register_to_config(**counting_given(type(self), values))
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
         mask = config.mask_token_id
@@ -154,7 +163,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
 
         `from_config` keeps what its class has no use for, for the way back; `config.get(name)` would find that too.
         """
-        return self.config[name] if name in self._get_init_keys(type(self)) else default
+        return self.config[name] if name in settings_of(type(self)) else default
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
