@@ -72,7 +72,7 @@ def check_token_prior(value: Any) -> None:
         prior = torch.as_tensor(value, dtype=torch.float64)
         wrong = prior[~((prior >= 0) & (prior <= 1))]
         valid = prior.ndim == 1 and len(prior) > 0 and not len(wrong)
-        shown = wrong[0].item() if len(wrong) else tuple(prior.shape)  # there may be many that are right
+        shown = wrong[0].item() if len(wrong) else f"shape {tuple(prior.shape)}"  # there may be many that are right
     require(valid, "token_prior", "frequencies in [0, 1], one for each token", shown, "Pass counts / counts.sum().")
 
 
