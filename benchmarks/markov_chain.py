@@ -35,7 +35,7 @@ import torch
 from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from plots import draw_over_steps, draw_references, figure, label_ends, set_ticks
-from samplers import HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts
+from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts
 from tables import print_cells, with_error
 from tqdm.auto import tqdm
 
@@ -68,11 +68,14 @@ SAMPLERS: Samplers = {
 }
 # Those whose tokens are not drawn from the marginals of their pass, or whose rows may be finished before others.
 NO_PATH = ("maskgit", *SECOND_ORDER)
-# Further samplers: mixtures of the bit-reversed and the moment order, other explorations, and second order.
+# Further samplers: positions of a step apart, mixtures of two orders, other explorations, and second order.
 MIXTURES: Samplers = {
     "halton 16": partial(HaltonScheduler, choice_temperature=16.0),
     "uniform 16": partial(UniformScheduler, choice_temperature=16.0),
     **SECOND_ORDER,
+    **{f"{name} 16": partial(apart, choice_temperature=16.0) for name, apart in APART.items()},
+    "uniform-apart-3": partial(UniformScheduler, min_distance=3),
+    "confidence-apart-3": partial(ConfidenceScheduler, min_distance=3),
     **{f"hybrid 16, {name}": partial(hybrid, choice_temperature=16.0) for name, hybrid in HYBRIDS.items()},
 }
 COLUMNS: dict[str, Callable[[Row], str]] = {

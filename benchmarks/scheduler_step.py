@@ -35,6 +35,7 @@ from hf_maskdiff import (
     ConfidenceScheduler,
     EntropyBoundedScheduler,
     ExtrapolatingScheduler,
+    FreeCorrectionScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskGITScheduler,
@@ -61,8 +62,9 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     # In this layout nothing is said of what is given, so what they take back is timed with a memory.
     "ReMDMScheduler": lambda **shared: ReMDMScheduler(**shared, eta=0.05),
     "ReMDMScheduler, moment": lambda **shared: ReMDMScheduler(
-        **shared, eta=0.05, order="moment", choice_temperature=6.0
+        **shared, eta=0.05, exact_order="moment", choice_temperature=6.0
     ),
+    "FreeCorrectionScheduler": FreeCorrectionScheduler,
     "PathPlanningScheduler": PathPlanningScheduler,
     "PathPlanningScheduler, moment": lambda **shared: PathPlanningScheduler(
         **shared, measure="moment", choice_temperature=6.0

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
-from golden_data import later_cases, read, settings_of
+from golden_data import later_cases, read
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from hf_maskdiff import (
     ConfidenceScheduler,
+    EditingScheduler,
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
@@ -68,11 +69,7 @@ class Race:
         return tokens, scores
 
 
-def edits_nothing(path: Path) -> bool:
-    return settings_of(path)["editing_threshold"] == "null"
-
-
-@pytest.mark.parametrize("path", later_cases("llada2/trace_*", edits_nothing))
+@pytest.mark.parametrize("path", later_cases("llada2/trace_*"))
 def test_recorded_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, settings = read(path)
     length, mask = int(settings["block_length"]), int(settings["mask_token_id"])
@@ -84,7 +81,16 @@ def test_recorded_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         race = Race(model, trace["draw_exp"])
         monkeypatch.setattr(Marginals, "draw_all", lambda *given: race.draw_all(*given))
         monkeypatch.setattr(Marginals, "draw", lambda *given: race.draw(*given)[0])
-    scheduler = ThresholdScheduler(mask, rounding="even", threshold=threshold, follow_schedule=True, **measure)
+    filters: dict[str, Any] = {"top_k": int, "top_p": float}
+    filters = {name: kind(settings[name]) for name, kind in filters.items() if name in settings}
+    editing = None if settings["editing_threshold"] == "null" else float(settings["editing_threshold"])
+    scheduler: MaskedDiffusionScheduler
+    if editing is None:
+        measure |= {"rounding": "even", "follow_schedule": True}
+        scheduler = ThresholdScheduler(mask, threshold=threshold, **filters, **measure)
+    else:
+        drawn = {"drawn": True, "temperature": temperature} if temperature else {}
+        scheduler = EditingScheduler(mask, threshold=threshold, editing_threshold=editing, **filters, **drawn)
     made = run(
         LLaDA2Pipeline(model, scheduler),
         input_ids=trace["prompt"],
@@ -94,7 +100,9 @@ def test_recorded_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         num_inference_steps=int(settings["num_inference_steps"]),
         threshold=threshold,
         temperature=temperature,
-        editing_threshold=None,
+        editing_threshold=editing,
+        max_post_steps=int(settings.get("max_post_steps", 16)),
+        **filters,
         minimal_topk=int(settings.get("minimal_topk", 1)),
         eos_early_stop=settings["eos_early_stop"] == "true",
         eos_token_id=int(settings["eos_token_id"]),

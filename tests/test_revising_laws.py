@@ -17,12 +17,22 @@ import torch
 from chi_square import FALSE_ALARM, count_outcomes, goodness_of_fit, rounds_for_power
 from torch import Tensor
 
-from hf_maskdiff import AncestralScheduler, MaskedDiffusionScheduler, PathPlanningScheduler, ReMDMScheduler, revising
+from hf_maskdiff import (
+    AncestralScheduler,
+    EditingScheduler,
+    FreeCorrectionScheduler,
+    MaskedDiffusionScheduler,
+    PathPlanningScheduler,
+    ReMDMScheduler,
+    revising,
+)
 from hf_maskdiff.evaluation.laws import Law, State
 from hf_maskdiff.evaluation.revising_laws import (
     StepLaw,
+    corrected_run_law,
     counted_step_law,
     doubtful_run_law,
+    editing_step_law,
     independent_step_law,
     planned_step_law,
     revising_run_law,
@@ -146,7 +156,7 @@ def remdm(start: State, steps: int, sigma: Any, **config: Any) -> Case:
         "nothing taken back": AncestralScheduler(MASK_ID),
         "what is taken back is not revealed besides": Uncompensated(**config),
     }
-    if config["strategy"] != "forward_backward":  # there sigma is the largest in one step of the three
+    if config["remasking"] != "forward_backward":  # there sigma is the largest in one step of the three
         mutants["two fifths more"] = remdm_law(more, start, steps)
         built["two fifths more"] = TooOften(**config)
     return Case(ReMDMScheduler(**config), remdm_law(sigma, start, steps), mutants, built, start, steps)
@@ -164,7 +174,7 @@ def conf(start: State) -> Case:
             MARGINALS.__getitem__, [independent_step_law(*step) for step in plan], start
         ),
     }
-    scheduler = ReMDMScheduler(MASK_ID, strategy="conf")
+    scheduler = ReMDMScheduler(MASK_ID, remasking="conf")
     return Case(scheduler, law, mutants, {"nothing taken back": AncestralScheduler(MASK_ID)}, start)
 
 
@@ -181,8 +191,8 @@ def counted(start: State, sigma: float) -> Case:
         )
         for factor in (0.0, 1.0, 1.2)
     }
-    scheduler = ReMDMScheduler(MASK_ID, strategy="cap", eta=sigma, order="uniform")
-    other = ReMDMScheduler(MASK_ID, strategy="cap", eta=1.2 * sigma, order="uniform")
+    scheduler = ReMDMScheduler(MASK_ID, remasking="cap", eta=sigma, exact_order="uniform")
+    other = ReMDMScheduler(MASK_ID, remasking="cap", eta=1.2 * sigma, exact_order="uniform")
     mutants = {"nothing taken back": law_of[0.0], "a fifth more": law_of[1.2]}
     return Case(scheduler, law_of[1.0], mutants, {"a fifth more": other}, start)
 
@@ -214,18 +224,47 @@ def planned(start: State, steps: int = T, **config: Any) -> Case:
     )
 
 
+# --- editing ----------------------------------------------------------------------------------------------------------
+
+
+def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: float = 0.3, steps: int = T) -> Case:
+    to_mask, masks = edits == "mask", start.count(MASKED)
+    # The shares of an even schedule; the last step reveals all, and makes no masks.
+    fewest = [masks // T + (n < masks % T) for n in range(T)]
+
+    def law(editing: float, other: bool = False) -> Law:
+        middle = [editing_step_law(threshold, editing, max(1, n), to_mask ^ other) for n in fewest[:-1]]
+        last = editing_step_law(threshold, 2.0 if to_mask ^ other else editing, N)
+        return revising_run_law(MARGINALS.__getitem__, [*middle, last][:steps], start)
+
+    config = {"threshold": threshold, "drawn": True, "editing_threshold": editing_threshold, "edits": edits}
+    mutants = {"no edits": law(1.0), "edits at .5": law(0.5), "the other kind of edits": law(editing_threshold, True)}
+    built: dict[str, MaskedDiffusionScheduler] = {
+        "no edits": EditingScheduler(MASK_ID, **(config | {"editing_threshold": 1.0})),
+        "edits at .5": EditingScheduler(MASK_ID, **(config | {"editing_threshold": 0.5})),
+        "the other kind of edits": EditingScheduler(
+            MASK_ID, **(config | {"edits": "overwrite" if to_mask else "mask"})
+        ),
+    }
+    return Case(EditingScheduler(MASK_ID, **config), law(editing_threshold), mutants, built, start, steps)
+
+
 CASES = {
-    "cap": lambda: remdm(EMPTY, T, 0.4, strategy="cap", eta=0.4),
-    "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, strategy="cap", eta=0.4),
-    "cap, with a prompt": lambda: remdm(PROMPT, T, 0.4, strategy="cap", eta=0.4),
-    "rescale": lambda: remdm(EMPTY, T, lambda a, b: 0.5 * largest(a, b), strategy="rescale", eta=0.5),
-    "forward backward": lambda: remdm(EMPTY, T, lambda a, b: (b - a) / a if a else 1.0, strategy="forward_backward"),
+    "cap": lambda: remdm(EMPTY, T, 0.4, remasking="cap", eta=0.4),
+    "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, remasking="cap", eta=0.4),
+    "cap, with a prompt": lambda: remdm(PROMPT, T, 0.4, remasking="cap", eta=0.4),
+    "rescale": lambda: remdm(EMPTY, T, lambda a, b: 0.5 * largest(a, b), remasking="rescale", eta=0.5),
+    "forward backward": lambda: remdm(EMPTY, T, lambda a, b: (b - a) / a if a else 1.0, remasking="forward_backward"),
     "conf": lambda: conf(EMPTY),
     "conf, with a prompt": lambda: conf(PROMPT),
     "exact counts": lambda: counted(EMPTY, 0.6),
     "planned": lambda: planned(EMPTY, eta=1.0),
     "planned, two steps": lambda: planned(EMPTY, 2, eta=1.5),
     "planned, redrawn": lambda: planned(EMPTY, eta=1.5, standing=False),
+    "editing": lambda: edited(EMPTY, "overwrite"),
+    "editing, two steps": lambda: edited(EMPTY, "overwrite", steps=2),
+    "editing, with a prompt": lambda: edited(PROMPT, "overwrite"),
+    "editing to masks": lambda: edited(EMPTY, "mask"),
     "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
 }
 
@@ -248,3 +287,56 @@ def test_law(name: str) -> None:
 
 def differs(law: Law, other: Law) -> bool:
     return sum(abs(law.get(s, 0) - other.get(s, 0)) for s in {*law, *other}) > 1e-3
+
+
+# --- FreeCorrection: four positions of two tokens, so that there are means to compare ---------------------------------
+
+FOUR = list(product(range(2), repeat=4))
+
+
+def judged(state: State) -> np.ndarray:
+    """The law of each of four positions given the other known ones, (4, 2)."""
+    table = np.zeros((4, 2))
+    for x in FOUR:
+        weight = 3.0 ** ((x[0] == x[1]) + 2 * (x[1] == x[2]) - (x[2] == x[3])) * (1 + 0.7 * x[0]) * (1 + 0.4 * x[3])
+        for i in range(4):
+            if all(state[j] in (MASKED, x[j]) for j in range(4) if j != i):
+                table[i, x[i]] += weight
+    return table / table.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("start", [(MASKED,) * 4, (MASKED, 1, MASKED, MASKED)])
+def test_law_of_free_correction(start: State) -> None:
+    masks = start.count(MASKED)
+    logits = torch.zeros(3**4, 4, 2)
+    for state in product(range(MASKED, 2), repeat=4):
+        place = sum((token if token >= 0 else 2) * 3**i for i, token in enumerate(state))
+        logits[place] = torch.from_numpy(np.log(judged(state)))
+    left = [masks - 1 - n for n in range(masks)]
+    law, none, more = (corrected_run_law(judged, [(n, budget) for n in left], start) for budget in (1, 0, 2))
+    assert sum(law.values()) == pytest.approx(1.0)
+    mutants = [other for other in (none, more) if differs(other, law)]
+    rounds = max(20_000, *(rounds_for_power(law, mutant) for mutant in mutants))
+    assert rounds < MOST
+
+    def counts(shares: list[float]) -> dict:
+        scheduler = FreeCorrectionScheduler(
+            2,
+            masking_schedule="linear",
+            corrected_shares=shares,
+            correction_start=0.0,
+            order="uniform",
+            choice_temperature=None,
+        )
+        scheduler.set_timesteps(masks)
+        generator, memory = torch.Generator().manual_seed(0), scheduler.new_memory()
+        sample = torch.tensor(start).masked_fill(torch.tensor(start) == MASKED, 2).expand(rounds, 4)
+        for t in scheduler.timesteps:
+            seen = logits[(sample * 3 ** torch.arange(4)).sum(-1)]
+            sample = scheduler.step(seen, t, sample, masks / 4, generator, memory=memory).prev_sample
+        return count_outcomes(sample.numpy(), 2)
+
+    assert goodness_of_fit(counts([1 / masks]), law).p_value > FALSE_ALARM
+    assert goodness_of_fit(counts([0.0]), law).p_value < FALSE_ALARM
+    if differs(more, law):
+        assert goodness_of_fit(counts([2 / masks]), law).p_value < FALSE_ALARM

@@ -1,4 +1,4 @@
-"""ReMDM and path planning as their authors run them: recorded runs, to the token.
+"""ReMDM, path planning and FreeCorrection as their authors run them: recorded runs, to the token.
 
 Only draws are replaced. ReMDM draws a token or the mask from V + 1 weights by exponential noise: token v or the mask
 whose `E / q` is smallest. Whether that is the mask is decided by one number per position that is uniform on (0, 1) and
@@ -19,8 +19,9 @@ from golden_data import later_cases, read, settings_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_maskdiff import PathPlanningScheduler, ReMDMScheduler, StepContext, revising
+from hf_maskdiff import FreeCorrectionScheduler, PathPlanningScheduler, ReMDMScheduler, StepContext, revising
 from hf_maskdiff.sampling import Marginals, Purpose
+from hf_maskdiff.schedulers.run_memory import LifeMemory
 from hf_maskdiff.schedulers.scheduling_remdm import remasking_of
 
 STRATEGIES = {"mdlm": None, "remdm-cap": "cap", "remdm-rescale": "rescale", "remdm-conf": "conf", "remdm-loop": "loop"}
@@ -98,7 +99,7 @@ def scheduler_of(settings: dict[str, str]) -> ReMDMScheduler:
     config = {name: float(settings[theirs]) for name, theirs in names.items() if theirs in settings}
     if strategy is None:
         strategy, config = "cap", {"eta": 0.0}
-    return ReMDMScheduler(int(settings["mask_id"]), strategy=strategy, **config)
+    return ReMDMScheduler(int(settings["mask_id"]), remasking=strategy, **config)
 
 
 @pytest.mark.parametrize("path", later_cases("remdm/trace_*", is_known))
@@ -141,23 +142,23 @@ def test_remdm_weights(path: Path) -> None:
     for n, time in enumerate(trace["t"].tolist()):
         sample, shares = trace["x_in"][n], (1 - time, 1 - time + step)
         masked = sample == mask
-        if config.strategy == "loop":
+        if config.remasking == "loop":
             loop = (config.loop_start, config.loop_end, config.loop_share)
             *shares, stays = revising.loop_shares(time, time - step, *loop)
             sigma = torch.full(sample.shape, config.eta if stays else 0.0)
         else:
-            sigma = torch.full(sample.shape, remasking_of(config.strategy, *shares, config.eta))
-        if config.strategy == "forward_backward" and exceeds(*shares):
+            sigma = torch.full(sample.shape, remasking_of(config.remasking, *shares, config.eta))
+        if config.remasking == "forward_backward" and exceeds(*shares):
             continue
         used = float(sigma.max())
-        if config.strategy == "conf":
+        if config.remasking == "conf":
             drawn_with = -trace["conf_in"][n].nan_to_num(neginf=torch.nan)
             sigma, used = sigma * revising.doubt_shares(drawn_with, ~masked), 0.0
         reveal = revising.reveal_probability(*shares, used)
         likeliest = marginals_of(path, sample, settings).amax(-1)
         expected_mask = torch.where(masked, torch.tensor(1 - reveal), sigma)
         expected_max = torch.where(masked, reveal * likeliest, 1 - sigma)
-        plain = settings["sampler"] == "mdlm" or (config.strategy == "loop" and not stays)
+        plain = settings["sampler"] == "mdlm" or (config.remasking == "loop" and not stays)
         told = masked if plain else torch.ones_like(masked)  # a plain update's weights of known positions are not used
         scale = 1 - shares[0] if plain else 1.0  # and are not divided by the share of masks
         # Theirs subtract float32 numbers near 1.
@@ -231,3 +232,65 @@ def test_path_planning_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.equal(now["x0"], trace["x0"][n])
         sample = scheduler.step(logits, t, sample, ratio, memory=memory).prev_sample
     assert torch.equal(sample, trace["final"])
+
+
+# --- FreeCorrection ---------------------------------------------------------------------------------------------------
+
+
+def corrects(path: Path) -> bool:
+    return "remask" in settings_of(path)["function"]
+
+
+def code_logits(path: Path, x: Tensor, settings: dict[str, str], places: Tensor) -> Tensor:
+    """Of the codes alone, guided as theirs: `(1 + w) cond - w uncond`."""
+    mask, guidance = int(settings["mask_token_id"]), float(settings.get("cfg_scale", 0))
+    logits = toy_logits(path, x, mask, "toy_cond")
+    if guidance:
+        unconditional = load_file(path.parent / "input.safetensors")["uncon_ids"]
+        rest = x[:, int(settings["code_start"]) - 2 :]
+        without = toy_logits(path, torch.cat([unconditional, rest], 1), mask, "toy_uncond")
+        without = torch.nn.functional.pad(without[:, unconditional.shape[1] :], (0, 0, x.shape[1] - rest.shape[1], 0))
+        logits = (1 + guidance) * logits - guidance * without
+    logits = logits[:, places]
+    logits[..., : int(settings["text_vocab_size"])] = -torch.inf
+    return logits
+
+
+@pytest.mark.parametrize("path", later_cases("freecorrection/trace_*", corrects))
+def test_free_correction(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over a token's life, and what each step takes back and how much it reveals, from what theirs saw.
+
+    Which masks are revealed is fed from the record. Where theirs leaves its schedule (it counts on a step's corrections
+    and makes none at exactly 0.4 of the run) ours stays on it, so these two steps are not compared.
+    """
+    trace, settings = read(path)
+    mask, num_steps = int(settings["mask_token_id"]), int(settings["timesteps"])
+    places = (load_file(path.parent / "input.safetensors")["prompt"][0] == mask).nonzero()[:, 0]
+    scheduler = FreeCorrectionScheduler(
+        mask, corrected_shares=[n / len(places) for n in (16, 8, 4)], order="drawn", choice_temperature=0.0
+    )
+    scheduler.set_timesteps(num_steps)
+    now: dict[str, Tensor] = {}
+    monkeypatch.setattr(Marginals, "draw_all", lambda m, wanted, uniform: (now["tokens"], now["scores"]))
+    monkeypatch.setattr(Marginals, "draw", lambda m, rows, uniform, beta: now["tokens"].flatten()[rows])
+    means: list[Tensor] = []
+    mean_with = LifeMemory.mean_with
+    monkeypatch.setattr(LifeMemory, "mean_with", lambda *given: means.append(mean_with(*given)) or means[-1])
+    states = [*trace["x_in"], trace["x_final"][0]]
+    planned = scheduler.planned_counts(torch.tensor([len(places)]))[:, 0].cumsum(0)
+    left = [len(places), *(len(places) - planned).tolist()]
+    memory, none, compared, taken_back = scheduler.new_memory(), torch.zeros(1, len(places), dtype=torch.bool), 0, 0
+    for n, (x, following) in enumerate(pairwise(states)):
+        sample, after = x[None, places], following[None, places]
+        now["tokens"], now["scores"] = after, torch.where(after == mask, -9.0, 0.0).double()
+        logits = code_logits(path, x[None], settings, places)
+        ours = scheduler.step(logits, scheduler.timesteps[n], sample, memory=memory, given=none).prev_sample
+        if f"mean_confidence.{n:03d}" in trace:
+            found = means[-1][sample != mask]
+            torch.testing.assert_close(found, trace[f"mean_confidence.{n:03d}"], rtol=1e-5, atol=1e-6)
+        if [int((state[places] == mask).sum()) for state in (x, following)] == left[n : n + 2]:
+            assert torch.equal(ours, after)
+            compared += 1
+            taken_back += int(((sample != mask) & (after == mask)).sum())
+    assert compared >= num_steps - 2
+    assert taken_back > 0

@@ -13,9 +13,11 @@ IMAGES, TEXTS = "images", "texts"
 SCHEDULERS = (
     "AncestralScheduler",
     "ConfidenceScheduler",
+    "EditingScheduler",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
+    "FreeCorrectionScheduler",
     "HaltonScheduler",
     "HybridScheduler",
     "KLASSScheduler",

@@ -193,7 +193,7 @@ def test_a_position_that_is_not_valid_writes_nothing(make: Callable) -> None:
 def kept_keys(model: nn.Module) -> list[Tensor]:
     """What each layer keeps in the context "cond", registers and class tokens aside."""
     with model.cache_context("cond"):
-        return [layer.key[:, :LENGTH].clone() for layer in model._contexts.current.layers]
+        return [layer.key.states[:, :LENGTH].clone() for layer in model._contexts.current.layers]
 
 
 def test_a_cache_of_one_s_own_is_used_in_place_of_the_model_s(make: Callable) -> None:

@@ -132,8 +132,8 @@ MUTANTS = [
         "values-of-other-rows",
         "rows are taken out of a store with the values of the first ones",
         _STORES,
-        "taken.keys, taken.values = self.keys[rows], self.values[rows]",
-        "taken.keys, taken.values = self.keys[rows], self.values[: len(rows)]",
+        "taken._hold(*(kept.take(rows) for kept in self._kept))",
+        "taken._hold(self._kept[0].take(rows), self._kept[1].take(rows - rows[0]))",
         (f"{_ROWS}[llama-threshold-DualCacheConfig-None]",),
     ),
     Mutant(

@@ -87,8 +87,8 @@ MUTANTS = [
         "invalid-positions-written",
         "keys and values of positions that keep theirs are overwritten",
         _CACHE,
-        "kept_rows[rows, places] = torch.where(is_new, new_rows, kept_rows[rows, places])",
-        "kept_rows[rows, places] = new_rows",
+        "return rows, torch.where(positions < 0, length, positions)",
+        "return rows, torch.where(positions < 0, ~positions, positions)",
         ("tests/models/test_partial_cache.py::test_a_position_that_is_not_valid_writes_nothing[mdlm]",),
     ),
     Mutant(
@@ -103,8 +103,8 @@ MUTANTS = [
         "values-taken-from-the-keys",
         "the other positions' values are their keys",
         _CACHE,
-        "value = completed(self.value, value, self.positions)",
-        "value = completed(self.key.clone(), value, self.positions)",
+        "return self.key.write(key, self.targets), self.value.write(value, self.targets)",
+        "return self.key.write(key, self.targets), self.key.take(torch.arange(len(key))).write(value, self.targets)",
         ("tests/models/test_partial_cache.py::test_with_more_layers_the_others_are_stale_and_nothing_else[mdlm-1]",),
     ),
     Mutant(

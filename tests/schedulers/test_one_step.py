@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -439,3 +440,15 @@ def test_on_a_text_model() -> None:
     texts.scheduler = OneStepScheduler.from_config(texts.scheduler.config, embedding_noise=0.2)
     with pytest.raises(ValueError, match=r"`embedding_noise` of the scheduler must be 0 for a model.*, got 0\.2\. Set"):
         texts(None, **call)
+
+
+def test_the_benchmark_of_one_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A guided step costs two passes, and the first of a ramp, which is not guided, one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sizes = {"sample_size": 4, "codebook_size": 16, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "batch_size": 2, "repeats": 1}
+    benchmark = importlib.import_module("one_step")
+    results = benchmark.main([f"--{name}={value}" for name, value in sizes.items()])
+    assert [row["passes"] for row in results.values()] == [1, 8, 15]
+    assert results["one step"]["seconds"] < results["eight steps, guided"]["seconds"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| eight steps, guided | 15 |")

@@ -113,7 +113,9 @@ def test_temperatures() -> None:
     drawn = PathPlanningScheduler(mask_token_id=MASK)
     assert drawn.with_sampling_temperature(0.5).config.temperature == 0.5
     greedy = drawn.with_sampling_temperature(0).config
-    assert (greedy.measure, greedy.token_temperature) == ("confidence", 0)
+    assert (greedy.measure, greedy.token_temperature) == ("drawn", 0)
+    same_order = PathPlanningScheduler(MASK, measure="confidence", token_temperature=0)
+    assert same(run(PathPlanningScheduler(MASK, token_temperature=0)), run(same_order))
     assert (
         PathPlanningScheduler(mask_token_id=MASK, measure="margin")
         .with_sampling_temperature(0)
@@ -128,9 +130,7 @@ def test_settings() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"eta": -1.0}, r"`eta` must be a number of at least 0, got -1\.0"),
         ({"measure": "halton"}, "`measure` must be one of"),
-        ({"token_temperature": 0.5}, "`token_temperature` must be 1 where the measure is 'drawn', got 0.5"),
-        ({"measure": "moment"}, "`choice_temperature` must be given with the measure 'moment', and with no other"),
-        ({"choice_temperature": 2.0}, "`choice_temperature` must be given with the measure 'moment'"),
+        ({"token_temperature": 0.5}, "`token_temperature` must be 0 or 1 where the measure is 'drawn'"),
     ]
     for config, message in wrong:
         with pytest.raises(ValueError, match=message):

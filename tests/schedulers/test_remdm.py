@@ -32,14 +32,14 @@ def run(scheduler: Any, steps: int = 8, sample: Tensor | None = None, memory: An
 def test_without_remasking_it_is_ancestral_sampling() -> None:
     ours, theirs = run(ReMDMScheduler(MASK, eta=0.0)), run(AncestralScheduler(MASK))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    ours = run(ReMDMScheduler(MASK, eta=0.0, order="uniform", masking_schedule="cosine"))
+    ours = run(ReMDMScheduler(MASK, eta=0.0, exact_order="uniform", masking_schedule="cosine"))
     theirs = run(UniformScheduler(MASK))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_the_share_of_masks_follows_the_schedule_whatever_sigma_is() -> None:
     """On average over many positions: 3 standard errors of 40 000 of them."""
-    for config in ({"eta": 0.3}, {"strategy": "rescale", "eta": 0.9}, {"strategy": "forward_backward"}):
+    for config in ({"eta": 0.3}, {"remasking": "rescale", "eta": 0.9}, {"remasking": "forward_backward"}):
         scheduler = ReMDMScheduler(MASK, masking_schedule="cosine", **config)
         samples = run(scheduler, 6, torch.full((20, 2000), MASK))
         for n, sample in enumerate(samples[:-1]):
@@ -52,7 +52,7 @@ def test_the_share_of_masks_follows_the_schedule_whatever_sigma_is() -> None:
 @pytest.mark.parametrize("strategy", ["cap", "rescale", "conf", "forward_backward"])
 def test_exact_counts(strategy: str, order: str) -> None:
     temperature = {"choice_temperature": 3.0} if order == "moment" else {}
-    scheduler = ReMDMScheduler(MASK, strategy=strategy, eta=0.4, order=order, **temperature)
+    scheduler = ReMDMScheduler(MASK, remasking=strategy, eta=0.4, exact_order=order, **temperature)
     samples = run(scheduler, 10)
     planned = scheduler.planned_counts(torch.full((4,), 20))
     masks = torch.stack([(sample == MASK).sum(-1) for sample in samples[1:]])
@@ -62,7 +62,7 @@ def test_exact_counts(strategy: str, order: str) -> None:
 
 def test_tokens_that_nobody_drew_are_not_doubted() -> None:
     """Such as those that an image began with: they are revealed, and their probabilities are not known."""
-    scheduler = ReMDMScheduler(MASK, strategy="conf")
+    scheduler = ReMDMScheduler(MASK, remasking="conf")
     start = torch.full((4, 20), MASK)
     start[:, :8] = 3
     samples = run(scheduler, 12, start, given=torch.zeros_like(start, dtype=torch.bool))
@@ -71,13 +71,13 @@ def test_tokens_that_nobody_drew_are_not_doubted() -> None:
 
 
 def test_without_a_memory_of_draws_nothing_is_doubted() -> None:
-    scheduler = ReMDMScheduler(MASK, strategy="conf")
+    scheduler = ReMDMScheduler(MASK, remasking="conf")
     samples = run(scheduler, given=torch.zeros(4, 20, dtype=torch.bool), memory=UniformScheduler(MASK).new_memory())
     assert not any(((after == MASK) & (before != MASK)).any() for before, after in pairwise(samples))
 
 
 def test_the_loop_stays_at_its_share() -> None:
-    scheduler = ReMDMScheduler(MASK, strategy="loop", eta=0.2, loop_start=0.7, loop_end=0.2, loop_share=0.5)
+    scheduler = ReMDMScheduler(MASK, remasking="loop", eta=0.2, loop_start=0.7, loop_end=0.2, loop_share=0.5)
     samples = run(scheduler, 20, torch.full((20, 1000), MASK))
     shares = [(sample != MASK).double().mean().item() for sample in samples]
     assert shares[3] == pytest.approx(0.25, abs=0.02)
@@ -90,7 +90,7 @@ def test_the_loop_stays_at_its_share() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
 def test_probabilities_are_probabilities(strategy: str, steps: int) -> None:
     for schedule in ("linear", "cosine", "arccos", "square", "mdlm_cosine"):
-        scheduler = ReMDMScheduler(MASK, strategy=strategy, eta=1.0, masking_schedule=schedule)
+        scheduler = ReMDMScheduler(MASK, remasking=strategy, eta=1.0, masking_schedule=schedule)
         scheduler.set_timesteps(steps)
         for n in range(steps):
             reveal, sigma = scheduler.probabilities(n)
@@ -106,14 +106,12 @@ def test_shares_of_the_loop() -> None:
 
 def test_settings() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"strategy": "caps"}, r"`strategy` must be one of .*, got 'caps'\. Pick one"),
+        ({"remasking": "caps"}, r"`remasking` must be one of .*, got 'caps'\. Pick one"),
         ({"eta": 1.5}, r"`eta` must be in \[0, 1\], got 1\.5\. Try"),
         ({"loop_start": 0.05, "loop_end": 0.5}, "must be two times between 0 and 1, the end first"),
         ({"loop_share": 1.0}, "`loop_share` must be between 0 and 1"),
-        ({"order": "drawn"}, "`order` must be one of"),
-        ({"order": "uniform", "strategy": "loop"}, "`order` must be None for the strategy 'loop'"),
-        ({"choice_temperature": 3.0}, "`choice_temperature` must be None unless the order is 'moment'"),
-        ({"order": "moment"}, "`choice_temperature` must be given with the order 'moment'"),
+        ({"exact_order": "drawn"}, "`exact_order` must be one of"),
+        ({"exact_order": "uniform", "remasking": "loop"}, "`exact_order` must be None where `remasking` is 'loop'"),
     ]
     for config, message in wrong:
         with pytest.raises(ValueError, match=message):

@@ -159,6 +159,77 @@ def planned_step_law(masks_left: int, eta: float, measure: str = "drawn", standi
     return step_law
 
 
+# --- editing ----------------------------------------------------------------------------------------------------------
+
+
+def editing_step_law(threshold: float, editing_threshold: float, fewest: int, to_mask: bool = False) -> StepLaw:
+    """Threshold decoding of tokens drawn at all positions, which also replaces revealed ones that are drawn otherwise.
+
+    Args:
+        threshold, editing_threshold: of the probability of the token drawn, at masked and at revealed positions.
+        fewest: how many masked positions are revealed at least, the surest first.
+        to_mask: mask what would be replaced.
+    """
+
+    def step_law(state: State, marginals: np.ndarray, given: tuple[bool, ...]) -> Law:
+        masked = [i for i, token in enumerate(state) if token == MASK]
+        free = [i for i in range(len(state)) if not given[i]]
+        law: Law = {}
+        for drawn in product(range(marginals.shape[1]), repeat=len(free)):
+            sure = {i: float(marginals[i, token]) for i, token in zip(free, drawn, strict=True)}
+            tokens, after = dict(zip(free, drawn, strict=True)), list(state)
+            order = sorted(masked, key=lambda i: -sure[i])
+            count = min(max(sum(sure[i] > threshold for i in masked), fewest), len(masked))
+            if 0 < count < len(order) and abs(sure[order[count - 1]] - sure[order[count]]) < 1e-7:
+                raise ValueError(f"`{sure}` must not tie at the cut: rounding breaks ties. Choose another model.")
+            for i in free:
+                if i in order[:count]:
+                    after[i] = tokens[i]
+                elif i not in masked and tokens[i] != state[i] and sure[i] > editing_threshold:
+                    after[i] = MASK if to_mask else tokens[i]
+            accumulate(law, {tuple(after): 1.0}, float(np.prod(list(sure.values()))))
+        return law
+
+    return step_law
+
+
+# --- the mean of a token's life ---------------------------------------------------------------------------------------
+
+
+def corrected_run_law(denoiser: Denoiser, steps: Sequence[tuple[int, int]], start: State) -> Law:
+    """FreeCorrection's run in a random order: the lowest means of the standing tokens' probabilities are taken back.
+
+    Args:
+        denoiser, start: see `revising_run_law`.
+        steps: of each, how many masks it leaves, and how many positions it takes back where possible.
+    """
+    given = tuple(token != MASK for token in start)
+    paths = {(start, ((0.0, 0),) * len(start)): 1.0}
+    for masks_left, budget in steps:
+        following: dict[tuple[State, tuple[tuple[float, int], ...]], float] = {}
+        for (state, lives), chance in paths.items():
+            marginals = np.asarray(denoiser(state), dtype=np.float64)
+            masked = [i for i, token in enumerate(state) if token == MASK]
+            revealed = [i for i, token in enumerate(state) if token != MASK and not given[i]]
+            seen = tuple(
+                (life[0] + float(marginals[i, state[i]]), life[1] + 1) if i in revealed else (0.0, 0)
+                for i, life in enumerate(lives)
+            )
+            count = min(max(len(masked) - masks_left, 1), len(masked))
+            taken = min(budget, len(masked) - count, len(revealed))
+            back = sorted(revealed, key=lambda i: seen[i][0] / seen[i][1])[:taken]
+            fresh = uniform_subsets(len(masked), count + taken) if count + taken else {(): 1.0}
+            for chosen, share in fresh.items():
+                for after, probability in _moved(state, back, [masked[j] for j in chosen], marginals).items():
+                    key = (after, seen)
+                    following[key] = following.get(key, 0.0) + chance * share * probability
+        paths = following
+    law: Law = {}
+    for (state, _), chance in paths.items():
+        accumulate(law, {state: 1.0}, chance)
+    return law
+
+
 def _never(free: list[int], masked: list[int], kept: int) -> list[tuple[tuple[int, ...], float]]:
     """All ways to keep what is revealed and add masked positions, equally likely."""
     old = tuple(j for j, i in enumerate(free) if i not in masked)

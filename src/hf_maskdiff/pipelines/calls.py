@@ -87,7 +87,8 @@ class PipelineCall:
         """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
         start, end = as_pair(self.guidance_scale)
         num_steps = self.scheduler.num_inference_steps or 1
-        return start + (end - start) * round((1 - float(timestep)) * num_steps) / max(num_steps - 1, 1)
+        step = min(round((1 - float(timestep)) * num_steps), num_steps - 1)  # a step at time 0 is as the last one
+        return start + (end - start) * step / max(num_steps - 1, 1)
 
     def guides_at(self, timestep: float | Tensor) -> bool:
         """Whether the scale of any row is another than 1 in the step at time `timestep`."""

@@ -5,6 +5,9 @@ row is a position here. Its tokens are all that the model sees of its sequence, 
 mask where nothing stands yet: a set, and no text that ends where the next token begins. So a processor may read the
 scores alone, or which tokens there are; one that reads their order, their number or the last of them would do something
 else than it says, and is refused.
+
+A sampler that takes tokens back reads revealed positions too, under the same rules: to a repetition penalty the token
+that stands there is one that the sequence has.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ from .run_start import EmbeddingNoise, RunStart
 from .scheduling_ancestral import AncestralScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
+from .scheduling_editing import EditingScheduler
 from .scheduling_entropy_bounded import EntropyBoundedScheduler
 from .scheduling_extrapolating import ExtrapolatingScheduler
 from .scheduling_first_hitting import FirstHittingScheduler
+from .scheduling_free_correction import FreeCorrectionScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_hybrid import HybridScheduler
 from .scheduling_klass import KLASSScheduler
@@ -29,10 +31,12 @@ __all__ = [
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",
+    "EditingScheduler",
     "EmbeddingNoise",
     "EntropyBoundedScheduler",
     "ExtrapolatingScheduler",
     "FirstHittingScheduler",
+    "FreeCorrectionScheduler",
     "HaltonScheduler",
     "HybridScheduler",
     "KLASSScheduler",

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .checks import require
@@ -34,7 +33,7 @@ class BlockRefinementOutput(MaskedDiffusionSchedulerOutput):
     """Output of a step inside `LLaDA2Pipeline`.
 
     Args:
-        editing_transfer_index: which tokens were edited: none, bool `(batch_size, block_length)`.
+        editing_transfer_index: which revealed tokens have changed, bool `(batch_size, block_length)`.
         sampled_tokens: the tokens of the block after the step, or a candidate for each mask, int64
             `(batch_size, block_length)`.
         sampled_probs: None: our schedulers do not compute them.
@@ -49,9 +48,9 @@ class BlockRefinementMixin:
     """Gives a scheduler what `LLaDA2Pipeline` calls; it fills in one block at a time and counts the steps from 0.
 
     The scheduler decides by its own configuration. So what the call of the pipeline says of thresholds, temperatures
-    and the like must be the pipeline's defaults, or what the configuration says. Tokens that are revealed already are
-    not edited: an `editing_threshold` above 0 is warned of. Pass the pipeline a `block_length`; only the configuration
-    of `ThresholdScheduler` has one for a call without.
+    and the like must be the pipeline's defaults, or what the configuration says. Only `EditingScheduler` edits by a
+    threshold: with another one an `editing_threshold` above 0 is warned of. Pass the pipeline a `block_length`; only
+    the configuration of `ThresholdScheduler` has one for a call without.
     """
 
     if TYPE_CHECKING:
@@ -79,10 +78,12 @@ class BlockRefinementMixin:
         untouched = None if prompt is None else prompt.expand_as(sample)
         taken = self.step(model_output, time, sample, generator=generator, given=untouched, details=True)
         drawn = taken.prev_sample if taken.pred_original_sample is None else taken.pred_original_sample
-        edited = torch.zeros_like(taken.transfer_index)
+        edited = taken.transfer_index & (sample != self.config.mask_token_id)
+        revealed = taken.transfer_index & ~edited
         if not return_dict:
-            return taken.prev_sample, taken.transfer_index, edited, drawn, None, model_output
-        return BlockRefinementOutput(**vars(taken), editing_transfer_index=edited, sampled_tokens=drawn)
+            return taken.prev_sample, revealed, edited, drawn, None, model_output
+        told = vars(taken) | {"transfer_index": revealed}
+        return BlockRefinementOutput(**told, editing_transfer_index=edited, sampled_tokens=drawn)
 
     def _check_keywords(self, given: Mapping[str, Any]) -> None:
         config, name = self.config, type(self).__name__
@@ -96,7 +97,12 @@ class BlockRefinementMixin:
             value, own = given.get(key, default), config.get(key)
             remedy = f"Leave it out: {name} decides by its own configuration, which `from_config` changes."
             require(value in (default, own), key, f"the pipeline's default or the scheduler's own {own}", value, remedy)
-        if (given.get("editing_threshold") or 0) > 0:
+        own, value = config.get("editing_threshold"), given.get("editing_threshold")
+        if own is not None:
+            require(
+                value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, "Leave it out."
+            )
+        elif (value or 0) > 0:
             warnings.warn(
                 f"{name} does not edit tokens that are revealed already, so `editing_threshold="
                 f"{given['editing_threshold']}` has no effect. Pass `editing_threshold=None`.",

@@ -89,6 +89,47 @@ class DrawMemory(RunMemory):
         return self._drawn_with[:-1].view(shape)
 
 
+class LifeMemory(RunMemory):
+    """Keeps the sum of the probabilities that passes gave to each token since it was drawn, and their number, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: Tensor | None = None
+        self._passes: Tensor | None = None
+
+    def mean_with(self, probabilities: Tensor, revealed: Tensor) -> Tensor:
+        """Take note of a pass, and return the mean of each token's life up to it, both `(batch_size, L)`.
+
+        Args:
+            probabilities: of the tokens that stand there, in this pass.
+            revealed: bool; what is not revealed in a pass begins a new life.
+        """
+        if self._sums is None or self._passes is None:
+            self._sums, self._passes = torch.zeros_like(probabilities), torch.zeros_like(probabilities)
+        self._sums = (self._sums + probabilities).masked_fill(~revealed, 0.0)
+        self._passes = (self._passes + 1).masked_fill(~revealed, 0.0)
+        return self._sums / self._passes.clamp(min=1)
+
+
+class EditingMemory(RunMemory):
+    """Keeps for how many passes each row has been full, too.
+
+    Attributes:
+        goes_on: which rows the last step has left with something to do, bool `(batch_size,)`; None before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on: Tensor | None = None
+        self._passes: Tensor | None = None
+
+    def note(self, had_masks: Tensor, edited: Tensor, is_last: bool, most_passes: int) -> None:
+        """Take note of a pass: which rows had masks before it, and which of them it edits, bool `(batch_size,)`."""
+        before = torch.zeros_like(had_masks, dtype=torch.int64) if self._passes is None else self._passes
+        self._passes = (before + 1).masked_fill(had_masks, 0)
+        self.goes_on = torch.where(had_masks, not is_last, edited & (self._passes <= most_passes))
+
+
 # Logarithms of probabilities below 1e-12 count as that of 1e-12, so that a divergence is finite.
 _LOWEST = -27.6310211159
 

@@ -52,18 +52,19 @@ class PathPlanningScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`. Scores are
-            taken after temperature, `top_k` and `top_p`; a standing token that these do not allow is the first to go.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+            Scores are taken after all of these; a standing token that they do not allow is the first to go.
         eta (`float`): at least 0.
         measure (`str`): the score of masked positions: `"drawn"` as above; `"confidence"`, `"margin"` or `"entropy"`,
             which for `"margin"` and `"entropy"` is that of revealed ones too; `"moment"`, the order of
             `MomentScheduler`; `"uniform"`, random for both.
         standing (`bool`): score the token that stands at a revealed position; False draws one anew there, scores that,
             and keeps the one that stands.
-        choice_temperature (`float` or pair, optional): of the measure `"moment"`, which needs it.
+        choice_temperature (`float` or pair, optional): of the measure `"moment"`, see `MomentScheduler`; with None that
+            is random. Without effect on the others.
         choice_temperature_schedule (`str`): see `MomentScheduler`.
         token_temperature (`float`): temperature of the draws, without effect on the scores; 0 always takes the most
-            probable token. Must be 1 for `"drawn"` and `"moment"`.
+            probable token. 0 or 1 for `"drawn"`; without effect on `"moment"`.
     """
 
     planner: Planner | None = None
@@ -81,19 +82,17 @@ class PathPlanningScheduler(RevisingScheduler):
         eta: float = 1.0,
         measure: str = _DRAWN,
         standing: bool = True,
-        choice_temperature: ChoiceTemperature | None = None,
+        choice_temperature: ChoiceTemperature | None = 6.0,
         choice_temperature_schedule: str = "linear",
         token_temperature: float = 1.0,
+        typical_p: float | None = None,
     ) -> None:
         require(is_number(eta) and eta >= 0, "eta", "a number of at least 0", eta, "Try 1.0.")
         measures = sorted([*CERTAINTIES, _DRAWN, _MOMENT, _UNIFORM])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
         check_token_temperature(token_temperature)
-        valid, remedy = measure not in (_DRAWN, _MOMENT) or token_temperature == 1, "Pass `temperature`."
-        require(valid, "token_temperature", f"1 where the measure is {measure!r}", token_temperature, remedy)
-        valid = (choice_temperature is not None) == (measure == _MOMENT)
-        rule, remedy = "given with the measure 'moment', and with no other", "Try 6.0 for 'moment', else None."
-        require(valid, "choice_temperature", rule, choice_temperature, remedy)
+        valid, remedy = measure != _DRAWN or token_temperature in (0, 1), "Pass `temperature` for other draws."
+        require(valid, "token_temperature", "0 or 1 where the measure is 'drawn'", token_temperature, remedy)
         self.check_config()
 
     @property
@@ -120,7 +119,7 @@ class PathPlanningScheduler(RevisingScheduler):
         if self.config.measure == _MOMENT:
             settings = {"temperature": value} if value > 0 else {"top_k": 1}
         elif self.config.measure == _DRAWN:
-            settings = {"temperature": value} if value > 0 else {"measure": "confidence", "token_temperature": 0}
+            settings = {"temperature": value, "token_temperature": 1} if value > 0 else {"token_temperature": 0}
         return self.from_config(self.config, **settings).with_planner(self.planner)
 
     def plan_step(self, marginals: Marginals, context: StepContext) -> tuple[StepContext, Tensor, Tensor | None]:
@@ -140,6 +139,8 @@ class PathPlanningScheduler(RevisingScheduler):
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         measure = self.config.measure
+        if measure == _DRAWN and self.config.token_temperature == 0:
+            return CERTAINTIES["confidence"](marginals, context, Purpose.CHOICE)
         if measure == _DRAWN:  # the noise is the position's own, so `sample_tokens` draws the same again
             return marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))[1]
         if measure == _UNIFORM:
@@ -157,6 +158,8 @@ class PathPlanningScheduler(RevisingScheduler):
             return CERTAINTIES[measure](marginals, context.looking_at(revealed), Purpose.CHOICE)
         if self.config.standing:
             return marginals.log_prob_of(context.tokens, revealed)
+        if self.config.token_temperature == 0:
+            return CERTAINTIES["confidence"](marginals, context.looking_at(revealed), Purpose.CHOICE)
         return marginals.draw_all(revealed, context.uniform(Purpose.TOKEN))[1]
 
     def _planned_scores(self, planner: Planner, marginals: Marginals, context: StepContext) -> Tensor:

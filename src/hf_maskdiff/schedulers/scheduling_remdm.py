@@ -37,14 +37,14 @@ class ReMDMScheduler(RevisingScheduler):
       `sigma = eta`, and rises to 1 then. It takes many steps.
     - `"forward_backward"`: `sigma = (alpha_s - alpha_t) / alpha_t`, at most sigma_max.
 
-    The last step reveals all masks, and takes nothing back. With `order`, counts are exact instead: the masks after
-    each step are as many as the schedule says, sigma times the number of revealed positions are taken back (rounded up
-    or down at random), and what is revealed instead comes first in that order. "Remasking Discrete Diffusion Models
-    with Inference-Time Scaling" (arXiv 2503.00307).
+    The last step reveals all masks, and takes nothing back. With `exact_order`, counts are exact instead: the masks
+    after each step are as many as the schedule says, sigma times the number of revealed positions are taken back
+    (rounded up or down at random), and what is revealed instead comes first in that order. "Remasking Discrete
+    Diffusion Models with Inference-Time Scaling" (arXiv 2503.00307).
 
     Example:
 
-        scheduler = ReMDMScheduler(mask_token_id=50257, strategy="rescale", eta=0.015, top_p=0.9)
+        scheduler = ReMDMScheduler(mask_token_id=50257, remasking="rescale", eta=0.015, top_p=0.9)
         scheduler.set_timesteps(1024)
         memory = scheduler.new_memory()
         for t in scheduler.timesteps:
@@ -52,14 +52,15 @@ class ReMDMScheduler(RevisingScheduler):
 
     Args:
         mask_token_id (`int`): id of the mask.
-        codebook_size, masking_schedule, rounding, temperature, top_k, top_p: see `MaskedDiffusionScheduler`; `rounding`
-            has no effect without an `order`.
-        strategy (`str`): one of those above.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`;
+            `rounding` has no effect without an `exact_order`.
+        remasking (`str`): one of the strategies above.
         eta (`float`): in [0, 1], for `"cap"`, `"rescale"` and `"loop"`.
         loop_start, loop_end, loop_share (`float`): of `"loop"`: `0 < loop_end < loop_start < 1`, `0 < loop_share < 1`.
-        order (`str`, optional): `"uniform"`, `"moment"`, `"confidence"`, `"margin"`, `"entropy"`, `"halton"` or
+        exact_order (`str`, optional): `"uniform"`, `"moment"`, `"confidence"`, `"margin"`, `"entropy"`, `"halton"` or
             `"randomized_halton"`, not for `"loop"`; None decides each position on its own, as published.
-        choice_temperature (`float` or pair, optional): of the order `"moment"`, see `MomentScheduler`, which needs it.
+        choice_temperature (`float` or pair, optional): of the order `"moment"`, see `MomentScheduler`; with None that
+            is random. Without effect on the others.
         choice_temperature_schedule (`str`): see `MomentScheduler`.
     """
 
@@ -73,30 +74,27 @@ class ReMDMScheduler(RevisingScheduler):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        strategy: str = "cap",
+        remasking: str = "cap",
         eta: float = 0.02,
         loop_start: float = 0.55,
         loop_end: float = 0.05,
         loop_share: float = 0.9,
-        order: str | None = None,
-        choice_temperature: ChoiceTemperature | None = None,
+        exact_order: str | None = None,
+        choice_temperature: ChoiceTemperature | None = 6.0,
         choice_temperature_schedule: str = "linear",
+        typical_p: float | None = None,
     ) -> None:
-        require(strategy in _STRATEGIES, "strategy", f"one of {_STRATEGIES}", strategy, "Pick one of these.")
+        require(remasking in _STRATEGIES, "remasking", f"one of {_STRATEGIES}", remasking, "Pick one of these.")
         require(is_number(eta) and 0 <= eta <= 1, "eta", "in [0, 1]", eta, "Try 0.02.")
         times = (loop_end, loop_start)
         valid = all(is_number(time) for time in times) and 0 < loop_end < loop_start < 1
         require(valid, "(loop_end, loop_start)", "two times between 0 and 1, the end first", times, "Try 0.05, 0.55.")
         valid = is_number(loop_share) and 0 < loop_share < 1
         require(valid, "loop_share", "between 0 and 1", loop_share, "Try 0.9.")
-        names = sorted(POSITION_ORDERS)
-        require(order is None or order in names, "order", f"one of {names} or None", order, "Pick one of these.")
-        remedy = "Pass another strategy, or no order."
-        require(order is None or strategy != "loop", "order", "None for the strategy 'loop'", order, remedy)
-        valid, remedy = choice_temperature is None or order == "moment", "Leave it out."
-        require(valid, "choice_temperature", "None unless the order is 'moment'", choice_temperature, remedy)
-        valid = order != "moment" or choice_temperature is not None
-        require(valid, "choice_temperature", "given with the order 'moment'", choice_temperature, "Try 6.0.")
+        order, names = exact_order, sorted(POSITION_ORDERS)
+        require(order is None or order in names, "exact_order", f"one of {names} or None", order, "Pick one of these.")
+        remedy = "Pass another one, or no order."
+        require(order is None or remasking != "loop", "exact_order", "None where `remasking` is 'loop'", order, remedy)
         self.check_config()
 
     @property
@@ -105,18 +103,18 @@ class ReMDMScheduler(RevisingScheduler):
         return False
 
     def new_memory(self) -> RunMemory:
-        return DrawMemory() if self.config.strategy == "conf" else RunMemory()
+        return DrawMemory() if self.config.remasking == "conf" else RunMemory()
 
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> Tensor | None:
-        """None without an `order`: then the counts are random."""
-        if self.config.order is not None:
+        """None without an `exact_order`: then the counts are random."""
+        if self.config.exact_order is not None:
             return super().planned_counts(num_masked, initial, first_step)
         self._require_run()
         return None
 
     def open_counts(self, masked: Tensor, free: Tensor, memory: RunMemory) -> Tensor:
         num_masked = masked.sum(-1)
-        if self.config.order is not None:
+        if self.config.exact_order is not None:
             return num_masked
         return torch.where(free.any(-1), num_masked.clamp(min=1), 0)  # a row without masks may have some again
 
@@ -126,22 +124,22 @@ class ReMDMScheduler(RevisingScheduler):
         time, next_time = 1 - step_index / num_steps, 1 - (step_index + 1) / num_steps
         if step_index == num_steps - 1:
             return 1.0, 0.0
-        if config.strategy == "loop":
+        if config.remasking == "loop":
             loop = (config.loop_start, config.loop_end, config.loop_share)
             share, next_share, stays = revising.loop_shares(time, next_time, *loop)
             remasking = config.eta if stays else 0.0
         else:
             ratios = mask_ratio(config.masking_schedule, torch.tensor([time, next_time], dtype=torch.float64))
             share, next_share = (1 - ratios).tolist()
-            remasking = remasking_of(config.strategy, share, next_share, config.eta)
-        used = 0.0 if config.strategy == "conf" else remasking
+            remasking = remasking_of(config.remasking, share, next_share, config.eta)
+        used = 0.0 if config.remasking == "conf" else remasking
         return revising.reveal_probability(share, next_share, used), remasking
 
-    def remasking(self, context: StepContext) -> Tensor:
+    def sigma_of(self, context: StepContext) -> Tensor:
         """Sigma of every position in this step, float64 `(batch_size, L)`; 0 where nothing is revealed."""
         _, sigma = self.probabilities(context.step_index)
         revealed = context.revealed.to(context.keys.device)
-        if self.config.strategy != "conf":
+        if self.config.remasking != "conf":
             return revealed.double() * sigma
         if not isinstance(context.memory, DrawMemory):
             return torch.zeros_like(revealed, dtype=torch.float64)
@@ -151,35 +149,40 @@ class ReMDMScheduler(RevisingScheduler):
     # --- counts as they fall ------------------------------------------------------------------------------------------
 
     def plan_step(self, marginals: Marginals, context: StepContext) -> tuple[StepContext, Tensor, Tensor | None]:
-        if context.is_last or self.config.order is not None:
+        if context.is_last or self.config.exact_order is not None:
             return super().plan_step(marginals, context)
-        put_back = context.uniform(Purpose.CHOICE) < self.remasking(context)
+        put_back = context.uniform(Purpose.CHOICE) < self.sigma_of(context)
         ranked, count = self.rank_positions(marginals, context)
         return context.with_count(count), ranked, self.masked_again(context, put_back)
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
-        if self.config.order is None:
+        if self.config.exact_order is None:
             return -context.uniform(Purpose.CHOICE)
-        return POSITION_ORDERS[self.config.order](marginals, context, Purpose.CHOICE)
+        return POSITION_ORDERS[self.config.exact_order](marginals, context, Purpose.CHOICE)
 
     def count_positions(self, scores: Tensor, context: StepContext) -> Tensor:
-        if self.config.order is not None:
+        if self.config.exact_order is not None:
             return context.count
         return (scores > -self.probabilities(context.step_index)[0]).sum(-1)
+
+    def token_beta(self, context: StepContext, num_ranks: int) -> Tensor:
+        if self.config.exact_order == "moment":
+            return super().token_beta(context, num_ranks)
+        return torch.ones(len(context.keys), num_ranks, dtype=torch.float64, device=context.keys.device)
 
     # --- exact counts -------------------------------------------------------------------------------------------------
 
     def score_revealed(self, marginals: Marginals, context: StepContext) -> Tensor:
-        return -(self.remasking(context).log() + context.gumbel(Purpose.EXPLORATION))
+        return -(self.sigma_of(context).log() + context.gumbel(Purpose.EXPLORATION))
 
     def count_put_back(self, scores: Tensor, context: StepContext) -> Tensor:
         chance = position_noise(context.keys, 1, Purpose.SHIFT)[0][:, 0]  # rounded so that the mean is right
-        return (self.remasking(context).sum(-1) + chance).long()
+        return (self.sigma_of(context).sum(-1) + chance).long()
 
     def note_drawn(
         self, marginals: Marginals, choice: Choice, rows: Tensor, tokens: Tensor, group: Tensor | None
     ) -> None:
-        if self.config.strategy != "conf" or not isinstance(choice.memory, DrawMemory) or choice.first is None:
+        if self.config.remasking != "conf" or not isinstance(choice.memory, DrawMemory) or choice.first is None:
             return
         shape = choice.memory.known.shape
         wanted = choice.valid if group is None else choice.valid & group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ class TwoPassScheduler(MaskedDiffusionScheduler):
         with torch.inference_mode():
             arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
             marginals, context = self.start_step(*arguments)
-            first = None if memory is None else memory.take(context.step_index)
+            first = self._first_pass(memory, context.step_index)
             places, tokens, kept = self.reveal(marginals, context, first, max_count)
             if memory is not None and kept is not None:
                 memory.keep(kept)
@@ -116,6 +117,17 @@ class TwoPassScheduler(MaskedDiffusionScheduler):
         return output.with_details(model_output, sample) if details else output
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__
+
+    def _first_pass(self, memory: TwoPassMemory | None, step_index: int) -> FirstPass | None:
+        if memory is not None:
+            return memory.take(step_index)
+        if step_index % 2:
+            warnings.warn(
+                f"{type(self).__name__} knows nothing of an interval's first pass, so its second is a plain one. Pass "
+                "`memory=scheduler.new_memory()`, the same object in every step of the run.",
+                stacklevel=3,
+            )
+        return None
 
     def draw(
         self,
