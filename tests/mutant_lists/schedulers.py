@@ -451,7 +451,7 @@ MUTANTS = [
         _SCHEDULERS + "remdm.py",
         "return eta * largest",
         "return eta",
-        ("tests/test_revising_traces.py::test_remdm_weights", "tests/test_revising_laws.py::test_law[rescale]"),
+        ("tests/test_revising_laws.py::test_law[rescale]",),
     ),
     Mutant(
         "sure-tokens-doubted",
@@ -459,7 +459,7 @@ MUTANTS = [
         _REVISING_MATHS,
         "return (-probabilities).masked_fill",
         "return probabilities.masked_fill",
-        ("tests/test_revising_laws.py::test_law[conf]",),
+        ("tests/schedulers/test_remdm.py::test_unlikely_tokens_are_doubted_most",),
     ),
     Mutant(
         "doubts-of-all-tokens",
