@@ -37,8 +37,8 @@ MUTANTS = [
         "rules-of-the-first-group",
         "partial passes give logits as the model does",
         "hf_maskdiff/pipelines/text_denoising.py",
-        "return self._ruled(self._guided(t, run), tokens, rows, positions)",
-        "return self._guided(t, run)",
+        "return self._ruled(self._guided(t, rows, run), tokens, rows, positions)",
+        "return self._guided(t, rows, run)",
         ("tests/pipelines/test_logits_rules.py::test_banned_tokens_are_never_written",),
     ),
     Mutant(
