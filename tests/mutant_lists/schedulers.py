@@ -345,8 +345,8 @@ MUTANTS = [
         "drawn-by-other-noise",
         "sure is another draw than the one that is written",
         f"{_SCHEDULERS}threshold.py",
-        "context.uniform(Purpose.TOKEN))[1]",
-        "context.uniform(Purpose.CHOICE))[1]",
+        "marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))",
+        "marginals.draw_all(context.masked, context.uniform(Purpose.CHOICE))",
         ("tests/schedulers/test_threshold.py::test_drawn_tokens_that_are_sure_are_those_of_maskgit",),
     ),
     Mutant(
