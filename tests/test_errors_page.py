@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, NoRepeatNGramLogitsProcessor, PreTrainedTokenizerFast
 
 import hf_maskdiff
 from hf_maskdiff import MaskedDiffusionTextPipeline, MomentScheduler, PartialCacheConfig
@@ -85,6 +85,10 @@ text("ACD", num_return_sequences=0)
 text("ACD", stop_at_eos=True)
 text("ACD", guidance_scale=-2.0)
 text("ACD", sampling_temperature="hot")
+text("ACD", logits_processor=[NoRepeatNGramLogitsProcessor(2)])
+text("ACD", repetition_penalty=0)
+text("ACD", suppress_tokens=[999])
+text("ACD", bad_words_ids=[[5, 6]])
 text("ACD", output_type="json")
 text("ACD", input_ids=torch.tensor([[5, 6]]))
 text("ACD", mask=torch.tensor([[True]]))
@@ -105,10 +109,15 @@ MomentScheduler(mask_token_id=16, rounding="up")
 MomentScheduler(mask_token_id=16, temperature=0)
 MomentScheduler(mask_token_id=16, top_p=1.5)
 MomentScheduler(mask_token_id=16, top_k=0)
+MomentScheduler(mask_token_id=16, typical_p=0)
+MomentScheduler(mask_token_id=16, min_distance=0)
 MomentScheduler(mask_token_id=16, choice_temperature=-1.0)
 HybridScheduler(mask_token_id=16, exploration="spiral")
 HybridScheduler(mask_token_id=16, exploration_ratio=1.5)
 ConfidenceScheduler(mask_token_id=16, measure="surprise")
+ConfidenceScheduler(mask_token_id=16, unsure_token_ids=3)
+ConfidenceScheduler(mask_token_id=16, token_prior=[2.0, 1.0])
+ConfidenceScheduler(mask_token_id=16, measure="entropy", position_decay=0.25)
 EntropyBoundedScheduler(mask_token_id=16, entropy_bound=-1)
 ThresholdScheduler(mask_token_id=16, threshold=-1)
 ThresholdScheduler(mask_token_id=16, factor=1.0)
@@ -187,6 +196,7 @@ def names(make_pipeline: Callable[..., Any]) -> dict[str, Any]:
         "torch": torch,
         "np": np,
         "PartialCacheConfig": PartialCacheConfig,
+        "NoRepeatNGramLogitsProcessor": NoRepeatNGramLogitsProcessor,
     }
 
 

@@ -46,6 +46,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "fast-dllm": text_presets.fast_dllm,
     "sdar": text_presets.sdar,
     "llada2": text_presets.llada2,
+    "llada2-editing": text_presets.llada2_editing,
+    "remdm": text_presets.remdm,
     "klass": text_presets.klass,
     "pc-sampler": text_presets.pc_sampler,
     "dimo": dimo.dimo,

@@ -17,10 +17,12 @@ import hf_maskdiff
 from hf_maskdiff import (
     ConfidenceScheduler,
     FirstHittingScheduler,
+    FreeCorrectionScheduler,
     HaltonScheduler,
     HybridScheduler,
     MaskGITScheduler,
     MomentScheduler,
+    PathPlanningScheduler,
     UniformScheduler,
 )
 
@@ -35,6 +37,8 @@ COUNT_PLANNED = (
     HaltonScheduler,
     ConfidenceScheduler,
     FirstHittingScheduler,
+    PathPlanningScheduler,
+    FreeCorrectionScheduler,
 )
 # Groups per step, options of the cache, and the name in the rows.
 CACHING: dict[str, tuple[int, dict[str, Any]]] = {

@@ -37,8 +37,8 @@ MUTANTS = [
         "rules-of-the-first-group",
         "partial passes give logits as the model does",
         "hf_maskdiff/pipelines/text_denoising.py",
-        "return self._ruled(self._guided(t, run), tokens, rows, positions)",
-        "return self._guided(t, run)",
+        "return self._ruled(self._guided(t, rows, run), tokens, rows, positions)",
+        "return self._guided(t, rows, run)",
         ("tests/pipelines/test_logits_rules.py::test_banned_tokens_are_never_written",),
     ),
     Mutant(
@@ -396,5 +396,21 @@ MUTANTS = [
         "repr((type(scheduler).__name__, settings, arguments,",
         "repr((type(scheduler).__name__, arguments,",
         (f"{_AGREEMENT}::test_another_call_is_refused_in_all",),
+    ),
+    Mutant(
+        "a-pair-ends-with-the-longest-row",
+        "a pair of guidance scales comes to its end in the last step of the longest row",
+        "hf_maskdiff/pipelines/calls.py",
+        "if start == end or not self.scheduler.steps_by_masks:",
+        "if start == end or self.scheduler.steps_by_masks:",
+        ("tests/pipelines/test_rows_of_own_length.py::test_a_pair_reaches_its_end_in_the_last_step_of_each_row",),
+    ),
+    Mutant(
+        "a-random-place-of-the-longest-row",
+        "a randomized order on a sequence begins at a place of the longest row",
+        "hf_maskdiff/schedulers/position_orders.py",
+        "if len(context.grid) == 1:",
+        "if len(context.grid) == 0:",
+        ("tests/pipelines/test_rows_of_own_length.py::test_texts",),
     ),
 ]

@@ -345,8 +345,8 @@ MUTANTS = [
         "drawn-by-other-noise",
         "sure is another draw than the one that is written",
         f"{_SCHEDULERS}threshold.py",
-        "context.uniform(Purpose.TOKEN))[1]",
-        "context.uniform(Purpose.CHOICE))[1]",
+        "marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))",
+        "marginals.draw_all(context.masked, context.uniform(Purpose.CHOICE))",
         ("tests/schedulers/test_threshold.py::test_drawn_tokens_that_are_sure_are_those_of_maskgit",),
     ),
     Mutant(
@@ -451,7 +451,7 @@ MUTANTS = [
         _SCHEDULERS + "remdm.py",
         "return eta * largest",
         "return eta",
-        ("tests/test_revising_traces.py::test_remdm_weights", "tests/test_revising_laws.py::test_law[rescale]"),
+        ("tests/test_revising_laws.py::test_law[rescale]",),
     ),
     Mutant(
         "sure-tokens-doubted",
@@ -459,7 +459,7 @@ MUTANTS = [
         _REVISING_MATHS,
         "return (-probabilities).masked_fill",
         "return probabilities.masked_fill",
-        ("tests/test_revising_laws.py::test_law[conf]",),
+        ("tests/schedulers/test_remdm.py::test_unlikely_tokens_are_doubted_most",),
     ),
     Mutant(
         "doubts-of-all-tokens",
@@ -499,7 +499,7 @@ MUTANTS = [
         _SCHEDULERS + "revising.py",
         "context = context.with_count(context.count + count)",
         "context = context.with_count(context.count)",
-        ("tests/test_contract.py::test_given_tokens_never_change_and_counts_follow_the_plan",),
+        ("tests/schedulers/test_free_correction.py::test_every_order_fills_the_masks_that_it_leaves",),
     ),
     Mutant(
         "finished-rows-revised",
@@ -531,7 +531,7 @@ MUTANTS = [
         "hf_maskdiff/schedulers/run_memory.py",
         "return self._sums / self._passes.clamp(min=1)",
         "return probabilities",
-        ("tests/test_revising_laws.py::test_law_of_free_correction",),
+        ("tests/schedulers/test_free_correction.py::test_the_lowest_means_are_taken_back_as_many_as_the_share_says",),
     ),
     Mutant(
         "edits-without-end",

@@ -16,11 +16,15 @@ from torch import Tensor
 from hf_maskdiff import (
     DelayedCacheConfig,
     DualCacheConfig,
+    EditingScheduler,
+    FreeCorrectionScheduler,
     MaskedDiffusionScheduler,
     MaskedDiffusionTextPipeline,
     MaskGITPipeline,
     PartialCacheConfig,
+    PathPlanningScheduler,
     PrefixCacheConfig,
+    ReMDMScheduler,
     RevisingScheduler,
 )
 from hf_maskdiff.pipelines import text_run
@@ -160,12 +164,30 @@ def test_masks_follow_the_schedule_in_a_pipeline(
     assert back or scheduler is SecondThoughts  # of 16 codes a tenth is none, most often
 
 
+REVISING: dict[str, Callable[[int], MaskedDiffusionScheduler]] = {
+    "second thoughts": SecondThoughts,
+    "forgetful": Forgetful,
+    "remdm": lambda mask: ReMDMScheduler(mask, eta=0.3),
+    "remdm, conf": lambda mask: ReMDMScheduler(mask, remasking="conf"),
+    "remdm, exact": lambda mask: ReMDMScheduler(mask, eta=0.4, exact_order="moment", choice_temperature=4.0),
+    "planning": lambda mask: PathPlanningScheduler(mask, eta=2.0),
+    "correction": lambda mask: FreeCorrectionScheduler(mask, corrected_shares=[0.2], correction_start=0.2),
+    "editing": lambda mask: EditingScheduler(mask, threshold=0.3, editing_threshold=0.05),
+    "to mask": lambda mask: EditingScheduler(mask, threshold=0.3, editing_threshold=0.05, edits="mask"),
+}
+QUICK = ("second thoughts", "remdm, conf", "planning")
+EACH = [
+    pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.exhaustive)
+    for name, make in REVISING.items()
+]
+
+
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
-@pytest.mark.parametrize("scheduler", [SecondThoughts, Forgetful])
+@pytest.mark.parametrize("scheduler", EACH)
 def test_a_row_is_the_same_alone_and_in_a_batch(
     text_pipe: MaskedDiffusionTextPipeline, scheduler: Any, cache: Any
 ) -> None:
-    text_pipe.scheduler = scheduler(mask_token_id=MASK)
+    text_pipe.scheduler = scheduler(MASK)
     if not served(text_pipe.scheduler, cache):
         pytest.skip("refused")
     if cache is not None:

@@ -75,13 +75,14 @@ def test_it_is_saved_as_a_list_and_unsure_tokens_count_too(tmp_path: Path) -> No
 
 
 BAD = [
-    ({"token_prior": [0.5, 1.5]}, r"`token_prior` must be frequencies in \[0, 1\], one for each token, got .* Pass"),
-    ({"token_prior": [0.5, -0.1]}, "`token_prior` must be frequencies"),
+    ({"token_prior": [0.5, 1.5]}, r"`token_prior` must be frequencies in \[0, 1\], one for each token, got 1.5. Pass"),
+    ({"token_prior": [0.5, -0.1]}, "`token_prior` must be frequencies .*, got -0.1"),
     ({"token_prior": [0.5, float("nan")]}, "`token_prior` must be frequencies"),
-    ({"token_prior": [[0.5, 0.5]]}, "`token_prior` must be frequencies"),
-    ({"token_prior": []}, "`token_prior` must be frequencies"),
+    ({"token_prior": [[0.5, 0.5]]}, r"`token_prior` must be frequencies .*, got 'shape \(1, 2\)'"),
+    ({"token_prior": []}, r"`token_prior` must be frequencies .*, got 'shape \(0,\)'"),
+    ({"token_prior": [[0.5], [0.5, 0.1]]}, "`token_prior` must be frequencies"),
     ({"token_prior": "common"}, "`token_prior` must be frequencies .*, got 'common'"),
-    ({"token_prior": 0.5}, "`token_prior` must be frequencies .*, got 0.5"),
+    ({"token_prior": 0.5}, r"`token_prior` must be frequencies .*, got 'shape \(\)'"),
     ({"token_prior": PRIOR, "measure": "margin"}, "`measure` must be 'confidence' with a `token_prior`, got 'margin'"),
     ({"prior_limit": 0}, "`prior_limit` must be a number above 0, got 0. Try"),
     ({"position_decay": -1}, "`position_decay` must be a number of at least 0, got -1. Try"),

@@ -70,6 +70,14 @@ def test_tokens_that_nobody_drew_are_not_doubted() -> None:
     assert any(((after == MASK) & (before != MASK)).any() for before, after in pairwise(samples))
 
 
+def test_unlikely_tokens_are_doubted_most() -> None:
+    probabilities = torch.tensor([[0.1, 0.9, 0.5, torch.nan, 0.3]])
+    shares = revising.doubt_shares(probabilities, torch.tensor([[True, True, False, True, True]]))
+    expected = torch.tensor([0.1, 0.9, 0.3]).neg().softmax(0)
+    torch.testing.assert_close(shares, torch.tensor([[expected[0], expected[1], 0.0, 0.0, expected[2]]]))
+    assert not revising.doubt_shares(probabilities, torch.zeros(1, 5, dtype=torch.bool)).any()
+
+
 def test_without_a_memory_of_draws_nothing_is_doubted() -> None:
     scheduler = ReMDMScheduler(MASK, remasking="conf")
     samples = run(scheduler, given=torch.zeros(4, 20, dtype=torch.bool), memory=UniformScheduler(MASK).new_memory())

@@ -6,7 +6,13 @@
 from __future__ import annotations
 
 from hf_maskdiff.conversion.upstream import Preset
-from hf_maskdiff.schedulers import ConfidenceScheduler, KLASSScheduler, ThresholdScheduler
+from hf_maskdiff.schedulers import (
+    ConfidenceScheduler,
+    EditingScheduler,
+    KLASSScheduler,
+    ReMDMScheduler,
+    ThresholdScheduler,
+)
 
 
 def fast_dllm(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:
@@ -42,6 +48,17 @@ def llada2(mask_token_id: int = 156895, codebook_size: int | None = None) -> Pre
         token_temperature=0,
     )
     return Preset(scheduler, 32)
+
+
+def llada2_editing(mask_token_id: int = 156895, codebook_size: int | None = None) -> Preset:
+    """LLaDA2's quality mode: confidence above 0.7, and revealed tokens are replaced above 0.5; greedy."""
+    return Preset(EditingScheduler(mask_token_id=mask_token_id, codebook_size=codebook_size), 32)
+
+
+def remdm(mask_token_id: int = 50257, codebook_size: int | None = None) -> Preset:
+    """ReMDM's cap on OpenWebText, as its script has it: `eta=0.008`, nucleus 0.9, as many steps as tokens."""
+    scheduler = ReMDMScheduler(mask_token_id=mask_token_id, codebook_size=codebook_size, eta=0.008, top_p=0.9)
+    return Preset(scheduler, 1024)
 
 
 def pc_sampler(mask_token_id: int = 126336, codebook_size: int | None = None) -> Preset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -66,12 +67,12 @@ def check_token_ids(name: str, value: Any) -> None:
 
 def check_token_prior(value: Any) -> None:
     """Raise `ValueError` unless it holds a frequency, in [0, 1], of each token."""
-    try:
+    valid, shown = False, value
+    with suppress(TypeError, ValueError, RuntimeError):
         prior = torch.as_tensor(value, dtype=torch.float64)
-        valid = prior.ndim == 1 and len(prior) > 0 and bool(((prior >= 0) & (prior <= 1)).all())
-    except (TypeError, ValueError, RuntimeError):
-        valid = False
-    shown = value if isinstance(value, str) or not hasattr(value, "__len__") else f"{type(value).__name__} of other"
+        wrong = prior[~((prior >= 0) & (prior <= 1))]
+        valid = prior.ndim == 1 and len(prior) > 0 and not len(wrong)
+        shown = wrong[0].item() if len(wrong) else f"shape {tuple(prior.shape)}"  # there may be many that are right
     require(valid, "token_prior", "frequencies in [0, 1], one for each token", shown, "Pass counts / counts.sum().")
 
 
