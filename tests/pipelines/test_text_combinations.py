@@ -120,6 +120,15 @@ class Case:
         return self.pipe([self.prompts[i] for i in rows], generator=seeds(*rows), **self.call)
 
 
+def a_scheduler(draw: random.Random, **tokens: int) -> MaskedDiffusionScheduler:
+    kind, choices = draw.choice(SCHEDULERS)
+    settings = {name: draw.choice(values) for name, values in choices.items()}
+    for name, values in SHARED.items():
+        if name in signature(kind).parameters and draw.random() < 1 / 3:
+            settings.setdefault(name, draw.choice(values))
+    return kind(**tokens, **settings)
+
+
 def groups(draw: random.Random, scheduler: MaskedDiffusionScheduler) -> PartialCacheConfig | None:
     if not isinstance(scheduler, ChooseThenSampleScheduler) or draw.random() < 0.4:
         return None
@@ -139,12 +148,7 @@ def a_prompt(draw: random.Random) -> Any:
 
 def case_of(number: int) -> Case:
     draw = random.Random(number)
-    kind, choices = draw.choice(SCHEDULERS)
-    settings = {name: draw.choice(values) for name, values in choices.items()}
-    for name, values in SHARED.items():
-        if name in signature(kind).parameters and draw.random() < 1 / 3:
-            settings.setdefault(name, draw.choice(values))
-    scheduler = kind(mask_token_id=MASK, **settings)
+    scheduler = a_scheduler(draw, mask_token_id=MASK)
     partial = groups(draw, scheduler)
     call = {
         "num_inference_steps": draw.choice([1, 2, 3, 5, 8]),
