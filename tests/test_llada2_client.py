@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from hf_maskdiff import (
     MaskedDiffusionScheduler,
     MaskGITScheduler,
     MomentScheduler,
+    ReMDMScheduler,
     ThresholdScheduler,
 )
 from hf_maskdiff.sampling import Marginals
@@ -254,3 +256,30 @@ def test_a_threshold_that_is_kept_for_another_scheduler_is_none_of_its_own() -> 
         else:
             with pytest.warns(UserWarning, match="does not edit tokens"):
                 scheduler.step(logits, 0, sample, **{name: value})
+
+
+class Doubtful(Model):
+    """Finds every token as likely as any other."""
+
+    def forward(self, input_ids: Tensor, **given: Any) -> Any:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, MASK + 1))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ReMDMScheduler(MASK, remasking="rescale", eta=0.9),
+        ReMDMScheduler(MASK, remasking="forward_backward"),
+        EditingScheduler(MASK, threshold=0.01, editing_threshold=0.01, edits="mask", drawn=True),
+    ],
+)
+@pytest.mark.parametrize("max_post_steps", [0, 16])
+def test_no_mask_is_put_back_into_a_block_that_the_pipeline_leaves(
+    scheduler: MaskedDiffusionScheduler, max_post_steps: int
+) -> None:
+    pipe = LLaDA2Pipeline(Doubtful(), scheduler)
+    call = {"input_ids": torch.tensor([[1, 2, 3]]), "gen_length": 9, "block_length": LENGTH, "mask_token_id": MASK}
+    call |= {"num_inference_steps": 8, "eos_token_id": END, "eos_early_stop": False, "editing_threshold": None}
+    for seed in range(8):
+        made = run(pipe, generator=torch.Generator().manual_seed(seed), max_post_steps=max_post_steps, **call)
+        assert not (made == MASK).any()

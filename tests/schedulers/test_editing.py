@@ -147,6 +147,6 @@ def test_settings() -> None:
     assert scheduler.with_sampling_temperature(0.5).config.drawn
     assert not scheduler.with_sampling_temperature(0).config.drawn
     with pytest.raises(
-        ValueError, match=r"`editing_threshold` must be None or the scheduler's own 0\.5, got 0\.9\. Leave"
+        ValueError, match=r"`editing_threshold` must be None or the scheduler's own 0\.5, got 0\.9\. Pass"
     ):
         run(LLaDA2Pipeline(Table(), scheduler), **call(editing_threshold=0.9))

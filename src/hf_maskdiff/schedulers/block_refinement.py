@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .checks import require
@@ -58,6 +59,7 @@ class BlockRefinementMixin:
         num_inference_steps: int | None
         step: Any
         own_setting: Any
+        revises: Any
 
     def _step_of_block(
         self,
@@ -78,6 +80,11 @@ class BlockRefinementMixin:
         prompt = given.get("prompt_mask")  # of one row, for all rows
         untouched = None if prompt is None else prompt.expand_as(sample)
         taken = self.step(model_output, time, sample, generator=generator, given=untouched, details=True)
+        mask = self.config.mask_token_id
+        if self.revises and bool((taken.prev_sample == mask).any()) and not bool((sample == mask).any()):
+            # The pipeline may be done with a block that was full before the step, so no mask is put back into it.
+            whole = torch.ones_like(sample, dtype=torch.bool)
+            taken = self.step(model_output, time, sample, generator=generator, given=whole, details=True)
         drawn = taken.prev_sample if taken.pred_original_sample is None else taken.pred_original_sample
         edited = taken.transfer_index & (sample != self.config.mask_token_id)
         revealed = taken.transfer_index & ~edited
@@ -100,9 +107,8 @@ class BlockRefinementMixin:
             require(value in (default, own), key, f"the pipeline's default or the scheduler's own {own}", value, remedy)
         own, value = self.own_setting("editing_threshold"), given.get("editing_threshold")
         if own is not None:
-            require(
-                value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, "Leave it out."
-            )
+            remedy = f"Pass `editing_threshold={own}` to the pipeline, whose default is 0.5."
+            require(value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, remedy)
         elif (value or 0) > 0:
             warnings.warn(
                 f"{name} does not edit tokens that are revealed already, so `editing_threshold="
