@@ -288,21 +288,21 @@ def report(summary: Summary) -> None:
 
 
 def plot(summary: Summary, path: Path, title: str = "What stale keys and values change in the law") -> None:
-    """The bias of each cache against the positions it computes, for each order, with one token a step."""
-    most = max(steps for _, _, steps, _ in summary)
-    orders = list(dict.fromkeys(order for order, *_ in summary))
-    with figure(path, title=title, figsize=(9.5, 4.4)) as page:
-        axes = page.subplots(1, len(orders), sharey=True, squeeze=False)[0]
-        for axis, order in zip(axes, orders, strict=True):
-            for name in CACHES:
-                found = [
-                    row for (*panel, cache), row in summary.items() if panel[::2] == [order, most] and cache == name
-                ]
-                points = [(row["positions"][0], *row["bias"]) for row in found if row["bias"][0] > 1e-9]
-                if points:
-                    draw_curve(axis, points, name, color=COLOURS[name], linestyle="none", markersize=8)
-            axis.set(yscale="log", xlabel="positions computed, in sequences", title=order)
-        axes[0].set_ylabel("KL(none || cache), nats")
+    """The bias of each cache in each setting that it is used in, on one line."""
+    cases = list(dict.fromkeys(key[:3] for key in summary))
+    with figure(path, title=title, figsize=(10, 5)) as page:
+        axis = page.subplots()
+        for i, name in enumerate(CACHES):
+            points = []
+            for place, case in enumerate(cases):
+                row = summary.get((*case, name))
+                if row is not None and row["bias"][0] > 1e-6:
+                    points.append((place + 0.06 * (i - len(CACHES) / 2), *row["bias"]))
+            if points:
+                draw_curve(axis, points, name, color=COLOURS[name], linestyle="none", markersize=8)
+        labels = [f"{order},\n{blocks},\n{steps} steps" for order, blocks, steps in cases]
+        axis.set_xticks(range(len(cases)), labels, fontsize=8)
+        axis.set(yscale="log", ylabel="KL(none || cache), nats per sequence")
         add_legend(page)
 
 

@@ -397,4 +397,20 @@ MUTANTS = [
         "repr((type(scheduler).__name__, arguments,",
         (f"{_AGREEMENT}::test_another_call_is_refused_in_all",),
     ),
+    Mutant(
+        "a-pair-ends-with-the-longest-row",
+        "a pair of guidance scales comes to its end in the last step of the longest row",
+        "hf_maskdiff/pipelines/calls.py",
+        "if start == end or not self.scheduler.steps_by_masks:",
+        "if start == end or self.scheduler.steps_by_masks:",
+        ("tests/pipelines/test_rows_of_own_length.py::test_a_pair_reaches_its_end_in_the_last_step_of_each_row",),
+    ),
+    Mutant(
+        "a-random-place-of-the-longest-row",
+        "a randomized order on a sequence begins at a place of the longest row",
+        "hf_maskdiff/schedulers/position_orders.py",
+        "if len(context.grid) == 1:",
+        "if len(context.grid) == 0:",
+        ("tests/pipelines/test_rows_of_own_length.py::test_texts",),
+    ),
 ]

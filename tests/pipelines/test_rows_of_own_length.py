@@ -28,15 +28,16 @@ SCHEDULERS: dict[str, tuple[MaskedDiffusionScheduler, Any]] = {
 }
 
 
+@pytest.mark.parametrize("block_length", [None, 4])
 @pytest.mark.parametrize("cache", [None, DualCacheConfig()], ids=["no cache", "dual"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_texts(name: str, cache: DualCacheConfig | None) -> None:
+def test_texts(name: str, cache: DualCacheConfig | None, block_length: int | None) -> None:
     pipe = make_pipeline()
     pipe.transformer.double()
     pipe.scheduler, scale = SCHEDULERS[name]
     if cache is not None:
         pipe.enable_cache(cache)
-    call = {"guidance_scale": scale, "num_inference_steps": 4, "block_length": 4}
+    call = {"guidance_scale": scale, "num_inference_steps": 4, "block_length": block_length}
     together = pipe(PROMPTS, generator=seeds(0, 1, 2, 3), **call)
     for row, prompt in enumerate(PROMPTS):
         alone = pipe(prompt, generator=seeds(row), **call)

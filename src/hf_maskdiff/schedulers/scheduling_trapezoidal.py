@@ -15,7 +15,7 @@ from .two_passes import FirstPass, TwoPassScheduler, kept_logits, places_of
 
 
 class TrapezoidalScheduler(TwoPassScheduler):
-    r"""Comes closer to the model's own distribution than `AncestralScheduler` does with as many passes.
+    r"""Errs less than `AncestralScheduler` in as many passes, by far where tokens depend weakly on one another.
 
     Passes go in pairs. An interval from mask ratio m to m'' by way of m', `m - m' = theta (m - m'')`, has two: the
     first reveals each masked position of x with probability `1 - m' / m`, which gives x*; the second each that is left
@@ -27,7 +27,7 @@ class TrapezoidalScheduler(TwoPassScheduler):
     Pairs of positions then depend on each other as they should, where ancestral sampling loses half of what depends
     within an interval. The error falls with the square of the number of passes where the model's marginals change
     little from pass to pass; where they change so much that the maximum cuts off, it falls as that of ancestral
-    sampling does, and is somewhat smaller. Which of the two a model is like is measured in docs/theory.md.
+    sampling does, and is somewhat smaller (docs/theory.md). What real models gain is in docs/results.md: little so far.
 
     **`num_inference_steps` counts passes**, as everywhere. With an odd number the last pass is alone, and plain.
     The pass between is at `timesteps[n]` like all others; a model with a time input is told that time, which is its own
