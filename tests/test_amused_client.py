@@ -203,7 +203,8 @@ def test_editing_with_every_scheduler(
     mask = columns(stock, half, half)
     first = edit(pipe, images, seeded(5)[0], mask)
     assert 0 <= int(first.min()) <= int(first.max()) < stock.vqvae.config.num_vq_embeddings
-    assert not torch.equal(first, edit(pipe, images, seeded(6)[0], mask))
+    draws = pipe.scheduler.config.get("drawn", True)  # one takes the most probable tokens unless it is told to draw
+    assert not draws or not torch.equal(first, edit(pipe, images, seeded(6)[0], mask))
 
     pipe.save_pretrained(tmp_path)
     loaded = pipeline_class.from_pretrained(tmp_path)
@@ -217,7 +218,7 @@ def test_editing_with_every_scheduler(
         assert torch.equal(alone[0], both[row])
     several = edit(pipe, images[:1], seeded(3, 4), mask[:1], num_images_per_prompt=2)
     assert several.shape == (2, side_of(pipe), side_of(pipe))
-    assert not torch.equal(several[0], several[1])
+    assert not draws or not torch.equal(several[0], several[1])
 
 
 @pytest.mark.parametrize("pipeline_class", EDITORS)

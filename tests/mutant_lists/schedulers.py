@@ -499,7 +499,7 @@ MUTANTS = [
         _SCHEDULERS + "revising.py",
         "context = context.with_count(context.count + count)",
         "context = context.with_count(context.count)",
-        ("tests/test_contract.py::test_given_tokens_never_change_and_counts_follow_the_plan",),
+        ("tests/schedulers/test_free_correction.py::test_every_order_fills_the_masks_that_it_leaves",),
     ),
     Mutant(
         "finished-rows-revised",
@@ -531,7 +531,7 @@ MUTANTS = [
         "hf_maskdiff/schedulers/run_memory.py",
         "return self._sums / self._passes.clamp(min=1)",
         "return probabilities",
-        ("tests/test_revising_laws.py::test_law_of_free_correction",),
+        ("tests/schedulers/test_free_correction.py::test_the_lowest_means_are_taken_back_as_many_as_the_share_says",),
     ),
     Mutant(
         "edits-without-end",
