@@ -239,3 +239,18 @@ def test_when_a_block_is_done() -> None:
     assert not goes_on(4, True)
     assert not goes_on(1, torch.tensor(False))
     assert not goes_on(1, True, ~no)
+
+
+def test_a_threshold_that_is_kept_for_another_scheduler_is_none_of_its_own() -> None:
+    """A call that asks for it would be told nothing, and get tokens that no threshold has chosen."""
+    editing = EditingScheduler(MASK, threshold=0.3, editing_threshold=0.4)
+    for name, value in (("threshold", 0.3), ("editing_threshold", 0.4)):
+        scheduler = ConfidenceScheduler.from_config(editing.config)
+        scheduler.set_timesteps(2)
+        logits, sample = torch.zeros(1, LENGTH, MASK + 1), torch.full((1, LENGTH), MASK)
+        if name == "threshold":
+            with pytest.raises(ValueError, match="`threshold` must be the pipeline's default"):
+                scheduler.step(logits, 0, sample, **{name: value})
+        else:
+            with pytest.warns(UserWarning, match="does not edit tokens"):
+                scheduler.step(logits, 0, sample, **{name: value})

@@ -11,10 +11,12 @@ from test_masked_diffusion_text import MASK, VOCAB, make_pipeline, seeds
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from hf_maskdiff import (
@@ -115,7 +117,9 @@ def test_what_a_processor_gets(pipe: MaskedDiffusionTextPipeline) -> None:
     assert [set(ids.tolist()) for ids in first] == [one for one in expected for _ in range(9)]
     with torch.no_grad():
         logits = [pipe.denoiser(one.ids[None])[0, one.ids == MASK] for one in encoded]
-    torch.testing.assert_close(scores, torch.cat(logits))
+    given = torch.cat(logits)
+    given[:, MASK] = -torch.inf  # which is never drawn
+    torch.testing.assert_close(scores, given)
     for ids, scores in record.calls:
         assert scores.dtype == torch.float32
         assert all(any(set(row.tolist()) - {MASK} <= own for own in rows) for row in ids)
@@ -144,9 +148,22 @@ def test_nothing_of_the_model_is_overwritten() -> None:
     half = rules(logits.bfloat16().transpose(0, 1).contiguous().transpose(0, 1), ids)
     assert half.dtype == torch.bfloat16
     expected = RepetitionPenaltyLogitsProcessor(2.0)(ids[1:], before[1, :1])
-    expected[:, 9] = -torch.inf
+    expected[:, [9, MASK]] = -torch.inf
     torch.testing.assert_close(rules(logits, ids)[1, :1], expected, rtol=0, atol=0)
     assert not LogitsRules.of_call(None, 1.0, None, [], MASK, VOCAB)
+
+
+@pytest.mark.parametrize("processor", [TopKLogitsWarper(3), MinPLogitsWarper(0.5), TopPLogitsWarper(0.5)])
+def test_what_is_never_drawn_has_no_share_in_what_processors_count(processor: Any) -> None:
+    """Models may find the mask the likeliest of all, and have columns behind the last token."""
+    logits, ids = torch.randn(1, 4, VOCAB), torch.tensor([[7, MASK, 8, 9]])
+    logits[..., [MASK, VOCAB - 1]] = 20.0
+    found = LogitsRules.of_call([processor], 1.0, None, None, MASK, VOCAB, codebook_size=VOCAB - 3)(logits, ids)
+    tokens = [token for token in range(VOCAB - 3) if token != MASK]
+    expected = processor(ids, logits[0][:, tokens].clone())
+    torch.testing.assert_close(found[0][:, tokens], expected, rtol=0, atol=0)
+    outside = LogitsRules.of_call([processor], 1.0, None, None, VOCAB, VOCAB)(logits[..., : VOCAB - 1], ids)
+    torch.testing.assert_close(outside[0], processor(ids, logits[0][:, : VOCAB - 1].clone()), rtol=0, atol=0)
 
 
 def test_rules_are_followed_without_a_look_at_values() -> None:

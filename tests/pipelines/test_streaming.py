@@ -12,7 +12,13 @@ from test_masked_diffusion_text import CHAT, EOS, MASK, make_pipeline, seeds
 from transformers import TextIteratorStreamer, TextStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
 
-from hf_maskdiff import CanvasIteratorStreamer, CanvasStreamer, MaskedDiffusionTextPipeline
+from hf_maskdiff import (
+    CanvasIteratorStreamer,
+    CanvasStreamer,
+    EditingScheduler,
+    MaskedDiffusionTextPipeline,
+    ReMDMScheduler,
+)
 
 
 class Recorder(BaseStreamer):
@@ -79,6 +85,25 @@ def test_blocks_are_handed_over_before_the_text_is_finished() -> None:
     )
     assert len(seen) == 8
     assert all(later >= 1 + step // 2 for step, later in enumerate(seen))
+
+
+@pytest.mark.parametrize("block_length", [None, 3])
+@pytest.mark.parametrize("prompt", ["w7 w8", "w7 [MASK:4] w8 [MASK:3]"])
+def test_what_may_still_be_taken_back_is_not_handed_over(prompt: str, block_length: int | None) -> None:
+    pipe = make_pipeline()
+    for scheduler in (
+        ReMDMScheduler(MASK, remasking="rescale", eta=0.6),
+        EditingScheduler(MASK, threshold=0.05, editing_threshold=0.05),
+    ):
+        pipe.scheduler, streamer, drafts = scheduler, Recorder(), DraftRecorder()
+        call = {"num_inference_steps": 8, "block_length": block_length, "stop_at_eos": False}
+        call |= {} if "[" in prompt else {"max_new_tokens": 8}
+        made = pipe(prompt, generator=seeds(0), streamer=streamer, **call).sequences[0].tolist()
+        assert [token for part in streamer.given for token in part] == made
+        assert len(streamer.given) > (2 if block_length else 1)  # block by block
+        pipe(prompt, generator=seeds(0), streamer=drafts, **call)
+        assert [token for part in drafts.given for token in part] == made
+        assert any(MASK in canvas for canvas in drafts.canvases)
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])

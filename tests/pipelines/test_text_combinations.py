@@ -9,20 +9,27 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from functools import cache
+from functools import partial as partial_of
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from test_masked_diffusion_text import MASK, VOCAB, make_pipeline, seeds
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 from hf_maskdiff import (
     AncestralScheduler,
     BlockCacheConfig,
+    ChooseThenSampleScheduler,
     ConfidenceScheduler,
     DelayedCacheConfig,
     DualCacheConfig,
+    EditingScheduler,
     EntropyBoundedScheduler,
+    ExtrapolatingScheduler,
     FirstHittingScheduler,
+    FreeCorrectionScheduler,
     GreedyCacheConfig,
     HaltonScheduler,
     HybridScheduler,
@@ -32,12 +39,16 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MomentScheduler,
     PartialCacheConfig,
+    PathPlanningScheduler,
     PrefixCacheConfig,
+    ReMDMScheduler,
     ThresholdScheduler,
+    TrapezoidalScheduler,
     UniformScheduler,
 )
 
 BLOCK_SIZE = 4
+ORDERS = ["drawn", "moment", "entropy", "halton", "randomized_halton"]
 SCHEDULERS: list[tuple[type[MaskedDiffusionScheduler], dict[str, list[Any]]]] = [
     (ThresholdScheduler, {"threshold": [0.05, 0.2, 0.9], "min_count": [1, 2], "token_temperature": [0, 1]}),
     (ThresholdScheduler, {"threshold": [0.1, 1.0], "measure": ["drawn"], "follow_schedule": [False, True]}),
@@ -53,7 +64,27 @@ SCHEDULERS: list[tuple[type[MaskedDiffusionScheduler], dict[str, list[Any]]]] = 
     (MomentScheduler, {"top_k": [None, 5], "top_p": [None, 0.8]}),
     (HybridScheduler, {"exploration_ratio": [0.25, 1.0]}),
     (AncestralScheduler, {}),
+    (ReMDMScheduler, {"remasking": ["cap", "rescale", "conf", "loop", "forward_backward"], "eta": [0.1, 0.5]}),
+    (
+        ReMDMScheduler,
+        {"remasking": ["rescale", "conf"], "eta": [0.6], "exact_order": ["uniform", "confidence", "halton"]},
+    ),
+    (PathPlanningScheduler, {"measure": ["drawn", "confidence", "margin", "uniform"], "eta": [0, 1.0, 3.0]}),
+    (PathPlanningScheduler, {"standing": [False], "eta": [1.5]}),
+    (FreeCorrectionScheduler, {"corrected_shares": [[0.4], [0.1, 0.6]], "correction_start": [0.0], "order": ORDERS}),
+    (EditingScheduler, {"threshold": [0.05, 0.3], "editing_threshold": [0.05, 0.3], "edits": ["overwrite", "mask"]}),
+    (TrapezoidalScheduler, {"theta": [0.3, 0.5], "masking_schedule": ["linear", "cosine"]}),
+    (ExtrapolatingScheduler, {"position_order": ["uniform", "halton", "randomized_halton", "moment", "confidence"]}),
 ]
+# Settings that several schedulers share; each is given to every third of those that have it.
+SHARED: dict[str, list[Any]] = {
+    "typical_p": [0.5, 0.9],
+    "top_p": [0.9],
+    "min_distance": [2, 4],
+    "unsure_token_ids": [[3, 6], list(range(7, 20))],
+    "position_decay": [0.5],
+    "token_prior": [[(number % 7 + 1) / 8 for number in range(VOCAB)]],
+}
 
 
 @cache
@@ -90,7 +121,7 @@ class Case:
 
 
 def groups(draw: random.Random, scheduler: MaskedDiffusionScheduler) -> PartialCacheConfig | None:
-    if isinstance(scheduler, MaskGITScheduler) or draw.random() < 0.4:
+    if not isinstance(scheduler, ChooseThenSampleScheduler) or draw.random() < 0.4:
         return None
     sizes = {"num_substeps": draw.choice([2, 3]), "first_group_fraction": draw.choice([None, 0.3])}
     return PartialCacheConfig(**sizes, random_groups=draw.random() < 0.4, full_pass_threshold=draw.choice([0, 0.4, 1]))
@@ -109,7 +140,11 @@ def a_prompt(draw: random.Random) -> Any:
 def case_of(number: int) -> Case:
     draw = random.Random(number)
     kind, choices = draw.choice(SCHEDULERS)
-    scheduler = kind(mask_token_id=MASK, **{name: draw.choice(values) for name, values in choices.items()})
+    settings = {name: draw.choice(values) for name, values in choices.items()}
+    for name, values in SHARED.items():
+        if name in signature(kind).parameters and draw.random() < 1 / 3:
+            settings.setdefault(name, draw.choice(values))
+    scheduler = kind(mask_token_id=MASK, **settings)
     partial = groups(draw, scheduler)
     call = {
         "num_inference_steps": draw.choice([1, 2, 3, 5, 8]),
@@ -118,7 +153,7 @@ def case_of(number: int) -> Case:
         "max_new_tokens": draw.choice([3, 6, 10]),
         "sampling_temperature": draw.choice([None, None, 0.0, 0.7]),
     }
-    if "drawn" in str(scheduler.config.get("measure")):
+    if isinstance(scheduler, ThresholdScheduler) and scheduler.config.measure == "drawn":
         del call["sampling_temperature"]
     prompts = [a_prompt(draw) for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.25:
@@ -128,9 +163,11 @@ def case_of(number: int) -> Case:
         return Case(pipe, scheduler, own, own if partial else None, prompts, call | rules(draw))
     pipe = pipeline_of(draw.choice(["llama", "qwen2", "bert", "modernbert"]))
     call["block_length"] = draw.choice([None, 1, 2, 3, 7, 100])
-    plans: list[Any] = [None, PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig]
-    if kind in (HaltonScheduler, UniformScheduler):  # they choose without the model
-        plans.append(GreedyCacheConfig)
+    plans: list[Any] = [None, PrefixCacheConfig, DualCacheConfig]
+    if not scheduler.reads_revealed:
+        plans.append(DelayedCacheConfig)
+    if getattr(scheduler, "chooses_without_logits", False):
+        plans += [GreedyCacheConfig, partial_of(GreedyCacheConfig, window=draw.choice([0, 1, 9]))]
     plan = draw.choice(plans)
     used = partial if plan is None else plan(refresh_every=draw.choice([1, 2, 3, None]), partial=partial)
     exact = partial if getattr(used, "refresh_every", 1) == 1 else used
@@ -141,7 +178,12 @@ def rules(draw: random.Random) -> dict[str, Any]:
     """What happens to logits, for every third case."""
     if draw.random() < 2 / 3:
         return {}
-    return {"repetition_penalty": draw.choice([1.0, 1.5, 4.0]), "suppress_tokens": draw.sample(range(7, VOCAB), 12)}
+    return {
+        "repetition_penalty": draw.choice([1.0, 1.5, 4.0]),
+        "suppress_tokens": draw.sample(range(7, VOCAB), 12),
+        "bad_words_ids": draw.choice([None, [[word] for word in draw.sample(range(7, VOCAB), 5)]]),
+        "logits_processor": draw.choice([None, [MinPLogitsWarper(0.1), TemperatureLogitsWarper(0.7)]]),
+    }
 
 
 def check(number: int) -> None:
@@ -153,7 +195,8 @@ def check(number: int) -> None:
         given = prompt.ids[: len(ids)]
         assert not (ids == MASK).any(), "a mask is left"
         assert torch.equal(ids[given != MASK], given[given != MASK]), "a given token has changed"
-        banned = torch.tensor(case.call.get("suppress_tokens", []))
+        words = [word for [word] in case.call.get("bad_words_ids") or []]
+        banned = torch.tensor([*case.call.get("suppress_tokens", []), *words])
         assert not torch.isin(ids[given == MASK], banned).any(), "a banned token is written"
         ends = case.call["stop_at_eos"]
         assert len(ids) == len(prompt.ids) or (not isinstance(case.prompts[row], str) if ends is None else ends)

@@ -9,6 +9,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+import torch
 from concrete import SCHEDULERS
 from diffusers import AmusedScheduler
 
@@ -45,6 +46,11 @@ OWN = {
     "entropy_bound": 2.5,
     "follow_schedule": True,
     "typical_p": 0.7,
+    "min_distance": 3,
+    "unsure_token_ids": [2, 3, 4],
+    "position_decay": 1.0,
+    "threshold": 0.2,
+    "editing_threshold": 0.15,
 }
 
 
@@ -55,7 +61,8 @@ def public(scheduler: MaskedDiffusionScheduler) -> dict[str, object]:
 def own(cls: type[MaskedDiffusionScheduler]) -> dict[str, object]:
     """Every argument of a scheduler, given explicitly; those named above not at their defaults."""
     arguments = public(cls(mask_token_id=0))
-    return arguments | SHARED | {key: value for key, value in OWN.items() if key in arguments}
+    arguments |= SHARED | {key: value for key, value in OWN.items() if key in arguments}
+    return arguments | ({"min_distance": 1} if cls is HybridScheduler else {})  # it has `plain_exploration`
 
 
 @pytest.fixture
@@ -102,6 +109,54 @@ def test_defaults_are_each_scheduler_s_own(
     swapped = second.from_config(first(mask_token_id=5).config)
     fresh = public(second(mask_token_id=5))
     assert {key: swapped.config[key] for key in fresh} == fresh
+
+
+def run(scheduler: MaskedDiffusionScheduler) -> list[torch.Tensor]:
+    """The tokens after each step of a short run, on logits that change from step to step."""
+    noise, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    sample, memory = torch.full((2, 9), scheduler.config.mask_token_id), scheduler.new_memory()
+    samples = []
+    given = torch.zeros_like(sample, dtype=torch.bool)
+    scheduler.set_timesteps(3)
+    for t in scheduler.timesteps:
+        logits = torch.randn(2, 9, 11, generator=noise) * 3
+        sample = scheduler.step(logits, t, sample, generator=generator, memory=memory, given=given).prev_sample
+        samples.append(sample)
+    return samples
+
+
+@pytest.mark.parametrize("first", SCHEDULERS)
+def test_what_is_kept_for_the_way_back_has_no_effect(first: type[MaskedDiffusionScheduler]) -> None:
+    for second in SCHEDULERS:
+        swapped = second.from_config(first(**own(first)).config)
+        known = public(second(mask_token_id=0)).keys()
+        plain = second(**{name: swapped.config[name] for name in known})
+        for kept, written in zip(run(swapped), run(plain), strict=True):
+            assert torch.equal(kept, written), second
+
+
+def test_what_is_given_by_position_is_handed_on(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    for second in SCHEDULERS:
+        made = second.from_config(scheduler_class(12, 11, "square").config)
+        assert (made.config.mask_token_id, made.config.codebook_size, made.config.masking_schedule) == (
+            12,
+            11,
+            "square",
+        )
+
+
+def test_what_a_subclass_hands_on_has_its_effect() -> None:
+    class Apart(MomentScheduler):
+        def __init__(self, mask_token_id: int) -> None:
+            super().__init__(mask_token_id, masking_schedule="linear", choice_temperature=2.0, min_distance=5)
+
+    apart = Apart(12)
+    assert apart.choice_temperature == 2.0
+    apart.set_timesteps(6)
+    sample = torch.full((8, 12), 12)
+    revealed = apart.step(torch.zeros(8, 12, 11), 1.0, sample, generator=torch.Generator().manual_seed(0)).prev_sample
+    places = (revealed != 12).nonzero()[:, 1].view(8, 2)
+    assert (places.diff() >= 5).all()
 
 
 def test_from_the_configuration_of_amused(

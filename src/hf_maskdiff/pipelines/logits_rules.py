@@ -51,13 +51,20 @@ class LogitsRules:
     Args:
         processors: called one after the other.
         mask_token_id: stands where a sequence has no token.
+        codebook_size: of the scheduler.
+
+    What is never drawn, the mask and ids from `codebook_size` on, has no share in what processors count: the k of
+    `TopKLogitsWarper` are tokens, and so is the most probable one of `MinPLogitsWarper`.
 
     It is false where there are none. Else it fills a second tensor of the logits' size, some float32 rows at a time, so
     that nothing that the model keeps is overwritten.
     """
 
-    def __init__(self, processors: Iterable[Any] = (), mask_token_id: int = 0) -> None:
+    def __init__(
+        self, processors: Iterable[Any] = (), mask_token_id: int = 0, codebook_size: int | None = None
+    ) -> None:
         self.processors, self.mask_token_id = LogitsProcessorList(processors), mask_token_id
+        self.codebook_size = codebook_size
 
     def __bool__(self) -> bool:
         return bool(self.processors)
@@ -71,6 +78,7 @@ class LogitsRules:
         bad_words_ids: Sequence[Sequence[int]] | None,
         mask_token_id: int,
         vocab_size: int,
+        codebook_size: int | None = None,
     ) -> LogitsRules:
         """Those that the arguments of a pipeline's call ask for.
 
@@ -98,7 +106,7 @@ class LogitsRules:
             banned += ids
         if banned:
             processors.append(_Banned(sorted(set(banned))))
-        return cls([*processors, *own], mask_token_id)
+        return cls([*processors, *own], mask_token_id, codebook_size)
 
     def __call__(self, logits: Tensor, ids: Tensor, seen: Tensor | None = None) -> Tensor:
         """The logits that the scheduler reads, like `logits`.
@@ -115,7 +123,10 @@ class LogitsRules:
         size = max(1, (2**22 if logits.device.type == "cpu" else 2**26) // logits.shape[2])
         for start in range(0, len(source), size):
             part = slice(start, start + size)
-            target[part] = self.processors(ids[row[part]], source[part].to(torch.float32, copy=True))
+            scores = source[part].to(torch.float32, copy=True)
+            scores[:, self.mask_token_id : self.mask_token_id + 1] = -math.inf  # which may lie outside the columns
+            scores[:, self.codebook_size or scores.shape[1] :] = -math.inf
+            target[part] = self.processors(ids[row[part]], scores)
         return processed
 
 

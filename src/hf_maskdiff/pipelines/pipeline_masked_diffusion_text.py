@@ -350,7 +350,8 @@ class MaskedDiffusionTextPipeline(CallStateMixin, TextCachingMixin, PipelineRepo
         self.check_inputs(*given, output_type, names, attention_mask, token_type_ids)
         check_guidance_scale(guidance_scale)
         bans = (repetition_penalty, suppress_tokens, bad_words_ids)
-        rules = LogitsRules.of_call(logits_processor, *bans, self.mask_token_id, self.denoiser.vocab_size)
+        sizes = (self.mask_token_id, self.denoiser.vocab_size, self.scheduler.config.codebook_size)
+        rules = LogitsRules.of_call(logits_processor, *bans, *sizes)
         prepared = self.prepare_sequences(prompt, input_ids, mask, max_new_tokens, stride, attention_mask)
         batch_size = len(prepared) * num_return_sequences
         check_generators(generator, batch_size)

@@ -143,10 +143,16 @@ class InOrder:
         self._put_draft: Callable[[Tensor], Any] | None = getattr(streamer, "put_draft", None)
         self._mask_token_id, self._num_put = mask_token_id, -1
 
-    def show(self, sequence: Tensor) -> None:
-        """Hand over what is new in the sequence, int64 `(length,)`; the first call hands over its prompt."""
+    def show(self, sequence: Tensor, num_final: int | None = None) -> None:
+        """Hand over what is new in the sequence, int64 `(length,)`; the first call hands over its prompt.
+
+        Args:
+            num_final: how many of the first tokens do not change any more; None if no known one does.
+        """
         sequence = sequence.cpu()
         num_known = first(sequence == self._mask_token_id)
+        if num_final is not None:
+            num_known = max(min(num_known, num_final), self._num_put)
         if num_known > self._num_put:
             self._put(sequence[max(self._num_put, 0) : num_known])
             self._num_put = num_known

@@ -104,10 +104,13 @@ class TextRun:
         """Fill in the next part of each of these sequences."""
         parts, batch = self._next_parts(rows)
 
+        # A sampler that takes tokens back may change what stands in the block until it is finished.
+        num_final = parts[0].window.start + parts[0].block.start if call.scheduler.revises else None
+
         def on_step_end_shown(i: int, t: Tensor, sample: Tensor) -> Tensor:
             sample = on_step_end(i, t, sample)
             if stream is not None:
-                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))
+                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]), num_final)
             return sample
 
         resumed = [self._resumed(row, part) for row, part in zip(rows, parts, strict=True)]
@@ -116,6 +119,8 @@ class TextRun:
         filled = fill_in(*arguments, progress_bar=progress, on_step_end=on_step_end_shown, without_ended=ended)
         for row, part, ids in zip(rows, parts, filled, strict=True):
             self.sequences[row], self._latest_parts[row] = self._with(row, part, ids), part
+        if stream is not None and num_final is not None:
+            stream.show(self.sequences[0])
 
     def _next_parts(self, rows: list[int]) -> tuple[list[Part], WindowBatch]:
         """The next part of each of these sequences, and their windows as a batch."""

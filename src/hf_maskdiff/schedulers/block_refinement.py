@@ -57,6 +57,7 @@ class BlockRefinementMixin:
         config: Any
         num_inference_steps: int | None
         step: Any
+        own_setting: Any
 
     def _step_of_block(
         self,
@@ -94,10 +95,10 @@ class BlockRefinementMixin:
         remedy = f"`scheduler.from_config(scheduler.config, mask_token_id={mask})` is one for it."
         require(mask == config.mask_token_id, "mask_token_id", f"the scheduler's {config.mask_token_id}", mask, remedy)
         for key, default in _DEFAULTS.items():
-            value, own = given.get(key, default), config.get(key)
+            value, own = given.get(key, default), self.own_setting(key)
             remedy = f"Leave it out: {name} decides by its own configuration, which `from_config` changes."
             require(value in (default, own), key, f"the pipeline's default or the scheduler's own {own}", value, remedy)
-        own, value = config.get("editing_threshold"), given.get("editing_threshold")
+        own, value = self.own_setting("editing_threshold"), given.get("editing_threshold")
         if own is not None:
             require(
                 value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, "Leave it out."

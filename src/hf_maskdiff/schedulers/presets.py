@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from inspect import signature
 from typing import Any
+
+from ..integers import plain
 
 # What loaders hand to every component alike; a scheduler has no use for it.
 _OF_WEIGHTS = ("torch_dtype", "variant", "use_safetensors", "low_cpu_mem_usage")
@@ -37,6 +41,23 @@ def check_keywords(class_name: str, given: Iterable[str], known: Collection[str]
         close = difflib.get_close_matches(name, settings, n=1)
         remedy = f"Did you mean `{close[0]}`?" if close else "Leave it out."
         raise ValueError(f"settings of {class_name} must be among {settings}, got `{name}`. {remedy}")
+
+
+@cache
+def settings_of(found: type) -> frozenset[str]:
+    """The settings that a class knows: arguments of its `__init__`, and of those that it hands on to."""
+    return frozenset(name for base in found.__mro__ for name in signature(base.__init__).parameters)  # type: ignore[misc]
+
+
+def counting_given(found: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a scheduler just made, in which what was given by position counts as given.
+
+    diffusers takes all that was not given by name for a default, which another class would not take over.
+    """
+    defaults = {name: plain(known.default) for name, known in signature(found.__init__).parameters.items()}  # type: ignore[misc]
+    name = "_use_default_values"
+    left = [key for key in config.get(name, []) if key not in defaults or config[key] == defaults[key]]
+    return {**config, **({name: left} if name in config else {})}
 
 
 def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

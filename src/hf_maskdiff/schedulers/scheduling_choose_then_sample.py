@@ -101,7 +101,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
 
     def check_config(self) -> None:
         super().check_config()
-        distance = self.config.get("min_distance", 1)
+        distance = self.own_setting("min_distance", 1)
         remedy = "Pass 1 to let neighbours be revealed in the same step, 2 to keep them apart."
         require(is_integer(distance, at_least=1), "min_distance", "an integer of at least 1", distance, remedy)
 
@@ -209,7 +209,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         return self._choose(*self.plan_step(marginals, context), max_count)
 
     def _choose(self, context: StepContext, ranked: Tensor, revised: Tensor | None, max_count: int | None) -> Choice:
-        distance = self.config.get("min_distance", 1)
+        distance = self.own_setting("min_distance", 1)
         if distance > 1:
             ranked = apart_first(ranked, context.masked.to(ranked.device), context.grid, distance, max_count)
         length = context.tokens.shape[1]

@@ -29,7 +29,15 @@ from .checks import (
     require_tensor,
 )
 from .output import MaskedDiffusionSchedulerOutput
-from .presets import check_keywords, class_named, require_named, warn_of_another_class, with_settings
+from .presets import (
+    check_keywords,
+    class_named,
+    counting_given,
+    require_named,
+    settings_of,
+    warn_of_another_class,
+    with_settings,
+)
 from .run_keys import RunKeys
 from .run_memory import RunMemory
 from .run_plan import RunPlanMixin
@@ -72,7 +80,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
 
     def check_config(self) -> None:
         """Validate the configuration and reset the run's state; called at the end of every `__init__`."""
-        self.register_to_config(**{name: plain(value) for name, value in self.config.items()})
+        values = {name: plain(value) for name, value in self.config.items()}
+        self.register_to_config(**counting_given(type(self), values))
         config = self.config
         check_masking_schedule(config.masking_schedule, config.rounding)
         mask = config.mask_token_id
@@ -147,7 +156,14 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
     @property
     def choice_temperature(self) -> ChoiceTemperature | None:
         """That of the configuration; None where there is none, also where it is kept for another scheduler only."""
-        return self.config.choice_temperature if "choice_temperature" in self._get_init_keys(type(self)) else None
+        return self.own_setting("choice_temperature")
+
+    def own_setting(self, name: str, default: Any = None) -> Any:
+        """A setting that only some classes have: the default in those without, whatever the configuration keeps.
+
+        `from_config` keeps what its class has no use for, for the way back; `config.get(name)` would find that too.
+        """
+        return self.config[name] if name in settings_of(type(self)) else default
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -265,7 +281,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places, config.get("typical_p"))
+        return Marginals(logits, *allowed, logits_at, num_places, self.own_setting("typical_p"))
 
     def start_step(
         self,
