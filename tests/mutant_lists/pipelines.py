@@ -357,10 +357,10 @@ MUTANTS = [
         _RUN,
         "            sample = on_step_end(i, t, sample)\n"
         "            if stream is not None:\n"
-        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]), num_final)\n"
         "            return sample",
         "            if stream is not None:\n"
-        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]), num_final)\n"
         "            return on_step_end(i, t, sample)",
         ("tests/pipelines/test_streaming.py::test_what_a_callback_writes_is_handed_over",),
     ),
