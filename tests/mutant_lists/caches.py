@@ -76,8 +76,8 @@ MUTANTS = [
         "known-tokens-stored",
         "what fills up a row with fewer masks is stored too",
         _PLANS,
-        "        positions = torch.where(state.masked.gather(1, positions), positions, ~positions)\n",
-        "",
+        "torch.where(wanted.gather(1, positions), positions, ~positions), num_runs=count",
+        "positions, num_runs=count",
         (f"{_BY_HAND}::test_delayed_computes_what_was_masked_before_the_last_pass",),
     ),
     Mutant(

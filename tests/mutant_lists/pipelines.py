@@ -61,16 +61,16 @@ MUTANTS = [
         "guidance-sign",
         "guidance leads away from the class",
         _IMAGE_PASSES,
-        "else uncond.lerp_(cond, scale)",
-        "else cond.lerp_(uncond, scale)",
+        "self.call.guided(uncond, cond, t, self._num_masks[rows], least=1)",
+        "self.call.guided(cond, uncond, t, self._num_masks[rows], least=1)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_is_extrapolation",),
     ),
     Mutant(
         "guidance-ramp-too-slow",
         "a pair of scales stops short of its end",
         _CALLS,
-        "* num_steps) / max(num_steps - 1, 1)",
-        "* num_steps) / num_steps",
+        "* step / max(num_steps - 1, 1)",
+        "* step / num_steps",
         ("tests/pipelines/test_pipeline_maskgit.py::test_a_pair_of_scales_is_the_published_ramp",),
     ),
     Mutant(
@@ -173,8 +173,8 @@ MUTANTS = [
         "text-guidance-sign",
         "guidance leads away from the prompt",
         _PASSES,
-        'run(("uncond",)).lerp_(logits, scale)',
-        'logits.lerp_(run(("uncond",)), scale)',
+        "self.call.guided(without_prompt, logits, t, self._num_masks[rows])",
+        "self.call.guided(logits, without_prompt, t, self._num_masks[rows])",
         ("tests/pipelines/test_masked_diffusion_text.py::test_guidance_compares_with_a_hidden_prompt",),
     ),
     Mutant(
@@ -206,8 +206,8 @@ MUTANTS = [
         "guidance-pair-swapped",
         "a pair of scales is read as (end, start)",
         _CALLS,
-        "        start, end = as_pair(self.guidance_scale)",
-        "        end, start = as_pair(self.guidance_scale)",
+        "    start, end = guidance_scale if",
+        "    end, start = guidance_scale if",
         ("tests/pipelines/test_pipeline_maskgit.py::test_a_pair_of_scales_is_the_published_ramp",),
     ),
     Mutant(
@@ -357,10 +357,10 @@ MUTANTS = [
         _RUN,
         "            sample = on_step_end(i, t, sample)\n"
         "            if stream is not None:\n"
-        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]), num_final)\n"
         "            return sample",
         "            if stream is not None:\n"
-        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]))\n"
+        "                stream.show(self._with(rows[0], parts[0], batch.filled(sample)[0]), num_final)\n"
         "            return on_step_end(i, t, sample)",
         ("tests/pipelines/test_streaming.py::test_what_a_callback_writes_is_handed_over",),
     ),
