@@ -268,6 +268,7 @@ def _nearest(among: Tensor, place: Tensor, count: int) -> Tensor:
 
 def positions_of(wanted: Tensor, count: int) -> Queries:
     """The positions that are `wanted`, bool `(R, L)`, at most `count` in a row, which others fill up."""
+    count = max(count, 1)  # no row may want any: nothing was drawn, nothing is masked, and the run goes on
     positions = (~wanted).long().argsort(dim=1, stable=True)[:, :count]
     return Queries(torch.where(wanted.gather(1, positions), positions, ~positions), num_runs=count)
 
