@@ -215,7 +215,8 @@ def check(number: int) -> None:
         assert torch.equal(ids, expected), f"{case.cache} differs from {case.exact}"
 
 
-@pytest.mark.parametrize("number", range(24))
+# In the last one nothing is masked for several steps of a cached run that takes tokens back.
+@pytest.mark.parametrize("number", [*range(24), 911])
 def test_a_combination(number: int) -> None:
     check(number)
 
@@ -284,15 +285,3 @@ def test_a_part_that_ends_inside_a_block_is_the_same_in_a_batch(name: str) -> No
             alone = pipe(prompt, generator=seeds(row), **call)
             assert torch.equal(alone.sequences[0], both.sequences[row])
             assert alone.num_model_passes[0] == both.num_model_passes[row]
-
-
-def test_steps_without_a_mask_are_cached() -> None:
-    """A sampler that takes tokens back may go on for several steps in which nothing is masked and nothing was drawn."""
-    pipe = pipeline_of("qwen2")
-    pipe.scheduler = ReMDMScheduler(mask_token_id=MASK, remasking="loop", eta=0.5)
-    pipe.disable_cache()
-    pipe.enable_cache(DelayedCacheConfig(refresh_every=None))
-    for seed in range(12):
-        made = pipe("w32 w23", 12, 1, stop_at_eos=False, generator=seeds(seed))
-        assert not (made.sequences[0] == MASK).any()
-    pipe.disable_cache()
