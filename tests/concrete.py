@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +18,9 @@ def _concrete(names: Iterable[object]) -> list[type[MaskedDiffusionScheduler]]:
     return [c for c in classes if not c.__abstractmethods__]
 
 
+@cache
 def _module(path: Path) -> ModuleType:
-    """A file as the module of its name, by which diffusers finds its classes again."""
+    """A file as the module of its name, by which diffusers finds its classes again; made once, so that they are one."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -30,13 +32,13 @@ def _module(path: Path) -> ModuleType:
 def scheduler_in(place: str) -> type[MaskedDiffusionScheduler]:
     """The class that `FILE:CLASS` names."""
     file, _, name = place.rpartition(":")
-    return getattr(_module(Path(file).absolute()), name)
+    return getattr(_module(Path(file).resolve()), name)
 
 
 def _schedulers() -> list[type[MaskedDiffusionScheduler]]:
     exported = _concrete(getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__)
     for name in ("custom_scheduler", "custom_remasking"):
-        example = Path(__file__).parents[1] / "examples" / f"{name}.py"
+        example = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
         if example.exists():
             exported += [c for c in _concrete(vars(_module(example)).values()) if c.__module__ == name]
     return exported

@@ -539,7 +539,7 @@ MUTANTS = [
         "hf_maskdiff/schedulers/run_memory.py",
         "edited & (self._passes <= most_passes)",
         "edited",
-        ("tests/schedulers/test_editing.py::test_no_more_passes_than_allowed",),
+        ("tests/schedulers/test_editing_scheduler.py::test_no_more_passes_than_allowed",),
     ),
     Mutant(
         "edits-of-the-unsure",
