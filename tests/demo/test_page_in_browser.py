@@ -202,13 +202,20 @@ class Page:
         self.until(lambda: self.element(f"{selector} input").get_attribute("value") == name)
 
     def tab(self, name: str) -> None:
-        """Go to a tab, once the page has laid its tabs out: until then they have no text, or lie in a menu."""
+        """Go to a tab; where the page is too narrow for all, some are in a menu."""
 
-        def found() -> Any:
-            tabs = self.browser.find_elements("css selector", "button[role=tab]")
-            return next((tab for tab in tabs if tab.text == name), None)
+        def gone() -> bool:
+            for place in ("button[role=tab]", ".overflow-dropdown button"):
+                for button in self.browser.find_elements("css selector", place):
+                    if button.text == name:
+                        button.click()
+                        return True
+            menu = self.element(".overflow-menu > button")
+            if menu.is_displayed() and not self.element(".overflow-dropdown").is_displayed():
+                menu.click()
+            return False
 
-        self.until(found).click()
+        self.until(gone)
 
     def panel(self, panel: str) -> str:
         """The HTML of a panel, without what Gradio puts beside it while something runs."""
