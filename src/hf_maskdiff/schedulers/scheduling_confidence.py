@@ -34,7 +34,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
     Confidence prefers what is frequent everywhere, punctuation and ends of text among it. With a `token_prior` f, the
     frequency of each token in text like that to be written, and a `position_decay` d it is calibrated,
 
-    $$ c_i = \log \min \bigl( \ell, \; -p_i(x) \log f(x) \bigr) - d \, i, \qquad x = \arg\max p_i $$
+    $$ c_i = \log \min \bigl( \ell, \; -p_i(x) \log f(x) \bigr) - d \, i, \qquad x = \operatorname{argmax} p_i $$
 
     so that what is sure and says much comes first, and more so at the beginning: i is the index in the row, in a
     pipeline with `block_length` that in the block. This is PC-Sampler, later Uncode (arXiv 2508.13021). Frequencies are
