@@ -401,8 +401,8 @@ MUTANTS = [
         "pipelines-forget",
         "a pipeline makes a new memory for every step",
         "hf_maskdiff/pipelines/substeps.py",
-        "int(count.max()), logits.places, self.memory, untouched)[0]",
-        "int(count.max()), logits.places, self.scheduler.new_memory(), untouched)[0]",
+        "self.scheduler.step(*arguments, logits.places, self.memory, step.untouched)[0]",
+        "self.scheduler.step(*arguments, logits.places, self.scheduler.new_memory(), step.untouched)[0]",
         ("tests/schedulers/test_klass.py::test_a_pipeline_hands_a_memory_on",),
     ),
     Mutant(

@@ -13,7 +13,7 @@ from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .step_counts import StepCounts
 from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, whole_pass
-from .substeps import WholeStep, step_of
+from .substeps import StepInput, WholeStep, step_of
 
 # (step index, timestep, sample) -> sample
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]
@@ -97,8 +97,8 @@ def denoise(
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
             own = _of_unfinished_rows(generator, count)
-            arguments = (t, sample, starting_mask_ratio, own, count, _with_finished_rows(given, count))
-            choice = take_step.ahead(*arguments)
+            step = StepInput(t, sample, starting_mask_ratio, own, count, _with_finished_rows(given, count))
+            choice = take_step.ahead(step)
             remaining, read = counts.remaining(i, count), sample == mask
             if scheduler.reads_revealed:
                 read = read | ~given
@@ -110,7 +110,7 @@ def denoise(
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
             before = sample
-            sample = take_step(logits, *arguments, choice)
+            sample = take_step(logits, step, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,40 +13,50 @@ from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionSched
 from .step_logits import Denoiser, StepLogits, as_index
 
 
+@dataclass(frozen=True)
+class StepInput:
+    """What a step starts from, besides logits.
+
+    Args:
+        timestep: of the step.
+        sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
+        starting_mask_ratio: share of each row's positions that were masked when the run began, `(batch_size,)`.
+        generator: one for the batch, one per row, or None.
+        count: how many positions each row draws at most, int64 `(batch_size,)` on the CPU.
+        untouched: which positions the step may not touch, bool like `sample`.
+    """
+
+    timestep: Tensor
+    sample: Tensor
+    starting_mask_ratio: Tensor
+    generator: Generators
+    count: Tensor
+    untouched: Tensor
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor, Tensor, Generators]:
+        """What `step` and `choose` of a scheduler take after the logits."""
+        return self.timestep, self.sample, self.starting_mask_ratio, self.generator
+
+    @property
+    def most(self) -> int:
+        """How many positions any row draws at most."""
+        return int(self.count.max())
+
+
 class WholeStep:
     """Draws all positions of a step from the logits of one pass; what the scheduler remembers of a run ends with it."""
 
     def __init__(self, scheduler: MaskedDiffusionScheduler) -> None:
         self.scheduler, self.memory = scheduler, scheduler.new_memory()
 
-    def ahead(
-        self,
-        t: Tensor,
-        sample: Tensor,
-        starting_mask_ratio: Tensor,
-        generator: Generators,
-        count: Tensor,
-        untouched: Tensor,
-    ) -> None:
+    def ahead(self, step: StepInput) -> None:
         """Nothing is chosen before the logits are there."""
 
-    def __call__(
-        self,
-        logits: StepLogits,
-        t: Tensor,
-        sample: Tensor,
-        starting_mask_ratio: Tensor,
-        generator: Generators,
-        count: Tensor,
-        untouched: Tensor,
-        choice: Choice | None = None,
-    ) -> Tensor:
-        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may draw.
-
-        No step touches what is `untouched`, bool like `sample`.
-        """
-        arguments = (logits.values, t, sample, starting_mask_ratio, generator, False)
-        return self.scheduler.step(*arguments, int(count.max()), logits.places, self.memory, untouched)[0]
+    def __call__(self, logits: StepLogits, step: StepInput, choice: Choice | None = None) -> Tensor:
+        """Take the step: returns tokens like `step.sample`; `choice` is what `ahead` returned."""
+        arguments = (logits.values, *step.state, False, step.most)
+        return self.scheduler.step(*arguments, logits.places, self.memory, step.untouched)[0]
 
 
 class StepInGroups:
@@ -72,40 +84,18 @@ class StepInGroups:
         self.lengths = None if lengths is None else lengths.cpu()
         self.memory = scheduler.new_memory()
 
-    def ahead(
-        self,
-        t: Tensor,
-        sample: Tensor,
-        starting_mask_ratio: Tensor,
-        generator: Generators,
-        count: Tensor,
-        untouched: Tensor,
-    ) -> Choice | None:
+    def ahead(self, step: StepInput) -> Choice | None:
         """The step's choice if the scheduler needs no logits for it; else None."""
         if not self.scheduler.chooses_without_logits:
             return None
-        arguments = (None, t, sample, starting_mask_ratio, generator)
-        return self.scheduler.choose(*arguments, int(count.max()), memory=self.memory, given=untouched)
+        return self.scheduler.choose(None, *step.state, step.most, memory=self.memory, given=step.untouched)
 
-    def __call__(
-        self,
-        logits: StepLogits,
-        t: Tensor,
-        sample: Tensor,
-        starting_mask_ratio: Tensor,
-        generator: Generators,
-        count: Tensor,
-        untouched: Tensor,
-        choice: Choice | None = None,
-    ) -> Tensor:
-        """Take the step: returns tokens like `sample`; `count`, on the CPU, bounds what each row may draw.
-
-        No step touches what is `untouched`, bool like `sample`.
-        """
+    def __call__(self, logits: StepLogits, step: StepInput, choice: Choice | None = None) -> Tensor:
+        """Take the step: returns tokens like `step.sample`; `choice` is what `ahead` returned."""
         if choice is None:
-            arguments = (logits.values, t, sample, starting_mask_ratio, generator, int(count.max()))
-            choice = self.scheduler.choose(*arguments, logits.places, self.memory, untouched)
-        sample = choice.canvas.view_as(sample)
+            arguments = (logits.values, *step.state, step.most)
+            choice = self.scheduler.choose(*arguments, logits.places, self.memory, step.untouched)
+        t, count, sample = step.timestep, step.count, choice.canvas.view_as(step.sample)
         # The rows that hold masks; the others take part in no further pass.
         rows = as_index([row for row, some in enumerate(count.tolist()) if some], len(sample), sample.device)
         own = choice if isinstance(rows, slice) else choice.of_rows(rows)
