@@ -5,6 +5,8 @@ from __future__ import annotations
 from mutant_lists.mutant import Mutant
 
 _IMAGE = "hf_maskdiff/pipelines/pipeline_maskgit.py"
+_EDITING = "hf_maskdiff/pipelines/image_editing.py"
+_CONDITIONS = "hf_maskdiff/pipelines/image_conditions.py"
 _IMAGE_PASSES = "hf_maskdiff/pipelines/image_denoising.py"
 _CALLS = "hf_maskdiff/pipelines/calls.py"
 _RUN = "hf_maskdiff/pipelines/text_run.py"
@@ -76,9 +78,9 @@ MUTANTS = [
     Mutant(
         "null-class",
         "guidance compares with the last class instead of none",
-        _IMAGE_PASSES,
-        "torch.full_like(classes, self.transformer.config.num_classes)",
-        "torch.full_like(classes, self.transformer.config.num_classes - 1)",
+        _CONDITIONS,
+        "torch.full_like(classes, no_class)",
+        "torch.full_like(classes, no_class - 1)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_costs_a_second_pass",),
     ),
     Mutant(
@@ -92,7 +94,7 @@ MUTANTS = [
     Mutant(
         "kept-and-edited-swapped",
         "what shall be kept of an image is drawn anew",
-        _IMAGE,
+        _EDITING,
         "return torch.where(editable, noisy, codes), editable.flatten(1).sum(-1)",
         "return torch.where(editable, codes, noisy), editable.flatten(1).sum(-1)",
         ("tests/pipelines/test_editing.py::test_kept_codes_come_back",),
@@ -100,7 +102,7 @@ MUTANTS = [
     Mutant(
         "mask-by-the-mean",
         "a code changes if half of its pixels are white",
-        _IMAGE,
+        _EDITING,
         "adaptive_max_pool2d(mask, side)[:, 0] >= 0.5",
         "torch.nn.functional.adaptive_avg_pool2d(mask, side)[:, 0] >= 0.5",
         ("tests/pipelines/test_editing.py::test_a_code_is_drawn_anew_if_any_of_its_pixels_is_white",),
