@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AmusedScheduler, DiffusionPipeline, UVit2DModel
-from diffusers.models.transformers.transformer_2d import Transformer2DModelOutput
+from diffusers import AmusedScheduler, DiffusionPipeline
 from PIL import Image
 from test_image_combinations import caches
 from test_text_combinations import a_scheduler
 from tiny_text_to_image import CODES, MASK, SCALE, SIDE, pipeline, prompts, seeded
+from tiny_weights import draw_weights
 
 from hf_maskdiff import (
     MaskedDiffusionTextToImagePipeline,
     MaskGITScheduler,
+    MeissonicTransformer2DModel,
     MomentScheduler,
     OneStepScheduler,
     PartialCacheConfig,
@@ -156,39 +157,35 @@ def test_a_callback_that_switches_guidance_on() -> None:
     assert len(passes.told) == 2 * CALL["num_inference_steps"] - 1
 
 
-class Speaking(UVit2DModel):
-    """A transformer that takes what the pipeline says as it is said."""
-
-    def forward(self, sample: torch.Tensor, return_dict: bool = True, **told: Any) -> Any:
-        self.told.append({"sample": sample, **told})
-        logits = torch.zeros(len(sample), sample[0].numel(), CODES)
-        return Transformer2DModelOutput(sample=logits) if return_dict else (logits,)
-
-
-def test_how_many_steps_are_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import nullcontext
-
-    from hf_maskdiff.denoisers import image_denoiser as door
-
-    pipe = pipeline(UniformScheduler(mask_token_id=MASK, codebook_size=CODES))
-    config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
-    own = Speaking(**config)
-    own.told, own.cache_config, own.partial_cache, own.plan = [], None, None, None
-    own.new_cache, own._reset_stateful_cache, own.cache_context = dict, lambda: None, lambda name: nullcontext()
-    monkeypatch.setitem(door.__globals__, "_image_denoiser", _identity())
-    pipe.transformer = own
-    steps = 7
-    pipe(**prompts(pipe, 1, 2), num_inference_steps=steps, guidance_scale=1.0, output_type="latent")
-    left = [told["timestep"].tolist() for told in own.told]
-    assert left == [[float(n)] * 2 for n in range(steps - 1, -1, -1)]
-    expected = {"sample", "encoder_hidden_states", "pooled_projections", "micro_conds", "timestep"}
-    assert all(set(told) == expected for told in own.told)
+def meissonic(scheduler: Any = None, **changes: Any) -> MaskedDiffusionTextToImagePipeline:
+    """With a transformer of this package, which takes the pipeline's words as they are."""
+    pipe = pipeline(scheduler)
+    sizes = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
+    sizes |= {"axes_dims_rope": (4, 6, 6), "joint_attention_dim": 8, "pooled_projection_dim": 6}
+    sizes |= {"vocab_size": MASK + 1, "codebook_size": CODES, "sample_size": SIDE}
+    pipe.transformer = MeissonicTransformer2DModel(**(sizes | changes)).eval()
+    draw_weights(pipe.transformer)
+    return pipe
 
 
-def _identity() -> Any:
-    from functools import singledispatch
+def encoded(*seeds: int) -> dict[str, torch.Tensor]:
+    return prompts(pipeline(), *seeds)
 
-    return singledispatch(lambda model: model)
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_transformer_of_this_package(halved: bool) -> None:
+    pipe = meissonic(UniformScheduler(mask_token_id=MASK, codebook_size=CODES), downsample=halved)
+    passes, steps = Passes(pipe), 5
+    call = {"num_inference_steps": steps, "height": 8, "width": 12, "output_type": "latent"}
+    both = pipe(**encoded(1, 2), generator=seeded(1, 2), **call).images
+    left = [told["timestep"].tolist() for told in passes.told]
+    assert left == [[float(n)] * 2 for n in range(steps - 1, -1, -1) for _ in range(2)]
+    alone = pipe(**encoded(2), generator=seeded(2), **call).images
+    assert torch.equal(alone[0], both[1])
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    cached = pipe(**encoded(1, 2), generator=seeded(1, 2), **call).images
+    assert not torch.equal(cached, both)
+    assert torch.equal(pipe(**encoded(2), generator=seeded(2), **call).images[0], cached[1])
 
 
 # --- dtypes, places, adapters -----------------------------------------------------------------------------------------

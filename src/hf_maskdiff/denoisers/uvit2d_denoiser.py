@@ -11,40 +11,42 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
-from hf_maskdiff.caching import CacheConfig, CacheReadings, KeptStates, KeyValueCache, LayerCache, places_of, targets_of
+from hf_maskdiff.caching import (
+    CacheConfig,
+    CacheReadings,
+    CodeCache,
+    KeptStates,
+    KeyValueCache,
+    LayerCache,
+    places_of,
+    targets_of,
+)
 from hf_maskdiff.exclusive import alone
 
 
-class UVit2DCache(KeyValueCache):
-    """What passes keep beside keys and values: the codes, and what left the layers.
+class UVit2DCache(CodeCache):
+    """What passes keep: keys and values, the codes, and what left the layers.
 
     Attributes:
-        codes: those of the whole image, row by row.
         output: what the last of the layers that are cached made of each cell, `(batch_size, num_cells, channels)`.
-        size: of the image, rows and columns.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.codes: KeptStates | None = None
         self.output: KeptStates | None = None
-        self.size = (0, 0)
 
     def take(self, rows: Tensor) -> UVit2DCache:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
-        taken = UVit2DCache()
-        taken.layers = [layer.take(rows) for layer in self.layers]
-        taken.size = self.size
-        if self.codes is not None and self.output is not None:
-            taken.codes, taken.output = self.codes.take(rows), self.output.take(rows)
+        taken, codes = UVit2DCache(), super().take(rows)
+        taken.__dict__.update(codes.__dict__)
+        taken.output = None if self.output is None else self.output.take(rows)
         return taken
 
     def put(self, rows: Tensor, other: KeyValueCache) -> None:
         """Overwrite these rows of the batch with what `other` holds."""
         super().put(rows, other)
-        if isinstance(other, UVit2DCache) and None not in (self.codes, self.output, other.codes, other.output):
-            self.codes.put(rows, other.codes)  # type: ignore[union-attr, arg-type]
-            self.output.put(rows, other.output)  # type: ignore[union-attr, arg-type]
+        if isinstance(other, UVit2DCache) and self.output is not None and other.output is not None:
+            self.output.put(rows, other.output)
 
 
 class UVit2DDenoiser(CacheReadings):
@@ -162,7 +164,7 @@ class UVit2DDenoiser(CacheReadings):
     def _fill(self, model: Any, hooks: ExitStack, sample: Tensor, cache: UVit2DCache) -> Tensor:
         """Let the next full pass keep what it computes; returns its codes."""
         layers = cache.at(None, len(model.transformer_layers), len(sample))
-        cache.size, cache.codes = (sample.shape[1], sample.shape[2]), KeptStates(sample.flatten(1))
+        cache.begin(sample.flatten(1), (sample.shape[1], sample.shape[2]))
         for layer, kept in zip(model.transformer_layers, layers, strict=True):
             for name, projection in (("key", layer.attn1.to_k), ("value", layer.attn1.to_v)):
                 hooks.enter_context(_on_output(projection, partial(_keep, kept, name)))
@@ -171,7 +173,7 @@ class UVit2DDenoiser(CacheReadings):
 
     def _complete(self, model: Any, hooks: ExitStack, codes: Tensor, positions: Tensor, cache: UVit2DCache) -> Tensor:
         """Let the next pass compute some positions alone, and keep them; returns all of its codes."""
-        if cache.codes is None or cache.output is None or len(cache.codes) != len(codes):
+        if cache.size is None or cache.output is None or len(cache.output) != len(codes):
             raise ValueError(
                 f"`positions` need a full pass over the same {len(codes)} rows before them, in the same cache. Call "
                 "the denoiser without `positions` first."
@@ -187,8 +189,7 @@ class UVit2DDenoiser(CacheReadings):
         hooks.enter_context(_on_output(model.project_from_hidden, partial(_written, cache.output, targets)))
         wanted = places_of(positions)
         hooks.enter_context(_on_input(model.mlm_layer, lambda states: _columns_at(states, wanted)))
-        whole = cache.codes.write(codes, targets_of(positions, cache.codes.length))
-        return whole.unflatten(1, cache.size)
+        return cache.with_codes(codes, positions).unflatten(1, cache.size)
 
     def _cells_of(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
         """The cells of the layers' grid in which positions lie, each once; int64 `(batch_size, n)`.

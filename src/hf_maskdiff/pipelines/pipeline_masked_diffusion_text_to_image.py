@@ -15,6 +15,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer
+from ..models import MeissonicTransformer2DModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler, MaskGITScheduler
 from .adapters import TextToImageLoraMixin, require_no_adapters
@@ -66,8 +67,8 @@ class MaskedDiffusionTextToImagePipeline(
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): of prompts.
         text_encoder ([`~transformers.CLIPTextModelWithProjection`], *optional*): its projected output and its
             penultimate hidden states condition the image. Without it prompts come encoded.
-        transformer ([`~diffusers.UVit2DModel`], or a text-to-image transformer of this package): the denoiser, codes
-            and text to logits.
+        transformer ([`~diffusers.UVit2DModel`] or [`MeissonicTransformer2DModel`]): the denoiser, codes and text to
+            logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature. An
             `AmusedScheduler` is taken as the `MaskGITScheduler` that does the same, with choice temperature (2, 0).
         call_defaults (`dict`, *optional*): what `num_inference_steps` and `guidance_scale` of a call are where it does
@@ -87,7 +88,7 @@ class MaskedDiffusionTextToImagePipeline(
         vqvae: VQModel,
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModelWithProjection,
-        transformer: UVit2DModel,
+        transformer: UVit2DModel | MeissonicTransformer2DModel,
         scheduler: MaskedDiffusionScheduler,
         call_defaults: dict[str, Any] | None = None,
     ) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 from torch import Tensor
 
 from ..integers import as_integer, is_integer
 from .image_conditions import COND, UNCOND, Arguments
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def encode_texts(texts: list[str], tokenizer: Any, text_encoder: Any, device: to
     ids = tokenizer(different, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
     for text, kept in zip(different, ids, strict=True):
         if len(tokenizer(text).input_ids) > len(kept):
-            logger.warning(f"the text encoder reads {length} tokens; what follows them is left out of {text!r}")
+            warnings.warn(f"the text encoder reads {length} tokens, what follows is left out of {text!r}", stacklevel=2)
     encoded = text_encoder(ids.to(device), output_hidden_states=True, return_dict=True)
     features = TextFeatures(encoded.text_embeds, encoded.hidden_states[-2])
     if len(different) == len(texts):
