@@ -162,7 +162,7 @@ class WindowDenoiser:
         given = {**self._sequences(rows), "logits_at": self.batch.block_places(rows)}
         arguments = {name: _repeated(value, contexts) for name, value in given.items()}
         with self.denoiser.cache_context(contexts[0]):
-            return self.denoiser(ids, t, **arguments, **self.caches.apart())
+            return self.denoiser(ids, self._times(t, rows, contexts), **arguments, **self.caches.apart())
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
@@ -183,10 +183,19 @@ class WindowDenoiser:
         passed, held = ([start + self.row_ids[row] for start in starts for row in some] for some in (rows, kept))
         given = {name: _repeated(value, contexts) for name, value in arguments.items()}
         queries = None if positions is None else _repeated(positions, contexts)
+        times = self._times(t, rows, contexts)
         with self.denoiser.cache_context(contexts[0]):  # diffusers' own caches need the context's name
             return self.caches.run(
-                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, t, **given, **stored)
+                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, times, **given, **stored)
             )
+
+    def _times(self, t: Tensor, rows: Tensor | slice | list[int], contexts: Contexts) -> Tensor:
+        """The time that the model is told: the step's, or each row's own where rows take as many steps as masks."""
+        scheduler = self.call.scheduler
+        if not (scheduler.steps_by_masks and self.denoiser.time_conditioning):
+            return t
+        step = round((1 - float(t)) * (scheduler.num_inference_steps or 1))
+        return _repeated((1 - step / self._num_masks[rows].double()).clamp(min=0).float(), contexts)
 
     def _contexts_at(self, t: Tensor) -> Contexts:
         """With the prompt, and for guidance without it; a plan needs both in all steps of a call, or in none."""
