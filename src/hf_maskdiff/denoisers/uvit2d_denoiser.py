@@ -54,7 +54,7 @@ class UVit2DDenoiser(CacheReadings):
 
     The model is a stack of transformer layers between two blocks of convolutions, which mix each position with its
     neighbours. A partial pass computes the convolutions and the embeddings of all codes, as a full pass does, and of
-    the layers between them (22 in aMUSEd, where seven eighths of the work lie) the queried positions alone. These
+    the layers between them (22 in aMUSEd, where six sevenths of the work lie) the queried positions alone. These
     attend to the keys and values that all others had in the last pass that computed them. What the layers make of all
     others is kept from that pass too, although a new code beside them would change it a little: that, and the kept
     keys and values, is what a partial pass approximates. A pass over all positions is exact, and so is one in which no

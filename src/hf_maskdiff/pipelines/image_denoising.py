@@ -12,6 +12,7 @@ from ..denoisers import image_denoiser
 from ..schedulers import EmbeddingNoise
 from .calls import CallCaches, PipelineCall, as_pair
 from .image_conditions import COND, UNCOND, ImageCondition
+from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
 
@@ -62,9 +63,13 @@ class ImageDenoiser:
         condition: what each image shall show.
         call: says how strongly to guide; learns which step runs.
         batch_size: number of images.
+
+    Raises:
+        ValueError: the scheduler looks ahead while a cache of diffusers is on.
     """
 
     def __init__(self, caching: CacheSwitch, condition: ImageCondition, call: PipelineCall, batch_size: int) -> None:
+        require_no_cache(call.scheduler, caching.cache_of_diffusers)
         self.transformer, self.condition, self.call = caching.model, condition, call
         self._plan, self._caches = caching.plan, CallCaches(caching)
         self._unfinished = list(range(batch_size))
