@@ -3,6 +3,7 @@
 from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
 from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
+from hf_maskdiff.caching.code_cache import CodeCache
 from hf_maskdiff.caching.contexts import CacheContexts
 from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
@@ -26,6 +27,7 @@ __all__ = [
     "CachePlanConfig",
     "CacheReadings",
     "CacheSwitch",
+    "CodeCache",
     "DelayedCacheConfig",
     "DualCacheConfig",
     "GreedyCacheConfig",

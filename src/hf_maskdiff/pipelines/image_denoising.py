@@ -10,6 +10,7 @@ from torch import Tensor
 from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
 from ..schedulers import EmbeddingNoise
 from .calls import CallCaches, PipelineCall, as_pair
+from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
 
@@ -60,9 +61,13 @@ class ImageDenoiser:
         classes: of each image, int64 `(batch_size,)`.
         call: says how strongly to guide; learns which step runs.
         is_conditional: whether the classes were given; without one nothing is guided.
+
+    Raises:
+        ValueError: the scheduler looks ahead while a cache of diffusers is on.
     """
 
     def __init__(self, caching: CacheSwitch, classes: Tensor, call: PipelineCall, is_conditional: bool) -> None:
+        require_no_cache(call.scheduler, caching.cache_of_diffusers)
         self.transformer, self.classes, self.call, self.is_conditional = caching.model, classes, call, is_conditional
         self._no_class = torch.full_like(classes, self.transformer.config.num_classes)
         self._plan, self._caches = caching.plan, CallCaches(caching)
