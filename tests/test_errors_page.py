@@ -99,6 +99,16 @@ text(input_ids=[[5, 6]], attention_mask=[[1]])
 text(input_ids=[[5, 6]], attention_mask=[[0, 0]])
 text("ACD", generator=[torch.Generator()] * 2)
 text("ACD", generator=7)
+text.log_likelihood("ACD")
+text.log_likelihood("ACD", ["EF", ""])
+text.log_likelihood(["ACD"] * 2, ["EF"] * 3)
+text.log_likelihood("ACD", "E[MASK]")
+text.log_likelihood("ACD", "EF", num_samples=20)
+text.log_likelihood("ACD", "EF", estimator="chain")
+text.log_likelihood("ACD", "EF", guidance_scale=(1, 2))
+text.log_likelihood("ACD", "A" * 200)
+text.log_likelihood(input_ids=[[5, 6]])
+text.log_likelihood(input_ids=[[5, 6]], mask=[[False, False]])
 """
 
 SCHEDULERS = """
