@@ -99,7 +99,7 @@ class Clock:
         if step < self.warmup_steps:
             return step / self.warmup_steps
         done = max((step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps), self._share_of_seconds())
-        return max(0.0, 0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)))
+        return 0.5 + 0.5 * math.cos(math.pi * min(done, 1.0))
 
     def is_over(self, accelerator: Accelerator) -> bool:
         """Whether the seconds since the first call are over, on the main process's clock; it starts with that call."""

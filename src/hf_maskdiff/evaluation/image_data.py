@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def _load_arrays(path: Path, image_size: int | None, num_channels: int | None) -
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels, names = file["images"], file["labels"], tuple(str(name) for name in file["class_names"])
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} must hold the arrays images, labels and class_names, got {error}. Write it with numpy.savez."
         ) from error
