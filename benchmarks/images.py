@@ -24,7 +24,7 @@ from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, plain, shared_config
+from samplers import AHEAD, APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, plain, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -51,12 +51,8 @@ SAMPLERS: Samplers = {
     "hybrid": HybridScheduler,
 }
 # Further samplers, which are not run by default.
-MORE: Samplers = (
-    {"halton-tempered": HaltonScheduler}
-    | HYBRIDS
-    | APART
-    | {name: plain(scheduler) for name, scheduler in SECOND_ORDER.items()}
-)
+MORE: Samplers = {"halton-tempered": HaltonScheduler} | HYBRIDS | APART | AHEAD
+MORE |= {name: plain(scheduler) for name, scheduler in SECOND_ORDER.items()}
 REFERENCES = ("real images", "tokenizer")
 QUALITY: dict[str, Callable[[Row], str]] = {
     "Frechet distance": lambda row: with_error(row["frechet"]),
