@@ -4,7 +4,7 @@ from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
 from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.contexts import CacheContexts
-from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, places_of
+from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, Span, places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
 from hf_maskdiff.caching.plans import (
     CachePlanConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "PositionalCache",
     "PrefixCacheConfig",
     "Queries",
+    "Span",
     "fitting",
     "places_of",
 ]
