@@ -3,8 +3,17 @@
 from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
 from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
+from hf_maskdiff.caching.code_cache import CodeCache
 from hf_maskdiff.caching.contexts import CacheContexts
-from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, Span, places_of
+from hf_maskdiff.caching.key_values import (
+    KeptStates,
+    KeyValueCache,
+    KeyValueSlot,
+    LayerCache,
+    Span,
+    places_of,
+    targets_of,
+)
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
 from hf_maskdiff.caching.plans import (
     CachePlanConfig,
@@ -26,9 +35,11 @@ __all__ = [
     "CachePlanConfig",
     "CacheReadings",
     "CacheSwitch",
+    "CodeCache",
     "DelayedCacheConfig",
     "DualCacheConfig",
     "GreedyCacheConfig",
+    "KeptStates",
     "KeyValueCache",
     "KeyValueSlot",
     "KeyValueStore",
@@ -43,4 +54,5 @@ __all__ = [
     "Span",
     "fitting",
     "places_of",
+    "targets_of",
 ]

@@ -49,6 +49,9 @@ class TextDenoiser(Protocol):
     @property
     def plan(self) -> PassPlan | None: ...
 
+    @property
+    def cache_of_diffusers(self) -> object | None: ...
+
     def __call__(
         self,
         input_ids: Tensor,
