@@ -63,20 +63,21 @@ class KeptStates:
         self._places[rows] = other._places
 
 
-def targets_of(positions: Tensor, length: int, span: Span | None = None) -> Targets:
+def targets_of(positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Where a pass writes the keys and values of its queries, the same in every layer; for `KeptStates.write`.
 
     Args:
         positions: positions of the queries, int64 `(batch_size, num_queries)`, distinct within a row. A position p
             given as `-p - 1` is computed, but not kept.
         length: number of positions.
-        span: the range that `positions` are in every row, in order and all of them kept, if whoever chose them knows
-            so; writing is then a plain copy.
     """
-    if span is not None:
-        return slice(None), slice(*span)
     rows = torch.arange(len(positions), device=positions.device)[:, None]
     return rows, torch.where(positions < 0, length, positions)
+
+
+def targets_in(span: Span) -> tuple[slice, slice]:
+    """As `targets_of`, of positions that are a range, the same in every row, in order and all kept: a plain copy."""
+    return slice(None), slice(*span)
 
 
 def places_of(positions: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_maskdiff.caching.key_values import KeptStates, Span, Targets, places_of, targets_of
+from hf_maskdiff.caching.key_values import KeptStates, Span, Targets, places_of, targets_in, targets_of
 
 
 class KeyValueStore(ABC):
@@ -41,7 +41,7 @@ class KeyValueStore(ABC):
         Args:
             positions: positions of the queries in the sequence, int64 `(batch_size, num_queries)`; a position p given
                 as `-p - 1` is computed but not stored. None in a full pass.
-            span: see `targets_of`.
+            span: the range that `positions` are in every row, see `targets_in`; None if they are none.
             inputs: the other arguments of the model.
         """
 
@@ -52,6 +52,13 @@ class KeyValueStore(ABC):
     @abstractmethod
     def put(self, rows: Tensor, other: Any) -> None:
         """Overwrite these rows of the batch with what `other`, a store of the same class, holds."""
+
+
+def _targets(positions: Tensor | None, length: int, span: Span | None) -> Targets | None:
+    """Where a pass writes; None for a full pass, which stores everything."""
+    if positions is None:
+        return None
+    return targets_of(positions, length) if span is None else targets_in(span)
 
 
 # --- models that take `past_key_values` -------------------------------------------------------------------------------
@@ -127,8 +134,8 @@ class PositionalCache(Cache, KeyValueStore):
         super().__init__(layer_class_to_replicate=PositionalCacheLayer)
 
     def at(self, positions: Tensor | None, span: Span | None = None) -> PositionalCache:
-        """This cache, set to write `positions` in the next pass, see `targets_of`; None writes all positions."""
-        targets = None if positions is None else targets_of(positions, self.get_seq_length(), span)
+        """This cache, set to write `positions` in the next pass, in a range if it is one; None writes all."""
+        targets = _targets(positions, self.get_seq_length(), span)
         for layer in self.layers:
             layer.targets = targets
         return self
@@ -198,7 +205,7 @@ class AttentionStore(KeyValueStore):
         if positions is None:
             self.layers.clear()
         self.positions, self._next = positions, 0
-        self._targets = None if positions is None else targets_of(positions, self.layers[0][0].length, span)
+        self._targets = _targets(positions, self.layers[0][0].length if self.layers else 0, span)
         token = _running.set(self)
         try:
             model.set_attn_implementation(_registered(own))

@@ -80,7 +80,7 @@ def run_pass(
         logits_at: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
         offsets: where each row's blocks begin, see `BlockCausal.blocks_of`.
         length: L, of a partial pass.
-        span: the range that `positions` are in every row, if they are one; see `targets_of`.
+        span: the range that `positions` are in every row, in order, if they are one.
 
     The caller must hold the model with `alone`, so that no other thread uses it meanwhile.
     """
