@@ -345,6 +345,29 @@ class Marginals:
         tokens, log_probs = self.reduce(draw_block, rows, uniform.flatten()[rows])
         return self._placed(tokens, wanted), self._placed(log_probs, wanted)
 
+    def draw_all_tempered(self, wanted: Tensor, uniform: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Draw a token from the normalised p_i^beta at every wanted position.
+
+        Args:
+            wanted: bool `(batch_size, L)`.
+            uniform: noise, float64 `(batch_size, L)` in (0, 1).
+            beta: inverse temperature.
+
+        Returns:
+            Tokens, int64, with `num_tokens` if no token can be drawn, and their logits, divided by the temperature,
+            float32; both `(batch_size, L)`. Values at all other positions are meaningless.
+        """
+        device = float64_device(self.logits.device)
+
+        def draw_block(block: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+            probs = tempered_(block.clone(), block.new_tensor(beta))
+            tokens = draw_index(probs.to(device), uniform)
+            return tokens, block.gather(1, tokens.to(block.device).clamp(max=self.num_tokens - 1)[:, None])[:, 0]
+
+        rows = self._rows_of(wanted)
+        tokens, logits = self.reduce(draw_block, rows, uniform.flatten()[rows])
+        return self._placed(tokens, wanted), self._placed(logits, wanted)
+
     def _rows_of(self, wanted: Tensor) -> Tensor:
         """Flat indices of the wanted positions. On an accelerator, where selecting them would make the host wait, of
         all positions that have logits."""
