@@ -9,7 +9,7 @@ from typing import Any
 HEADER = """# On a GPU
 
 ```bash
-python benchmarks/gpu.py                             # under six minutes, no downloads, writes out/gpu
+python benchmarks/gpu.py                             # under five minutes, no downloads, writes out/gpu
 python benchmarks/gpu.py --report out/gpu/gpu.json   # makes this page of it
 ```
 

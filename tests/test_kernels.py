@@ -104,7 +104,7 @@ def test_scores_and_draws(
     expected = results()
     on_kernels(True)
     for index, (found, right) in enumerate(zip(results(), expected, strict=True)):
-        assert found.dtype == right.dtype and found.shape == right.shape
+        assert (found.dtype, found.shape) == (right.dtype, right.shape)
         if found.is_floating_point() and index > 1:
             torch.testing.assert_close(found, right, rtol=4e-6, atol=4e-6, equal_nan=True)
         else:  # noise to the bit, and tokens

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _MOST = 64  # results of a function
 
-P = ParamSpec("P")
 Made = TypeVar("Made", Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor])
 
 
-def kept(function: Callable[P, Made]) -> Callable[P, Made]:
+def kept(function: Callable[..., Made]) -> Callable[..., Made]:
     """Keep the tensors that a function has made of hashable arguments, of the last 64 kinds of them.
 
     `functools.lru_cache` would also keep what belongs to the moment: a tensor that stands for another while a compiler
@@ -26,7 +25,7 @@ def kept(function: Callable[P, Made]) -> Callable[P, Made]:
     found: OrderedDict[Hashable, Made] = OrderedDict()
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Made:
+    def call(*args: Any, **kwargs: Any) -> Made:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         key = (args, *sorted(kwargs.items()))

@@ -379,8 +379,8 @@ class Marginals:
             `(batch_size, L)`. Values at all other positions are meaningless.
         """
         if self._fused:
-            rows = self._kernel_rows(wanted=wanted)
-            drawn, log_probs = kernels.row_draws(rows, self._at_places(uniform), with_log_probs=True)
+            read = self._kernel_rows(wanted=wanted)
+            drawn, log_probs = kernels.row_draws(read, self._at_places(uniform), with_log_probs=True)
             assert log_probs is not None
             return self._placed(drawn, wanted), self._placed(log_probs, wanted)
         device = float64_device(self.logits.device)
@@ -404,12 +404,14 @@ class Marginals:
         return self.places.flatten().clamp(min=0)
 
     def _placed(self, values: Tensor, wanted: Tensor) -> Tensor:
-        """The values of `_rows_of`, or of all positions that have logits, put back into a tensor `(batch_size, L)`."""
+        """The values of `_rows_of`, or of all positions that have logits, put back into `(batch_size, L)`."""
         if wanted.device.type == "cpu" and not self._fused:
             return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
         if self.places is None:
             return values.view(wanted.shape)
-        return values.new_zeros(self.num_places + 1).scatter_(0, self._targets, values.flatten())[:-1].view(wanted.shape)
+        return (
+            values.new_zeros(self.num_places + 1).scatter_(0, self._targets, values.flatten())[:-1].view(wanted.shape)
+        )
 
 
 @kept

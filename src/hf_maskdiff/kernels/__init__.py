@@ -46,8 +46,8 @@ def _work_on(index: int) -> bool:
         row_draws(rows, position_noise(torch.zeros(1, dtype=torch.int64, device=device), 1, (0,), 1)[0, 0])
     except Exception as error:  # whatever Triton raises, torch can do the work
         warnings.warn(
-            f"Triton's kernels do not run on cuda:{index} ({type(error).__name__}: {error}): steps use torch alone, and "
-            f"are slower. Install triton and a C compiler, or set {SWITCH}=0 to do without.",
+            f"Triton's kernels do not run on cuda:{index} ({type(error).__name__}: {error}): steps use torch alone, "
+            f"and are slower. Install triton and a C compiler, or set {SWITCH}=0 to do without.",
             stacklevel=2,
         )
         return False
