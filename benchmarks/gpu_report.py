@@ -68,4 +68,4 @@ def _cell(value: Any) -> str:
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return str(value).replace("|", "\\|").replace("](", "] (")  # which would make it a link
