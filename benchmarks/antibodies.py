@@ -8,7 +8,8 @@ AntiBERTy writes chains of `--length` residues. Measures, with standard errors o
 
 nats: minus the any-order log-likelihood per residue under the model, by `--num_masks` random masks of each chain: the
     law that one residue a pass ("one at a time") draws from, so a sampler that comes near it comes near that row.
-apart: the share of places at which two chains of a seed differ, for their diversity.
+apart: the share of places at which two chains of a seed differ, for their diversity. The file of results also has the
+    entropy of a chain's residues.
 
 All samplers draw at the model's own temperature; a number after the name is a choice temperature, which lowers it.
 Chain i of seed s comes from its own generator. Prints a table, and writes `results.json` after every cell.
@@ -38,6 +39,7 @@ from hf_maskdiff import (
     UniformScheduler,
 )
 from hf_maskdiff.evaluation.any_order_likelihood import any_order_log_likelihood
+from hf_maskdiff.evaluation.text_metrics import sentence_entropy
 
 SAMPLERS: Mapping[str, Callable[..., MaskedDiffusionScheduler]] = {
     "ancestral": AncestralScheduler,
@@ -107,7 +109,8 @@ class Bench:
         )
         residues = ids[:, places]
         apart = (residues[:, None] != residues).double().mean(-1).sum() / (len(ids) * (len(ids) - 1))
-        return {"nats": nats.mean().item(), "variance": nats.var().item(), "apart": apart.item()}
+        entropy = sentence_entropy(list(residues.cpu())).mean().item()
+        return {"nats": nats.mean().item(), "variance": nats.var().item(), "apart": apart.item(), "entropy": entropy}
 
 
 def rows_of(cells: Cells) -> list[dict[str, Any]]:

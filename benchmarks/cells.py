@@ -38,26 +38,30 @@ def run_cells(
         wanted: the cells, in the order in which they are measured.
         prepare: called if any cell is missing; returns the function that measures one.
     """
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    results = _load(args, settings)
-    done = {tuple(cell[name] for name in KEY) for cell in results["cells"]}
-    missing = [key for key in wanted if key not in done]
+    path = args.output_dir / "results.json"
+    results = load_results(path, {name: getattr(args, name) for name in settings}, args.resume)
+    missing = missing_cells(results, wanted)
     if missing:
         measure = prepare()
         progress = tqdm(missing, desc="cells")
         for key in progress:
             progress.set_postfix_str("{}, {} steps, seed {}".format(*key))
             results["cells"].append(dict(zip(KEY, key, strict=True)) | measure(*key))
-            _save(results, args.output_dir)
+            save_results(results, path)
     return results
 
 
-def _load(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
-    path = args.output_dir / "results.json"
-    fresh = {"settings": {name: getattr(args, name) for name in settings}, "cells": []}
+def missing_cells(results: dict[str, Any], wanted: Sequence[Cell]) -> list[Cell]:
+    done = {tuple(cell[name] for name in KEY) for cell in results["cells"]}
+    return [key for key in wanted if key not in done]
+
+
+def load_results(path: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """The contents of a file of cells; without cells if there is no such file, and an error if it may not go on."""
+    fresh = {"settings": settings, "cells": []}
     if not path.exists():
         return fresh
-    if not args.resume:
+    if not resume:
         raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
     results = json.loads(path.read_text())
     different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
@@ -69,11 +73,12 @@ def _load(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
     return results
 
 
-def _save(results: dict[str, Any], output_dir: Path) -> None:
+def save_results(results: dict[str, Any], path: Path) -> None:
     """Write to a temporary file and rename it, so that the file is complete at any moment."""
-    partial = output_dir / "results.json.partial"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(results, indent=1))
-    os.replace(partial, output_dir / "results.json")
+    os.replace(partial, path)
 
 
 def summarise(cells: Cells) -> Summary:

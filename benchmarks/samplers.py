@@ -9,7 +9,9 @@ from typing import Any
 
 from hf_maskdiff import (
     AncestralScheduler,
+    ConfidenceScheduler,
     ExtrapolatingScheduler,
+    HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
     MomentScheduler,
@@ -29,6 +31,22 @@ HYBRIDS: Samplers = {
 # The moment order with the positions of one step at a distance.
 APART: Samplers = {
     f"moment-apart-{distance}": partial(MomentScheduler, min_distance=distance) for distance in (2, 3, 4)
+}
+# Of several draws of a step the one that a pass finds best; "-left" counts what is left uncertain alone. The published
+# sampler draws its candidates by confidence with a little noise.
+ORDERS: Samplers = {
+    "moment": MomentScheduler,
+    "halton": HaltonScheduler,
+    "confidence": lambda choice_temperature, **config: ConfidenceScheduler(
+        choice_temperature=0.1, choice_temperature_schedule="constant", **config
+    ),
+}
+WEIGHTS = {"": 1.0, "-left": 0.0}
+AHEAD: Samplers = {
+    f"{order}-ahead-{number}{ending}": partial(scheduler, num_candidates=number, candidate_cost=weight)
+    for order, scheduler in ORDERS.items()
+    for number in (2, 4, 8)
+    for ending, weight in WEIGHTS.items()
 }
 # The reverse process, and the samplers that take two passes to an interval of it, or of the uniform order.
 SECOND_ORDER: Samplers = {

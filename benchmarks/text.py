@@ -31,7 +31,7 @@ from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from looks import choice_temperature
 from passes import NeededPasses, draw_ids, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, shared_config
+from samplers import AHEAD, APART, HYBRIDS, ORDERS, SECOND_ORDER, Samplers, all_in_groups, parts, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -80,7 +80,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--plain", nargs="*", choices=PLAIN | SECOND_ORDER, default=list(PLAIN), help="without choice temperature"
     )
     parser.add_argument(
-        "--tempered", nargs="*", choices=TEMPERED | MIXTURES | APART, default=list(TEMPERED), help="at the others"
+        "--tempered",
+        nargs="*",
+        choices=TEMPERED | MIXTURES | APART | ORDERS | AHEAD,
+        default=list(TEMPERED),
+        help="at the others",
     )
     parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups per step (partial caching)")
     parser.add_argument("--num_sequences", type=int, default=64, help="sequences per seed, of the model's length")
@@ -124,7 +128,7 @@ class Bench:
         name, num_substeps = parts(sampler)
         name, _, alpha = name.partition(" ")
         tempered = {"choice_temperature": float(alpha)} if alpha else {}
-        made = (TEMPERED | MIXTURES | APART if alpha else PLAIN | SECOND_ORDER)[name]
+        made = (TEMPERED | MIXTURES | APART | ORDERS | AHEAD if alpha else PLAIN | SECOND_ORDER)[name]
         self.pipeline.scheduler = made(**self.shared, **tempered)
         generators = generators_from(seed * self.args.num_sequences, self.args.num_sequences)
         draw = partial(draw_ids, self.pipeline, num_inference_steps=steps)

@@ -40,10 +40,11 @@ ARROWS: dict[str, set[str]] = {
     "published": {"torch", "safetensors", "diffusers", "transformers", "attention_rule"},
     "models": {"torch", "diffusers", "transformers", "hub", "caching", "published", "attention_rule"},
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive", "attention_rule"},
+    "likelihood": {"torch", "attention_rule", "denoisers"},
     "pipelines": {
         *("torch", "torch_xla", "PIL", "diffusers", "transformers"),
         *("hub", "integers", "sampling", "exclusive", "pictures", "attention_rule"),
-        *("schedulers", "caching", "models", "published", "denoisers"),
+        *("schedulers", "caching", "models", "published", "denoisers", "likelihood"),
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),

@@ -23,6 +23,7 @@ from .models import (  # noqa: E402
     MDLMConfig,
     MDLMForMaskedLM,
     MDLMTransformer,
+    MeissonicTransformer2DModel,
     PartialCacheConfig,
     PrefixCacheConfig,
     VQGANModel,
@@ -34,6 +35,7 @@ from .pipelines import (  # noqa: E402
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextPipelineOutput,
+    MaskedDiffusionTextToImagePipeline,
     MaskGITPipeline,
     MDLMPipeline,
 )
@@ -71,7 +73,12 @@ __version__ = "0.1.0"
 # diffusers looks a component's base class up by name in the library that `model_index.json` records for it.
 LOADABLE_CLASSES["hf_maskdiff"] = LOADABLE_CLASSES["diffusers"]
 # And a pipeline's class in itself alone, whatever library it is of: `DiffusionPipeline.from_pretrained(repo)`.
-for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
+for _pipeline in (
+    MaskGITPipeline,
+    MDLMPipeline,
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextToImagePipeline,
+):
     if getattr(diffusers, _pipeline.__name__, _pipeline).__module__.startswith("hf_maskdiff."):  # not one of theirs
         setattr(diffusers, _pipeline.__name__, _pipeline)
 
@@ -110,6 +117,8 @@ __all__ = [
     "MaskedDiffusionTextGenerationPipeline",
     "MaskedDiffusionTextPipeline",
     "MaskedDiffusionTextPipelineOutput",
+    "MaskedDiffusionTextToImagePipeline",
+    "MeissonicTransformer2DModel",
     "ModelMixin",
     "MomentScheduler",
     "OneStepScheduler",

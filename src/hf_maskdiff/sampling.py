@@ -129,6 +129,11 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
     return _mix(keys[:, None] + counters).bitwise_right_shift_(13).double().mul_(2.0**-51).add_(0.5 + 2.0**-52)
 
 
+def keys_of_positions(keys: Tensor, length: int, purpose: Purpose) -> Tensor:
+    """A key of its own for each position, int64 `(batch_size, L)`; keys int64 `(batch_size,)`."""
+    return _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])
+
+
 def normal_noise(keys: Tensor, length: int, width: int, purpose: Purpose) -> Tensor:
     """Standard normal noise, `width` numbers at each position: a function of key, position and purpose alone.
 
@@ -141,8 +146,7 @@ def normal_noise(keys: Tensor, length: int, width: int, purpose: Purpose) -> Ten
     Returns:
         float64 `(batch_size, L, width)`.
     """
-    of_positions = _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])
-    uniform = position_noise(of_positions.flatten(), width, purpose)[0]
+    uniform = position_noise(keys_of_positions(keys, length, purpose).flatten(), width, purpose)[0]
     return torch.special.ndtri(uniform).view(len(keys), length, width)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ".bin", ""}  # flax's have no extension
 _IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+)|/(.+))?")
 # A folder with one of these may hold a model that is known by it; reading it shows which.
-_DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
+_DESCRIPTIONS = ("config.json", "model_index.json", "transformer/config.json", "antiberty/trained_models")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from hf_maskdiff import (
     HaltonMaskGITTransformer2DModel,
     MaskGITTransformer2DModel,
     MDLMTransformer,
+    MeissonicTransformer2DModel,
     PartialCacheConfig,
 )
 from hf_maskdiff.models import KeyValueSlot
@@ -49,7 +50,21 @@ def mage(num_layers: int) -> nn.Module:
     return maskgit(num_layers, norm_first=True, num_decoder_layers=1)
 
 
-@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage])
+def meissonic(num_layers: int) -> nn.Module:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
+    sizes |= {"joint_attention_dim": 8, "pooled_projection_dim": 8, "micro_cond_encode_dim": 4}
+    blocks = {"num_layers": 1, "num_single_layers": num_layers - 1}
+    return MeissonicTransformer2DModel(4, TOKENS, TOKENS + 1, micro_cond_embed_dim=20, **sizes, **blocks)
+
+
+def of_text(num_rows: int) -> dict[str, Tensor]:
+    numbers = torch.randn(ROWS, 5, 8, generator=torch.Generator().manual_seed(2))[:num_rows]
+    micro_conds = torch.full((num_rows, 5), 4.0)
+    text = {"encoder_hidden_states": numbers, "pooled_projections": numbers[:, 0], "micro_conds": micro_conds}
+    return text | {"timestep": torch.full((num_rows,), 3.0)}
+
+
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 
@@ -66,6 +81,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run
             with model.cache_context(context):
                 if request.param is mdlm:
                     return model(tokens, return_dict=False, **extra)[0]
+                if request.param is meissonic:
+                    return model(tokens, **of_text(len(tokens)), return_dict=False, **extra)[0]
                 return model(tokens, labels[: len(tokens)], return_dict=False, **extra)[0]
 
         return model, run

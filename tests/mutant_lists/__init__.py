@@ -1,6 +1,6 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import blocks, caches, draws, passes, pipelines, rest, schedulers, second_order, sets
+from mutant_lists import blocks, caches, draws, lookahead, passes, pipelines, rest, schedulers, second_order, sets
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
@@ -8,6 +8,7 @@ MUTANTS: list[Mutant] = [
     *draws.MUTANTS,
     *schedulers.MUTANTS,
     *second_order.MUTANTS,
+    *lookahead.MUTANTS,
     *passes.MUTANTS,
     *caches.MUTANTS,
     *pipelines.MUTANTS,

@@ -122,8 +122,8 @@ MUTANTS = [
         "normal-noise-of-the-row",
         "all positions of a row have the same noise",
         "hf_maskdiff/sampling.py",
-        "of_positions = _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])",
-        "of_positions = keys[:, None].expand(-1, length)",
+        "    return _mix(keys[:, None] + _counters(length, (purpose,), keys.device)[0])",
+        "    return keys[:, None].expand(-1, length).contiguous()",
         (_ONE_STEP + "::test_noise_is_independent_between_rows_positions_and_numbers",),
     ),
     Mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,25 @@ def test_skipped_model_calls_change_no_token(pipe: MDLMPipeline, monkeypatch: py
 def test_first_hitting_takes_one_pass_for_each_position(pipe: MDLMPipeline) -> None:
     pipe.scheduler = FirstHittingScheduler(mask_token_id=MASK_ID)
     assert pipe("abcd", num_inference_steps=3).num_model_passes == [LENGTH - 4]
+
+
+@pytest.mark.parametrize("call", [{}, {"guidance_scale": 2.0}, {"block_length": 5}])
+def test_first_hitting_tells_each_row_its_own_time(pipe: MDLMPipeline, call: dict[str, Any]) -> None:
+    """A row of n masks begins at time 1 and loses 1 / n in each pass, whatever the rows beside it."""
+    torch.manual_seed(1)
+    told = MDLMTransformer(29, LENGTH, hidden_dim=16, cond_dim=8, n_blocks=2, n_heads=2, time_conditioning=True)
+    draw_weights(told)
+    pipe.register_modules(transformer=told.eval())
+    pipe.scheduler = FirstHittingScheduler(mask_token_id=MASK_ID)
+    times = []
+    told.register_forward_pre_hook(lambda _, inputs: times.append(inputs[1]))
+    prompts, call = ["a", "some longer", "ab[MASK:4]cd"], {"num_inference_steps": 1, **call}
+    together = pipe(prompts, generator=seeds(3, 4, 5), **call)
+    for i, prompt in enumerate(prompts):
+        alone = pipe(prompt, generator=seeds(3 + i), **call)
+        assert alone.texts == [together.texts[i]]
+    if call.keys() == {"num_inference_steps"}:
+        assert [time.tolist() for time in times[-4:]] == [[1.0], [0.75], [0.5], [0.25]]
 
 
 def test_longer_texts_are_written_block_by_block(pipe: MDLMPipeline) -> None:

@@ -47,6 +47,8 @@ OWN = {
     "follow_schedule": True,
     "typical_p": 0.7,
     "min_distance": 3,
+    "num_candidates": 4,
+    "candidate_cost": 0.5,
     "unsure_token_ids": [2, 3, 4],
     "position_decay": 1.0,
     "threshold": 0.2,

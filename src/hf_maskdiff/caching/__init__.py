@@ -3,8 +3,9 @@
 from hf_maskdiff.caching.block_cache import BlockCacheConfig, fitting
 from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
+from hf_maskdiff.caching.code_cache import CodeCache
 from hf_maskdiff.caching.contexts import CacheContexts
-from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, places_of
+from hf_maskdiff.caching.key_values import KeptStates, KeyValueCache, KeyValueSlot, LayerCache, places_of, targets_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
 from hf_maskdiff.caching.plans import (
     CachePlanConfig,
@@ -26,9 +27,11 @@ __all__ = [
     "CachePlanConfig",
     "CacheReadings",
     "CacheSwitch",
+    "CodeCache",
     "DelayedCacheConfig",
     "DualCacheConfig",
     "GreedyCacheConfig",
+    "KeptStates",
     "KeyValueCache",
     "KeyValueSlot",
     "KeyValueStore",
@@ -42,4 +45,5 @@ __all__ = [
     "Queries",
     "fitting",
     "places_of",
+    "targets_of",
 ]

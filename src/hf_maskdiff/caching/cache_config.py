@@ -45,3 +45,8 @@ class CacheReadings:
     def plan(self: _Configured) -> PassPlan | None:
         """Which positions the pass of each step computes; None if it computes all of them."""
         return None if self.cache_config is None else self.cache_config.across_steps()
+
+    @property
+    def cache_of_diffusers(self) -> object | None:
+        """The configuration of a cache of diffusers that is on in the model; None if there is none."""
+        return None

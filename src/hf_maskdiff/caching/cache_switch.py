@@ -26,6 +26,12 @@ class CacheSwitch(CacheReadings):
         """This user's configuration, else the model's; None if none of this package's caches is on."""
         return self.model.cache_config if self._own is None else self._own
 
+    @property
+    def cache_of_diffusers(self) -> object | None:
+        """See `CacheReadings`."""
+        is_on = self.model.is_cache_enabled and self.model.cache_config is None
+        return self.model._cache_config if is_on else None
+
     def new_cache(self) -> Any:
         """An empty cache, for the passes of one call."""
         return self.model.new_cache()
@@ -36,8 +42,7 @@ class CacheSwitch(CacheReadings):
         Raises:
             ValueError: one kind while the other is on.
         """
-        others = self.model.is_cache_enabled and self.model.cache_config is None
-        if isinstance(config, CacheConfig) and not others:
+        if isinstance(config, CacheConfig) and self.cache_of_diffusers is None:
             self._own = config
         elif self._own is not None:
             raise ValueError(

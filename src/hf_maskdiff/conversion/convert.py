@@ -19,6 +19,7 @@ from hf_maskdiff.conversion import (
     maskgit_jax,
     maskgit_pytorch_v1,
     mdlm,
+    meissonic,
     sdtt,
     text_models,
 )
@@ -32,7 +33,12 @@ from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.models.transformer_mdlm import PUBLISHED_TYPES as MDLM_TYPES
-from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
+from hf_maskdiff.pipelines import (
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextToImagePipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+)
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 from hf_maskdiff.published import open_tokenizer
 from hf_maskdiff_cli.convert import checkpoint_files
@@ -151,7 +157,7 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, LLaDA, Dream or AntiBERTy, got "
+            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, LLaDA, Dream or AntiBERTy, got "
             f"{found.name!r} with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
@@ -220,6 +226,12 @@ def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
     return lambda folder: _write_amused(found, folder, output)
 
 
+def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("Meissonic", **asdict(given))
+    description = Description(meissonic.NAME, meissonic.LICENCE, meissonic.NOTES)
+    return _pipeline_writer(meissonic.open_meissonic(found.path), found, output, description)
+
+
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
     others = {"attention": given.attention, "block_size": given.block_size}
     _leave_out("MDLM", num_attention_heads=given.num_attention_heads, **others)
@@ -286,7 +298,10 @@ def _image_writer(
 
 
 def _pipeline_writer(
-    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline, found: Source, output: Path, description: Description
+    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline | MaskedDiffusionTextToImagePipeline,
+    found: Source,
+    output: Path,
+    description: Description,
 ) -> Write:
     check_parts(pipe)
 
@@ -312,6 +327,7 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
 
 
 _BY_FILES = (
+    _Format(meissonic.is_meissonic, _meissonic_writer),  # by its transformer, whatever pipeline the folder names
     _Format(amused.is_amused, _amused_writer),
     _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
     _Format(sdtt.is_sdtt_at, _sdtt_writer),

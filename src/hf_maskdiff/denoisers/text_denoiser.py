@@ -51,6 +51,9 @@ class TextDenoiser(Protocol):
     @property
     def plan(self) -> PassPlan | None: ...
 
+    @property
+    def cache_of_diffusers(self) -> object | None: ...
+
     def __call__(
         self,
         input_ids: Tensor,

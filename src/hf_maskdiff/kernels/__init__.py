@@ -201,9 +201,9 @@ def position_noise(keys: Tensor, length: int, purposes: Sequence[int], all_purpo
             kernel[(-(-noise.numel() // _NOISE_BLOCK),)](
                 keys.contiguous(),
                 noise,
-                len(keys),
+                noise.numel(),
+                len(keys) * length,
                 length,
-                len(purposes),
                 int(purposes[0]),
                 int(purposes[-1]),
                 all_purposes,

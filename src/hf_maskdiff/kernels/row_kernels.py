@@ -198,13 +198,13 @@ def row_draws(
         tl.store(log_probs + at, log_prob)
 
 
-@triton.jit(do_not_specialize=["keys", "batch_size", "length", "num_purposes", "first_purpose", "second_purpose"])
+@triton.jit(do_not_specialize=["keys", "total", "of_each_purpose", "length", "first_purpose", "second_purpose"])
 def noise_of_positions(
     keys,
     noise,
-    batch_size,
+    total,
+    of_each_purpose,
     length,
-    num_purposes,
     first_purpose,
     second_purpose,
     all_purposes,
@@ -212,11 +212,10 @@ def noise_of_positions(
 ):
     """SplitMix64 with the row's key as its seed, as `hf_maskdiff.sampling.position_noise`: the same bits."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < batch_size * length * num_purposes
-    which = at // (batch_size * length)
+    inside = at < total
     position = at % length
-    key = tl.load(keys + (at // length) % batch_size, mask=inside, other=0)
-    purpose = tl.where(which == 0, first_purpose, second_purpose)
+    key = tl.load(keys + (at % of_each_purpose) // length, mask=inside, other=0)
+    purpose = tl.where(at < of_each_purpose, first_purpose, second_purpose)
     golden: tl.constexpr = -7046029254386353131  # 0x9E3779B97F4A7C15
     first_mix: tl.constexpr = -4658895280553007687  # 0xBF58476D1CE4E5B9
     second_mix: tl.constexpr = -7723592293110705685  # 0x94D049BB133111EB

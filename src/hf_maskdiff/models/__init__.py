@@ -20,6 +20,7 @@ from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
+from hf_maskdiff.models.transformer_meissonic import MeissonicTransformer2DModel
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
 
 # Names that were once defined here, and the modules in which they are defined now.
@@ -44,6 +45,7 @@ __all__ = [
     "MDLMTransformer",
     "MaskGITTransformer2DModel",
     "MaskGITVQModel",
+    "MeissonicTransformer2DModel",
     "PartialCacheConfig",
     "PartialCacheMixin",
     "PositionalCache",

@@ -90,6 +90,17 @@ class PipelineCall:
         step = min(round((1 - float(timestep)) * num_steps), num_steps - 1)  # a step at time 0 is as the last one
         return start + (end - start) * step / max(num_steps - 1, 1)
 
+    def steps_left_after(self, timestep: float | Tensor) -> float:
+        """How many steps follow the one at time `timestep`: T - 1 in the first of T, and 0 in the last."""
+        left = float(timestep) * (self.scheduler.num_inference_steps or 1) - 1
+        whole = round(left)
+        return max(float(whole) if abs(left - whole) < 1e-3 else left, 0.0)  # times are in float32
+
+    @property
+    def may_guide(self) -> bool:
+        """Whether the guidance scale of any step of the run is above 1."""
+        return max(as_pair(self.guidance_scale)) > 1
+
     def guides_at(self, timestep: float | Tensor) -> bool:
         """Whether the scale of any row is another than 1 in the step at time `timestep`."""
         if self.scheduler.steps_by_masks:
@@ -190,7 +201,7 @@ class CallStateMixin:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the guidance scale of any step of the run is above 1."""
-        return max(as_pair(self._guidance_scale)) > 1
+        return self._call.may_guide
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
         """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""

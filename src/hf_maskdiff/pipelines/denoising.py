@@ -12,8 +12,9 @@ from ..caching import PartialCacheConfig
 from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .step_counts import StepCounts
+from .step_input import StepInput
 from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, whole_pass
-from .substeps import StepInput, WholeStep, step_of
+from .substeps import WholeStep, step_of
 
 # (step index, timestep, sample) -> sample
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]
@@ -79,7 +80,7 @@ def denoise(
     """
     take_step = step_of(denoiser, scheduler, partial_cache, lengths)
     reuse_logits = reuse_logits and isinstance(take_step, WholeStep)  # groups need all rows' keys and values
-    pass_of_step = whole_pass(denoiser) if pass_of_step is None else pass_of_step
+    pass_of_step = take_step.passes(whole_pass(denoiser) if pass_of_step is None else pass_of_step)
     generator = _fresh() if generator is None else generator
     mask = scheduler.config.mask_token_id
     given = sample != mask if given is None else given & (sample != mask)
@@ -97,7 +98,9 @@ def denoise(
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
             own = _of_unfinished_rows(generator, count)
-            step = StepInput(t, sample, starting_mask_ratio, own, count, _with_finished_rows(given, count))
+            following = counts.timesteps[i + 1] if i + 1 < len(counts.timesteps) else None
+            untouched = _with_finished_rows(given, count)
+            step = StepInput(t, sample, starting_mask_ratio, own, count, untouched, following)
             choice = take_step.ahead(step)
             remaining, read = counts.remaining(i, count), sample == mask
             if scheduler.reads_revealed:

@@ -13,9 +13,9 @@ from ..exclusive import alone
 
 
 @contextmanager
-def upcast(vqvae: Any) -> Iterator[None]:
-    """float32 for a float16 tokenizer that asks for it, while it works."""
-    if not vqvae.config.force_upcast:
+def upcast(vqvae: Any, always: bool = False) -> Iterator[None]:
+    """float32 for a float16 tokenizer, while it works: one that asks for it, or with `always` any."""
+    if not (always or vqvae.config.force_upcast):
         yield
         return
     with alone(vqvae):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..caching import PassPlan, PassState, Queries
 from ..schedulers import MaskedDiffusionScheduler
+from .looking_ahead import require_no_cache
 
 
 class PlannedPasses:
@@ -19,7 +20,7 @@ class PlannedPasses:
         starts, ends, lengths, resumed, block_starts: see `PassState`, for all rows of the batch.
 
     Raises:
-        ValueError: the plan's passes do not compute all that the scheduler reads.
+        ValueError: the plan's passes do not compute all that the scheduler reads, or it looks ahead.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PlannedPasses:
                 f"{type(plan).__name__}, which computes masked ones. Use `DualCacheConfig()` for a text, or "
                 "`disable_cache()`."
             )
+        require_no_cache(scheduler, plan)
         self.plan, self._on_host = plan, (starts, ends, lengths, resumed)
         self._revises = scheduler.revises
         self._block_starts = block_starts

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..caching import PartialCacheConfig
-from ..sampling import Generators, Purpose, first_rows, position_noise
+from ..sampling import Purpose, first_rows, position_noise
 from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
-from .step_logits import Denoiser, StepLogits, as_index
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What a step starts from, besides logits.
-
-    Args:
-        timestep: of the step.
-        sample: tokens int64 `(batch_size, L)` or `(batch_size, height, width)`.
-        starting_mask_ratio: share of each row's positions that were masked when the run began, `(batch_size,)`.
-        generator: one for the batch, one per row, or None.
-        count: how many positions each row draws at most, int64 `(batch_size,)` on the CPU.
-        untouched: which positions the step may not touch, bool like `sample`.
-    """
-
-    timestep: Tensor
-    sample: Tensor
-    starting_mask_ratio: Tensor
-    generator: Generators
-    count: Tensor
-    untouched: Tensor
-
-    @property
-    def state(self) -> tuple[Tensor, Tensor, Tensor, Generators]:
-        """What `step` and `choose` of a scheduler take after the logits."""
-        return self.timestep, self.sample, self.starting_mask_ratio, self.generator
-
-    @property
-    def most(self) -> int:
-        """How many positions any row draws at most."""
-        return int(self.count.max())
+from .looking_ahead import StepLookingAhead, require_no_cache
+from .step_input import StepInput
+from .step_logits import Denoiser, PassOfStep, StepLogits, as_index
 
 
 class WholeStep:
@@ -52,6 +21,10 @@ class WholeStep:
 
     def ahead(self, step: StepInput) -> None:
         """Nothing is chosen before the logits are there."""
+
+    def passes(self, pass_of_step: PassOfStep) -> PassOfStep:
+        """The passes that steps begin with: as they are."""
+        return pass_of_step
 
     def __call__(self, logits: StepLogits, step: StepInput, choice: Choice | None = None) -> Tensor:
         """Take the step: returns tokens like `step.sample`; `choice` is what `ahead` returned."""
@@ -89,6 +62,10 @@ class StepInGroups:
         if not self.scheduler.chooses_without_logits:
             return None
         return self.scheduler.choose(None, *step.state, step.most, memory=self.memory, given=step.untouched)
+
+    def passes(self, pass_of_step: PassOfStep) -> PassOfStep:
+        """The passes that steps begin with: as they are."""
+        return pass_of_step
 
     def __call__(self, logits: StepLogits, step: StepInput, choice: Choice | None = None) -> Tensor:
         """Take the step: returns tokens like `step.sample`; `choice` is what `ahead` returned."""
@@ -149,22 +126,29 @@ def step_of(
     scheduler: MaskedDiffusionScheduler,
     partial_cache: PartialCacheConfig | None,
     lengths: Tensor | None,
-) -> WholeStep | StepInGroups:
-    """The function that takes a run's steps, whole or in groups; for the arguments see `StepInGroups`.
+) -> WholeStep | StepInGroups | StepLookingAhead:
+    """The function that takes a run's steps, whole, in groups or looking ahead; for the arguments see `StepInGroups`.
 
     Raises:
-        ValueError: partial caching is on, but the scheduler does not choose its positions before its tokens.
+        ValueError: partial caching is on, but the scheduler does not choose its positions before its tokens, or looks
+            ahead.
     """
-    if partial_cache is None or partial_cache.num_substeps == 1:
-        if isinstance(scheduler, ChooseThenSampleScheduler) and _chooses_ahead(scheduler):
-            return StepInGroups(denoiser, scheduler, PartialCacheConfig(num_substeps=1), lengths)
-        return WholeStep(scheduler)
+    in_groups = partial_cache is not None and partial_cache.num_substeps > 1
     if not isinstance(scheduler, ChooseThenSampleScheduler):
+        if not in_groups:
+            return WholeStep(scheduler)
         raise ValueError(
             "partial caching needs a scheduler that chooses positions before it draws tokens, got "
             f"{type(scheduler).__name__}. Use MomentScheduler or another one that does, or call `disable_cache()`."
         )
-    return StepInGroups(denoiser, scheduler, partial_cache, lengths)
+    if scheduler.num_candidates > 1:
+        require_no_cache(scheduler, partial_cache if in_groups else None)
+        return StepLookingAhead(denoiser, scheduler)
+    if partial_cache is not None and in_groups:
+        return StepInGroups(denoiser, scheduler, partial_cache, lengths)
+    if _chooses_ahead(scheduler):
+        return StepInGroups(denoiser, scheduler, PartialCacheConfig(num_substeps=1), lengths)
+    return WholeStep(scheduler)
 
 
 def _chooses_ahead(scheduler: ChooseThenSampleScheduler) -> bool:

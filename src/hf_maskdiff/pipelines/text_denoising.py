@@ -16,6 +16,7 @@ from ..denoisers.transformers_pass import is_compiled
 from ..sampling import Generators, first_rows, ranks
 from .calls import CallCaches, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
+from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
 from .text_windows import WindowBatch
@@ -36,6 +37,9 @@ class WindowDenoiser:
         passes: counts the full and the partial passes of each sequence of the call, int64 `(2, num_sequences)`;
             updated in place.
         resumed: see `PassState`; None if no row has a block in this call before.
+
+    Raises:
+        ValueError: the scheduler looks ahead, or reads more than the plan computes, while a cache is on.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class WindowDenoiser:
         passes: Tensor,
         resumed: Tensor | None = None,
     ) -> None:
+        require_no_cache(call.scheduler, denoiser.cache_of_diffusers)
         self.denoiser, self.batch, self.call, self.caches = denoiser, batch, call, caches
         self.row_ids, self.passes = row_ids, passes
         self._contexts: Contexts = ()
@@ -140,8 +145,11 @@ class WindowDenoiser:
         A pass with `positions` continues what the last pass of the step has stored; one without stores nothing.
         """
         if positions is None:
-            # A row that has drawn all its tokens waits for the others' groups.
-            self.passes[0, self._ids[rows]] += (tokens == self.batch.mask_token_id).any(-1)
+            # A row that has drawn all its tokens waits for the others' groups. Of one that looks ahead there are more.
+            needed = (tokens == self.batch.mask_token_id).any(-1).long()
+            self.passes[0].index_put_((self._ids[rows],), needed, accumulate=True)
+            if self.denoiser.plan is None:
+                self._contexts = self._contexts_at(t)
             return self._ruled(
                 self._guided(t, rows, lambda contexts: self._apart(contexts, tokens, t, rows)), tokens, rows
             )
@@ -160,7 +168,7 @@ class WindowDenoiser:
         given = {**self._sequences(rows), "logits_at": self.batch.block_places(rows)}
         arguments = {name: _repeated(value, contexts) for name, value in given.items()}
         with self.denoiser.cache_context(contexts[0]):
-            return self.denoiser(ids, t, **arguments, **self.caches.apart())
+            return self.denoiser(ids, self._times(t, rows, contexts), **arguments, **self.caches.apart())
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
@@ -181,10 +189,19 @@ class WindowDenoiser:
         passed, held = ([start + self.row_ids[row] for start in starts for row in some] for some in (rows, kept))
         given = {name: _repeated(value, contexts) for name, value in arguments.items()}
         queries = None if positions is None else _repeated(positions, contexts)
+        times = self._times(t, rows, contexts)
         with self.denoiser.cache_context(contexts[0]):  # diffusers' own caches need the context's name
             return self.caches.run(
-                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, t, **given, **stored)
+                _name(contexts), passed, held, queries, lambda stored: self.denoiser(ids, times, **given, **stored)
             )
+
+    def _times(self, t: Tensor, rows: Tensor | slice | list[int], contexts: Contexts) -> Tensor:
+        """The time that the model is told: the step's, or each row's own where rows take as many steps as masks."""
+        scheduler = self.call.scheduler
+        if not (scheduler.steps_by_masks and self.denoiser.time_conditioning):
+            return t
+        step = round((1 - float(t)) * (scheduler.num_inference_steps or 1))
+        return _repeated((1 - step / self._num_masks[rows].double()).clamp(min=0).float(), contexts)
 
     def _contexts_at(self, t: Tensor) -> Contexts:
         """With the prompt, and for guidance without it; a plan needs both in all steps of a call, or in none."""

@@ -1,5 +1,6 @@
 """Schedulers: one published sampler a file, on two public abstract bases."""
 
+from .looking_ahead import Candidates
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .run_start import EmbeddingNoise, RunStart
@@ -28,6 +29,7 @@ from .step_context import StepContext
 
 __all__ = [
     "AncestralScheduler",
+    "Candidates",
     "Choice",
     "ChooseThenSampleScheduler",
     "ConfidenceScheduler",

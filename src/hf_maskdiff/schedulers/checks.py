@@ -43,8 +43,11 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
     require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
 
 
-def check_marginals(config: Any) -> None:
-    """Raise `ValueError` unless the settings that say which tokens may be drawn, and at what temperature, can work."""
+def check_marginals(config: Any, typical_p: Any) -> None:
+    """Raise `ValueError` unless the settings that say which tokens may be drawn, and at what temperature, can work.
+
+    `typical_p` is apart, as not every scheduler has it.
+    """
     meanings = {"codebook_size": "the number of real tokens", "top_k": "a number of tokens, or None for all"}
     for name, meaning in meanings.items():
         value = config[name]
@@ -52,8 +55,7 @@ def check_marginals(config: Any) -> None:
         require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
     valid = is_number(config.temperature) and config.temperature > 0
     require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
-    for name in ("top_p", "typical_p"):
-        share = config.get(name)  # schedulers of others may have no `typical_p`
+    for name, share in (("top_p", config.top_p), ("typical_p", typical_p)):
         valid = share is None or (is_number(share) and 0 < share <= 1)
         require(valid, name, "in (0, 1]", share, "Pass None to allow every token.")
 

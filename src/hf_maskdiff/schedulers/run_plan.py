@@ -93,6 +93,11 @@ class RunPlanMixin:
         return False
 
     @property
+    def num_candidates(self) -> int:
+        """How many ways to take a step are tried, of which passes tell the best; 1 where a step is taken as it is."""
+        return 1
+
+    @property
     def reads_revealed(self) -> bool:
         """Whether steps read the logits of revealed positions, besides those of masked ones."""
         return False

@@ -15,6 +15,7 @@ from ..masking import share_of_step
 from ..orders import apart_first, ranking, sort_positions
 from ..sampling import Generators, Marginals, Purpose, first_rows, ranks
 from .checks import require, require_drawn
+from .looking_ahead import LookingAheadMixin
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
@@ -75,7 +76,7 @@ class Choice:
         return replace(self, **{name: value.index_select(0, rows.to(value.device)) for name, value in tensors.items()})
 
 
-class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
+class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
     r"""Base of the samplers that know their positions before they draw a token, which is what partial caching needs.
 
     The general algorithm (Algorithm 3 of arXiv 2510.04525), step n of T, for every row:
@@ -95,6 +96,18 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     of indices on a sequence, and the larger one of rows and columns on a grid. Tokens of one step are drawn as if they
     were independent, which near ones are least (the dilated order of arXiv 2506.19037, after any other order).
 
+    A scheduler whose configuration has `num_candidates` n (`int`) and `candidate_cost` w (`float`) looks ahead if n is
+    above 1: it draws each step n times, asks the model what each draw leads to, all in one pass of n times as many
+    rows, and takes the draw with the largest
+
+        J = -(w sum of H_i over the positions that it reveals) - (mean of H_i after it, over those still masked)
+
+    with H_i the entropy of p_i. With w = 1 this is the information that the step gains less what it takes on trust
+    (Info-Gain, arXiv 2602.18176); with 0 only what is left counts. The first draw is the step for n = 1, and the pass
+    of the one that is taken is the next step's, so T steps cost a row up to `1 + n (T - 1)` passes. **The law
+    changes:** it prefers what makes the model sure. A cache cannot be on meanwhile. Our pipelines look ahead; a loop of
+    your own calls `propose` and `pick` in place of `step`.
+
     Both halves of a step are public: `choose` reads the logits of all positions; `sample_tokens` reads only those of
     the chosen positions, and may be called again with fresher logits for later ranks.
     """
@@ -104,6 +117,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
         distance = self.own_setting("min_distance", 1)
         remedy = "Pass 1 to let neighbours be revealed in the same step, 2 to keep them apart."
         require(is_integer(distance, at_least=1), "min_distance", "an integer of at least 1", distance, remedy)
+        self.check_candidates()
 
     @property
     def chooses_without_logits(self) -> bool:
@@ -286,6 +300,7 @@ class ChooseThenSampleScheduler(MaskedDiffusionScheduler):
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
         if of_block:
             return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
+        self.warn_of_one_candidate()
         with torch.inference_mode():
             arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
             marginals, context = self.start_step(*arguments)

@@ -62,7 +62,7 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
             greedy.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
-        min_distance (`int`): see `ChooseThenSampleScheduler`.
+        min_distance (`int`), num_candidates (`int`), candidate_cost (`float`): see `ChooseThenSampleScheduler`.
         unsure_token_ids (list of `int`, optional): a position at which one of these tokens is the likeliest has a
             certainty of zero, so that it comes last; the token may still be drawn there. For models that would end a
             text before they have written it: the ends of text, as LLaDA's appendix B.4 has it (arXiv 2502.09992).
@@ -92,6 +92,8 @@ class ConfidenceScheduler(ChooseThenSampleScheduler):
         token_prior: Sequence[float] | Tensor | None = None,
         prior_limit: float = 10.0,
         position_decay: float = 0.0,
+        num_candidates: int = 1,
+        candidate_cost: float = 1.0,
     ) -> None:
         check_token_temperature(token_temperature)
         check_token_ids("unsure_token_ids", unsure_token_ids)

@@ -27,8 +27,8 @@ class FirstHittingScheduler(ChooseThenSampleScheduler):
     positions, as in every scheduler, and the sample is no longer exact.
 
     Source: "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical
-    Sampling" (arXiv 2409.02908). The method assumes a model without a time input; a model that has one is given evenly
-    spaced times.
+    Sampling" (arXiv 2409.02908). The method assumes a model without a time input; our text pipelines give a model that
+    has one evenly spaced times, each row's own.
 
     Example:
 

@@ -46,7 +46,7 @@ class HaltonScheduler(ChooseThenSampleScheduler):
             sequence all numbers of [0, 1), through whose bit-reversed indices the order runs in a circle. The place
             follows from the state of the row's generator when the run begins, so it is the same in all steps of
             a run. If you write the loop yourself, pass the same generator to every step.
-        min_distance (`int`): see `ChooseThenSampleScheduler`.
+        min_distance (`int`), num_candidates (`int`), candidate_cost (`float`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -65,6 +65,8 @@ class HaltonScheduler(ChooseThenSampleScheduler):
         inverse_temperature: float | Sequence[float] = 1.0,
         typical_p: float | None = None,
         min_distance: int = 1,
+        num_candidates: int = 1,
+        candidate_cost: float = 1.0,
     ) -> None:
         ends = inverse_temperature if isinstance(inverse_temperature, Sequence) else [inverse_temperature] * 2
         rule = "above 0, or a pair (start, end) of such"

@@ -48,6 +48,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
             `"constant"`.
         plain_exploration (`bool`): draw the explored positions' tokens at the model's own temperature.
         min_distance (`int`): see `ChooseThenSampleScheduler`; it moves positions of the merged order.
+        num_candidates (`int`), candidate_cost (`float`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -68,6 +69,8 @@ class HybridScheduler(ChooseThenSampleScheduler):
         plain_exploration: bool = False,
         typical_p: float | None = None,
         min_distance: int = 1,
+        num_candidates: int = 1,
+        candidate_cost: float = 1.0,
     ) -> None:
         for name, value in (("exploration", exploration), ("exploitation", exploitation)):
             require(value in POSITION_ORDERS, name, f"one of {sorted(POSITION_ORDERS)}", value, "Pick one of these.")

@@ -94,7 +94,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         mask = config.mask_token_id
         valid = is_integer(mask, at_least=0)
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
-        check_marginals(config)
+        check_marginals(config, self.own_setting("typical_p"))
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule
             rule = "'linear' (falls to 0 over the steps) or 'constant'"

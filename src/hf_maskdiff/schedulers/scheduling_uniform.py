@@ -36,7 +36,7 @@ class UniformScheduler(ChooseThenSampleScheduler):
             pair (start, end) changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
-        min_distance (`int`): see `ChooseThenSampleScheduler`.
+        min_distance (`int`), num_candidates (`int`), candidate_cost (`float`): see `ChooseThenSampleScheduler`.
     """
 
     @register_to_config
@@ -53,6 +53,8 @@ class UniformScheduler(ChooseThenSampleScheduler):
         choice_temperature_schedule: str = "linear",
         typical_p: float | None = None,
         min_distance: int = 1,
+        num_candidates: int = 1,
+        candidate_cost: float = 1.0,
     ) -> None:
         self.check_config()
 

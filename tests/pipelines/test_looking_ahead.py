@@ -1,0 +1,142 @@
+"""Schedulers that look ahead, in pipelines: rows, passes, what is given, callbacks, and what cannot be on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from test_masked_diffusion_text import MASK, seeds
+from test_masked_diffusion_text import make_pipeline as make_text_pipeline
+
+from hf_maskdiff import (
+    DelayedCacheConfig,
+    DualCacheConfig,
+    HaltonScheduler,
+    MaskedDiffusionTextPipeline,
+    MaskGITPipeline,
+    MomentScheduler,
+    PartialCacheConfig,
+)
+from hf_maskdiff.pipelines.looking_ahead import StepLookingAhead
+
+PROMPTS = ["w1 w2 [MASK:9] w3", "w4 [MASK:5] w5 w6 [MASK:4]", "w7 [MASK:3]"]
+
+
+@pytest.fixture
+def text() -> MaskedDiffusionTextPipeline:
+    made = make_text_pipeline("llama", num_layers=2)
+    made.scheduler = MomentScheduler(MASK, masking_schedule="linear", num_candidates=3)
+    return made
+
+
+@pytest.fixture
+def images(make_pipeline: Callable[..., MaskGITPipeline]) -> MaskGITPipeline:
+    return make_pipeline(num_layers=2)
+
+
+def ahead(pipe: Any, number: int = 3, kind: Any = MomentScheduler) -> None:
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, num_candidates=number)
+
+
+@pytest.mark.parametrize(
+    "call", [{}, {"block_length": 4}, {"guidance_scale": 2.0}, {"guidance_scale": (0.5, 2.0), "block_length": 5}]
+)
+def test_a_text_does_not_depend_on_its_batch(text: MaskedDiffusionTextPipeline, call: dict[str, Any]) -> None:
+    call = {"num_inference_steps": 4, "stop_at_eos": False, **call}
+    together = text(PROMPTS, generator=seeds(0, 1, 2), **call)
+    for i, prompt in enumerate(PROMPTS):
+        alone = text(prompt, generator=seeds(i), **call)
+        assert torch.equal(alone.sequences[0], together.sequences[i])
+        assert alone.num_model_passes == [together.num_model_passes[i]]
+        given = text.tokenizer(prompt.split("[MASK")[0], add_special_tokens=False).input_ids
+        assert alone.sequences[0][: len(given)].tolist() == given
+
+
+def test_candidates_are_counted_and_change_the_text(text: MaskedDiffusionTextPipeline) -> None:
+    prompt, call = "w1 [MASK:12]", {"num_inference_steps": 4}
+    ours = text([prompt] * 6, generator=seeds(*range(6)), **call)
+    assert all(4 < number <= 1 + 3 * 3 for number in ours.num_model_passes)
+    ahead(text, 1)
+    plain = text([prompt] * 6, generator=seeds(*range(6)), **call)
+    assert plain.num_model_passes == [4] * 6
+    assert not all(torch.equal(a, b) for a, b in zip(ours.sequences, plain.sequences, strict=True))
+
+
+def test_one_pass_of_all_candidates_is_the_next_steps(text: MaskedDiffusionTextPipeline) -> None:
+    """The model is called as often as without looking ahead, once a step."""
+    sizes = []
+    text.transformer.register_forward_pre_hook(
+        lambda _, inputs, options: sizes.append(len(options.get("input_ids", inputs[0] if inputs else None))),
+        with_kwargs=True,
+    )
+    call = {"num_inference_steps": 4, "stop_at_eos": False}
+    text("w1 [MASK:12]", generator=seeds(0), **call)  # the denoiser's probe runs before its first use
+    sizes.clear()
+    passes = text("w1 [MASK:12]", generator=seeds(0), **call).num_model_passes
+    assert len(sizes) == 4
+    assert sizes[0] == 1
+    assert passes == [sum(sizes)]
+
+
+def write(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Other tokens after the second step: one known, one masked again."""
+    sample = values["sequences"].clone()
+    if step == 1:
+        masked = sample == MASK
+        sample[:, masked[0].nonzero()[0]] = 5
+        sample[0, (~masked[0]).nonzero()[-1]] = MASK
+    return {"sequences": sample}
+
+
+def copy(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+    return {"sequences": values["sequences"].clone()}
+
+
+@pytest.mark.parametrize("callback", [None, copy, write])
+def test_a_pass_is_used_again_only_where_nothing_has_changed(
+    text: MaskedDiffusionTextPipeline, callback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"num_inference_steps": 5, "stop_at_eos": False, "callback_on_step_end": callback}
+    prompts = ["w1 [MASK:12]", "[MASK:12] w3"]
+    ours = text(prompts, generator=seeds(0, 1), **call)
+    monkeypatch.setattr(StepLookingAhead, "passes", lambda self, pass_of_step: pass_of_step)
+    anew = text(prompts, generator=seeds(0, 1), **call)
+    for own, other in zip(ours.sequences, anew.sequences, strict=True):
+        assert torch.equal(own, other)
+        assert not (own == MASK).any()
+    saved = 3 if callback is write else 4  # what was written must be seen
+    assert [other - own for own, other in zip(ours.num_model_passes, anew.num_model_passes, strict=True)] == [saved] * 2
+
+
+@pytest.mark.parametrize("config", [PartialCacheConfig(num_substeps=2), DualCacheConfig(), DelayedCacheConfig()])
+def test_no_cache_of_a_text(text: MaskedDiffusionTextPipeline, config: Any) -> None:
+    text.enable_cache(config)
+    with pytest.raises(ValueError, match=r"`num_candidates` of the scheduler must be 1 while a cache is on, got 3"):
+        text(PROMPTS[0], num_inference_steps=3, block_length=4)
+    text.disable_cache()
+    text(PROMPTS[0], num_inference_steps=3, block_length=4)
+
+
+@pytest.mark.parametrize("kind", [MomentScheduler, HaltonScheduler])
+@pytest.mark.parametrize("guidance_scale", [1.0, (0.0, 3.0)])
+def test_an_image_does_not_depend_on_its_batch(images: MaskGITPipeline, kind: Any, guidance_scale: Any) -> None:
+    pipe = images
+    ahead(pipe, kind=kind)
+    call = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}
+    together = pipe(class_labels=[0, 1, 2], generator=seeds(0, 1, 2), **call).images
+    for i in range(3):
+        assert torch.equal(pipe(class_labels=i, generator=seeds(i), **call).images[0], together[i])
+    ahead(pipe, 1, kind)
+    assert not torch.equal(pipe(class_labels=[0, 1, 2], generator=seeds(0, 1, 2), **call).images, together)
+
+
+@pytest.mark.parametrize("config", [PartialCacheConfig(num_substeps=2), DelayedCacheConfig(), FirstBlockCacheConfig()])
+def test_no_cache_of_an_image(images: MaskGITPipeline, config: Any) -> None:
+    ahead(images)
+    images.enable_cache(config)
+    with pytest.raises(ValueError, match=rf"got 3 with {type(config).__name__}. Call `disable_cache"):
+        images(class_labels=[0], num_inference_steps=3)
+    images.disable_cache()
