@@ -126,16 +126,20 @@ class WindowDenoiser:
     ) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
         arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
-        positions = None
-        if queries is not None:
-            positions, places = queries.positions, places_of(queries.positions)
+        if queries is None:
+            return self._run(contexts, t, ids, now.rows, now.unfinished, None, arguments)
+        arguments |= {"num_runs": queries.num_runs, "length": self.batch.length, "span": queries.span}
+        if queries.span is not None:
+            start, stop = queries.span
+            ids, arguments["logits_at"] = ids[:, start:stop], (at - start).clamp(0, stop - start - 1)
+        else:
+            places = places_of(queries.positions)
             columns = ids.new_zeros(len(places), ids.shape[1]).scatter_(
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
-            arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
-            arguments |= {"length": self.batch.length}
+            arguments["logits_at"] = columns.gather(1, at)
             ids = ids.gather(1, _repeated(places, contexts))
-        return self._run(contexts, t, ids, now.rows, now.unfinished, positions, arguments)
+        return self._run(contexts, t, ids, now.rows, now.unfinished, queries.positions, arguments)
 
     # --- passes of groups ---------------------------------------------------------------------------------------------
 
