@@ -21,19 +21,18 @@ LICENCE = "openrail++"
 _COPIED = {".json", ".txt", ".model", ".safetensors"}
 _SETTINGS = ("config.json", "scheduler_config.json")
 NOTES = """\
-A copy of the published pipeline, which stock diffusers opens as it is. Its sampler is `AmusedScheduler`; any scheduler
-of `hf-maskdiff` takes its place:
+A copy of the published pipeline, which opens with any scheduler of `hf-maskdiff`:
 
 ```python
-from diffusers import AmusedPipeline
-from hf_maskdiff import MaskGITScheduler, MomentScheduler
+from hf_maskdiff import MaskedDiffusionTextToImagePipeline, MomentScheduler
 
-pipe = AmusedPipeline.from_pretrained({folder!r})
+pipe = MaskedDiffusionTextToImagePipeline.from_pretrained({folder!r})
 pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)
-image = pipe("a small red house by the sea", num_inference_steps=12, temperature=(2, 0)).images[0]
+image = pipe("a small red house by the sea").images[0]
 ```
 
-`MaskGITScheduler` with `choice_temperature=(2.0, 0.0)` is its own sampler.
+Its own sampler, `MaskGITScheduler` with `choice_temperature=(2.0, 0.0)`, is the scheduler that it opens with. Stock
+diffusers opens it too, with `AmusedPipeline.from_pretrained({folder!r})`, which takes these schedulers as well.
 """
 
 
