@@ -120,6 +120,17 @@ def test_what_is_computed_but_not_kept(model: Any) -> None:
 
 
 @torch.no_grad()
+def test_what_partial_passes_gave_is_there_for_the_next(model: Any) -> None:
+    denoiser, given = UVit2DDenoiser(model), condition(model)
+    cache, positions, new = denoiser.new_cache(), positions_of(2, 8), codes(seed=6).flatten(1)
+    denoiser(codes(), **given, cache=cache)
+    (first,) = denoiser(new.gather(1, positions), **given, positions=positions, cache=cache)
+    some = positions[:, :2]
+    (again,) = denoiser(new.gather(1, some), **given, positions=some, cache=cache)
+    torch.testing.assert_close(again, first[:, :2], **CLOSE)
+
+
+@torch.no_grad()
 def test_rows_that_are_taken_and_put_back(model: Any) -> None:
     denoiser, given = UVit2DDenoiser(model), condition(model)
     whole, row = denoiser.new_cache(), torch.tensor([1])

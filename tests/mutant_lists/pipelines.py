@@ -129,7 +129,7 @@ MUTANTS = [
         "hf_maskdiff/denoisers/uvit2d_denoiser.py",
         "return states if kept is None else kept.write(states, targets)",
         "return states if kept is None else kept.take(torch.arange(len(kept))).write(states, targets)",
-        ("tests/models/test_uvit2d_denoiser.py::test_what_is_computed_but_not_kept",),
+        ("tests/models/test_uvit2d_denoiser.py::test_what_partial_passes_gave_is_there_for_the_next",),
     ),
     Mutant(
         "uvit-keeps-what-it-must-not",

@@ -231,6 +231,15 @@ def test_offload_frees_what_does_not_work() -> None:
         assert torch.equal(made, expected)
 
 
+def test_groups_of_weights_are_loaded_as_they_work() -> None:
+    pipe = pipeline()
+    given = {**prompts(pipe, 1, 2), **CALL}
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    expected = pipe(**given, generator=seeded(1, 2)).images
+    pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules="vqvae")
+    assert torch.equal(pipe(**given, generator=seeded(1, 2)).images, expected)
+
+
 def test_a_lora_is_loaded_weighed_and_unloaded(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     pipe = pipeline()

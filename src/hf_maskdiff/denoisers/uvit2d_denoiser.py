@@ -93,7 +93,7 @@ class UVit2DDenoiser(CacheReadings):
         if not isinstance(config, CacheConfig):
             raise ValueError(
                 "a UVit2DModel takes a PartialCacheConfig, DelayedCacheConfig or GreedyCacheConfig, got "
-                f"{type(config).__name__}. diffusers' caches are not for this model."
+                f"{type(config).__name__}. Pass one of these: diffusers' caches are not for this model."
             )
         self.cache_config = config
 

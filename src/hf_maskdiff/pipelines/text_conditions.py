@@ -123,8 +123,9 @@ def encode_texts(texts: list[str], tokenizer: Any, text_encoder: Any, device: to
     length = tokenizer.model_max_length
     ids = tokenizer(different, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
     for text, kept in zip(different, ids, strict=True):
-        if len(tokenizer(text).input_ids) > len(kept):
-            warnings.warn(f"the text encoder reads {length} tokens, what follows is left out of {text!r}", stacklevel=2)
+        if len(tokenizer(text, verbose=False).input_ids) > len(kept):
+            start = text if len(text) <= 40 else f"{text[:40]} ..."
+            warnings.warn(f"the text encoder reads {length} tokens, what follows is left out: {start!r}", stacklevel=3)
     encoded = text_encoder(ids.to(device), output_hidden_states=True, return_dict=True)
     features = TextFeatures(encoded.text_embeds, encoded.hidden_states[-2])
     if len(different) == len(texts):
