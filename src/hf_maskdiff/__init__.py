@@ -26,6 +26,8 @@ from .models import (  # noqa: E402
     MeissonicTransformer2DModel,
     PartialCacheConfig,
     PrefixCacheConfig,
+    TiTokTransformer1DModel,
+    TiTokVQModel,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
@@ -41,6 +43,7 @@ from .pipelines import (  # noqa: E402
 )
 from .schedulers import (  # noqa: E402
     AncestralScheduler,
+    AnnealedScheduler,
     Choice,
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
@@ -84,6 +87,7 @@ for _pipeline in (
 
 __all__ = [
     "AncestralScheduler",
+    "AnnealedScheduler",
     "BlockCacheConfig",
     "CanvasIteratorStreamer",
     "CanvasStreamer",
@@ -132,6 +136,8 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",
+    "TiTokTransformer1DModel",
+    "TiTokVQModel",
     "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",

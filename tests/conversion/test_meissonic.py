@@ -140,6 +140,26 @@ def test_prompts_size_and_score_matter(converted: Path) -> None:
     assert (image.min() >= 0, image.max() <= 1) == (True, True)
 
 
+def test_images_are_edited(converted: Path) -> None:
+    pipe = opened(converted)
+    image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 16, 24)
+    mask[:, :, 12:] = 1
+    codes = pipe.encode_image(image)
+    call: dict[str, Any] = {
+        "prompt": "a cat",
+        **SIZE,
+        "num_inference_steps": 4,
+        "image": image,
+        "output_type": "latent",
+    }
+    painted = pipe(**call, mask_image=mask, generator=torch.Generator().manual_seed(1)).images
+    assert torch.equal(painted[..., :6], codes[..., :6])
+    assert not torch.equal(painted, codes)
+    varied = pipe(**call, strength=0.5, generator=torch.Generator().manual_seed(1)).images
+    assert 0 < (varied == codes).sum() < codes.numel()
+
+
 # --- partial caching --------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from hf_maskdiff.conversion import (
     meissonic,
     sdtt,
     text_models,
+    titok,
 )
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
@@ -46,7 +47,7 @@ from hf_maskdiff_cli.convert import checkpoint_files
 Write = Callable[[Path], None]  # writes all of a pipeline folder into an empty one
 UPSTREAMS = (
     *(halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM),
-    dimo.UPSTREAM,
+    *(dimo.UPSTREAM, titok.UPSTREAM),
 )
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
 
@@ -232,6 +233,15 @@ def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
     return _pipeline_writer(meissonic.open_meissonic(found.path), found, output, description)
 
 
+def _titok_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("TiTok", attention=given.attention, block_size=given.block_size)
+    trees, origin = {found.path: titok.read_titok(found.path)}, None
+    if given.tokenizer is not None:
+        beside = locate(given.tokenizer, argument="tokenizer")
+        trees[beside.path], origin = titok.read_titok(beside.path), beside.origin
+    return _image_writer(trees, found, output, origin, given.num_attention_heads)
+
+
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
     others = {"attention": given.attention, "block_size": given.block_size}
     _leave_out("MDLM", num_attention_heads=given.num_attention_heads, **others)
@@ -331,6 +341,7 @@ _BY_FILES = (
     _Format(amused.is_amused, _amused_writer),
     _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
     _Format(sdtt.is_sdtt_at, _sdtt_writer),
+    _Format(titok.is_titok, _titok_writer),
     _Format(text_models.is_text_model, _text_writer),
     _Format(antiberty.is_antiberty, _antiberty_writer),
 )

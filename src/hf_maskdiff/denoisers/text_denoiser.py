@@ -29,6 +29,9 @@ class TextDenoiser(Protocol):
     """Maps tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
 
     @property
+    def model(self) -> Any: ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     @property

@@ -106,13 +106,13 @@ def run_pass(
         inputs["position_ids"] = places + abilities.first_position
     cacheless = {"use_cache": False} if "use_cache" in accepted else {}
     # A compiled model may have been traced without the hook, and then would skip it without a word.
-    before, after = (None, logits_at) if _is_compiled(model) else (logits_at, None)
+    before, after = (None, logits_at) if is_compiled(model) else (logits_at, None)
     with _rows_before_head(model, before):
         logits = model(**inputs, **cacheless).logits if store is None else store.run(model, positions, span, **inputs)
     return logits if after is None else _rows_of(logits, after)
 
 
-def _is_compiled(model: PreTrainedModel) -> bool:
+def is_compiled(model: nn.Module) -> bool:
     """Whether the whole model is, by `torch.compile(model)` or `model.compile()`."""
     return is_compiled_module(model) or getattr(model, "_compiled_call_impl", None) is not None
 

@@ -13,7 +13,7 @@ from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import PipelineCall
 from .denoising import StepCallback, denoise
-from .image_codes import nearest_codes, upcast, with_grey
+from .image_codes import code_shape, nearest_codes, upcast, with_grey
 from .image_conditions import ImageCondition
 from .image_denoising import ImageCachingMixin, ImageDenoiser
 from .image_inputs import read_images, read_masks
@@ -50,10 +50,10 @@ class ImageEditingMixin(ImageCachingMixin):
             vae_latent_channels=0, do_resize=False, do_normalize=False, do_convert_grayscale=True
         )
 
-    def _grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """How many codes an image of a size in pixels has, rows and columns."""
+    def _grid(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """How many codes an image of a size in pixels has: rows and columns, or one number where they are no places."""
         if size is None:
-            return (self.transformer.config.sample_size,) * 2
+            return code_shape(self.transformer)
         return size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -64,8 +64,10 @@ class ImageEditingMixin(ImageCachingMixin):
         Raises:
             ValueError: not images, or values outside [0, 1], such as NaN.
         """
-        rows, columns = self._grid(size)
-        pixels = (rows * self.vae_scale_factor, columns * self.vae_scale_factor)
+        grid = self._grid(size)
+        pixels = tuple(codes * self.vae_scale_factor for codes in grid)
+        if len(grid) == 1:
+            pixels = self.vqvae.image_size
         return torch.cat(read_images("image", image, self.image_processor, self.vqvae.config.in_channels, pixels))
 
     def preprocess_mask(self, mask_image: PipelineImageInput, size: tuple[int, int] | None = None) -> Tensor:
@@ -74,15 +76,21 @@ class ImageEditingMixin(ImageCachingMixin):
         White is a value of at least 0.5, and what is transparent is not white.
 
         Raises:
-            ValueError: not grey images, values outside [0, 1], such as NaN, or nothing but black and darkest grey.
+            ValueError: not grey images, values outside [0, 1], such as NaN, or nothing but black and darkest grey; or
+                each code tells something of the whole image.
         """
+        if len(self._grid(size)) == 1:
+            raise ValueError(
+                f"`mask_image` must be left out for a {type(self.vqvae).__name__}, each of whose codes tells something "
+                "of the whole image, got one. Pass `image` with a `strength` below 1."
+            )
         masks = read_masks(mask_image, self.mask_processor)
         return torch.cat([adaptive_max_pool2d(mask, self._grid(size))[:, 0] >= 0.5 for mask in masks])
 
     def prepare_latents(
         self, batch_size: int, latents: Tensor | None, device: torch.device, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """Codes to start from, int64 `(batch_size, rows, columns)`: all masked unless given."""
+        """Codes to start from, int64 `(batch_size, rows, columns)` or `(batch_size, L)`: all masked unless given."""
         if latents is not None:
             return latents.to(device)
         return torch.full((batch_size, *self._grid(size)), self.scheduler.config.mask_token_id, device=device)

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer
-from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
+from ..models import (
+    HaltonMaskGITTransformer2DModel,
+    MaskGITTransformer2DModel,
+    MaskGITVQModel,
+    TiTokTransformer1DModel,
+    TiTokVQModel,
+)
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
@@ -56,10 +62,11 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
-        vqvae ([`~diffusers.VQModel`] or [`MaskGITVQModel`]): the tokenizer; its decoder turns codes into images, its
-            encoder the images to be edited into codes.
-        transformer ([`HaltonMaskGITTransformer2DModel`] or [`MaskGITTransformer2DModel`]): the denoiser, codes and
-            class to logits.
+        vqvae ([`~diffusers.VQModel`], [`MaskGITVQModel`] or [`TiTokVQModel`]): the tokenizer; its decoder turns codes
+            into images, its encoder the images to be edited into codes. Those of the last are a row, `(batch_size, L)`
+            where others are `(batch_size, height, width)`.
+        transformer ([`HaltonMaskGITTransformer2DModel`], [`MaskGITTransformer2DModel`] or [`TiTokTransformer1DModel`]):
+            the denoiser, codes and class to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature.
         do_normalize (`bool`): whether the tokenizer's images lie in [-1, 1] rather than in [0, 1]. What the pipeline
             takes and returns lies in [0, 1].
@@ -75,8 +82,8 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
 
     def __init__(
         self,
-        vqvae: VQModel | MaskGITVQModel,
-        transformer: HaltonMaskGITTransformer2DModel | MaskGITTransformer2DModel,
+        vqvae: VQModel | MaskGITVQModel | TiTokVQModel,
+        transformer: HaltonMaskGITTransformer2DModel | MaskGITTransformer2DModel | TiTokTransformer1DModel,
         scheduler: MaskedDiffusionScheduler,
         do_normalize: bool = False,
         call_defaults: dict[str, Any] | None = None,
@@ -132,8 +139,8 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_generators(generator, batch_size)
         if latents is not None:
-            side, mask_token_id = self.transformer.config.sample_size, self.scheduler.config.mask_token_id
-            check_latents(latents, (batch_size, side, side), self.transformer.config.codebook_size, mask_token_id)
+            mask_token_id = self.scheduler.config.mask_token_id
+            check_latents(latents, (batch_size, *self._grid()), self.transformer.config.codebook_size, mask_token_id)
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +174,8 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
                 pipeline's own number, 8 where it has none.
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,
                 `logits = uncond + scale (cond - uncond)`. A pair `(start, end)` is spaced evenly over the steps;
-                `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers. A step whose scale is above 1 costs a second
+                `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers; a triple `(start, end, power)` rises as
+                `(1 - cos(pi (n / T) ** power)) / 2` does in step n of T. A step whose scale is above 1 costs a second
                 pass; the others, and all where no class is given, are not guided. None is the pipeline's own, 1.0
                 where it has none.
             num_images_per_prompt (`int`): images of each label.
