@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
-from ..sampling import Generators
+from ..denoisers.transformers_pass import is_compiled
+from ..sampling import Generators, first_rows, ranks
 from .calls import CallCaches, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .looking_ahead import require_no_cache
@@ -57,6 +58,7 @@ class WindowDenoiser:
         self._contexts: Contexts = ()
         self._began = batch.sample  # the tokens that the step begins with
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
+        self._ones = torch.ones_like(self._ids)
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
         windows = (
             batch.masked(batch.sample),
@@ -87,25 +89,32 @@ class WindowDenoiser:
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
         if now.choice is None:
             # What is read first; a row with less of it is filled up with other positions, whose logits nobody reads.
-            read = now.read[rows]
-            columns = (~read).long().argsort(dim=1, stable=True)[:, : int(now.num_read[of_rows].max())]
-            wanted = read.gather(1, columns)
+            wanted = now.read[rows]
+            size, most = wanted.shape[1], int(now.num_read[of_rows].max())
+            # Of a compiled model all logits are computed: each number of them would be a graph of its own.
+            if most == size or is_compiled(self.denoiser.model):
+                columns = ranks(size, device).expand(wanted.shape)
+            else:
+                columns = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
+                wanted = wanted.gather(1, columns)
         else:
             columns, wanted = now.choice.positions[rows], now.choice.valid[rows]
-        first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]
+        first = first_rows(*sample.shape, device)[rows]
         places = torch.where(wanted, first + columns, -1)
 
-        num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
-        at = batch.places_of(columns, rows)
-        chosen = None if now.choice is None else torch.where(wanted, at, ~at)
-        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
+        at, queries = batch.places_at(columns, rows), None
+        if self.denoiser.plan is not None:
+            num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
+            chosen = None if now.choice is None else torch.where(wanted, at, ~at)
+            queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
         values = self._guided(t, rows, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         values = self._ruled(values, tokens, rows)
         self._unfinished = now.unfinished
-        whole = torch.ones_like(self._ids[rows], dtype=torch.bool)
-        if queries is not None:  # some positions of the batch's longest row may be all positions of another
+        if queries is None:
+            self.passes[0].index_add_(0, self._ids[rows], self._ones[rows])
+        else:  # some positions of the batch's longest row may be all positions of another
             whole = (queries.positions >= 0).sum(-1) == batch.lengths[rows]
-        self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
+            self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
         return StepLogits(values, places, now.rows)
 
     def _computed(
@@ -120,16 +129,20 @@ class WindowDenoiser:
     ) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
         arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
-        positions = None
-        if queries is not None:
-            positions, places = queries.positions, places_of(queries.positions)
+        if queries is None:
+            return self._run(contexts, t, ids, now.rows, now.unfinished, None, arguments)
+        arguments |= {"num_runs": queries.num_runs, "length": self.batch.length, "span": queries.span}
+        if queries.span is not None:
+            start, stop = queries.span
+            ids, arguments["logits_at"] = ids[:, start:stop], (at - start).clamp(0, stop - start - 1)
+        else:
+            places = places_of(queries.positions)
             columns = ids.new_zeros(len(places), ids.shape[1]).scatter_(
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
-            arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
-            arguments |= {"length": self.batch.length}
+            arguments["logits_at"] = columns.gather(1, at)
             ids = ids.gather(1, _repeated(places, contexts))
-        return self._run(contexts, t, ids, now.rows, now.unfinished, positions, arguments)
+        return self._run(contexts, t, ids, now.rows, now.unfinished, queries.positions, arguments)
 
     # --- passes of groups ---------------------------------------------------------------------------------------------
 
