@@ -361,7 +361,9 @@ def _open(name: str, dtype: str, more: dict[str, Any]) -> MaskedDiffusionTextPip
     if dtype != "auto" and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise ValueError(f'`dtype` must be "auto" or a type of torch, got {dtype!r}. Pass bfloat16, say.')
     kind = None if dtype == "auto" else getattr(torch, dtype)
-    return Repository.from_pretrained(name, dtype=kind, **more).open(MDLMPipeline, MaskedDiffusionTextPipeline)
+    given = {key: value for key, value in more.items() if key != "trust_remote_code"}  # no code of a repository is run
+    found = Repository.from_pretrained(name, dtype=kind, trust_remote_code=False, **given)
+    return found.open(MDLMPipeline, MaskedDiffusionTextPipeline)
 
 
 def _child(generator: torch.Generator) -> torch.Generator:
