@@ -34,6 +34,7 @@ from hf_maskdiff.evaluation.revising_laws import (
     doubtful_run_law,
     editing_step_law,
     independent_step_law,
+    moment_planned_step_law,
     planned_step_law,
     revising_run_law,
 )
@@ -224,6 +225,23 @@ def planned(start: State, steps: int = T, **config: Any) -> Case:
     )
 
 
+def planned_by_moments(start: State, steps: int = T, eta: float = 0.6, alpha: float = 1.5) -> Case:
+    masks = start.count(MASKED)
+    left = [masks - (masks * (n + 1)) // T for n in range(T)]
+
+    def law(eta: float = eta, alpha: float = alpha) -> Law:
+        middle = [moment_planned_step_law(n, eta, alpha) for n in left[:-1]]
+        return revising_run_law(MARGINALS.__getitem__, [*middle, planned_step_law(0, eta)][:steps], start)
+
+    def scheduler(eta: float = eta, alpha: float = alpha) -> PathPlanningScheduler:
+        config = {"choice_temperature": alpha, "choice_temperature_schedule": "constant", "measure": "moment"}
+        return PathPlanningScheduler(MASK_ID, rounding="floor_revealed", eta=eta, **config)
+
+    mutants = {"eta twice": law(eta=2 * eta), "alpha twice": law(alpha=2 * alpha)}
+    built = {"eta twice": scheduler(eta=2 * eta), "alpha twice": scheduler(alpha=2 * alpha)}
+    return Case(scheduler(), law(), mutants, built, start, steps)
+
+
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +284,9 @@ CASES = {
     "editing, with a prompt": lambda: edited(PROMPT, "overwrite"),
     "editing to masks": lambda: edited(EMPTY, "mask"),
     "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
+    "planned by moments": lambda: planned_by_moments(EMPTY),
+    "planned by moments, two steps": lambda: planned_by_moments(EMPTY, 2),
+    "planned by moments, with a prompt": lambda: planned_by_moments(PROMPT),
 }
 
 

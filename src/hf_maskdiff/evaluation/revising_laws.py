@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .exponential_race import MASK, Law, State, race_subsets
-from .laws import accumulate, uniform_subsets
+from .laws import accumulate, moments, uniform_subsets
 
 Denoiser = Callable[[State], ArrayLike]
 # (state, its marginals, which positions are given) -> law of the next state
@@ -157,6 +157,56 @@ def planned_step_law(masks_left: int, eta: float, measure: str = "drawn", standi
         return law
 
     return step_law
+
+
+def moment_planned_step_law(masks_left: int, eta: float, choice_temperature: float) -> StepLaw:
+    """Path planning by the moment order: masked positions compete with noise, revealed ones by what stands there.
+
+    With beta = 1 + 1 / alpha and m_i = sum p_i^beta, a masked position's score is `(log m_i + G_i) / beta`, a revealed
+    one's `eta log p_i(x_i)`. As `exp(-beta score)` these are bells that ring at rates m_i, and fixed times.
+
+    Args:
+        masks_left: as in `planned_step_law`.
+        eta: above 0.
+        choice_temperature: alpha of this step.
+    """
+
+    def step_law(state: State, marginals: np.ndarray, given: tuple[bool, ...]) -> Law:
+        masked = [i for i, token in enumerate(state) if token == MASK]
+        revealed = [i for i, token in enumerate(state) if token != MASK and not given[i]]
+        kept = len(masked) + len(revealed) - max(min(masks_left, len(masked) - 1), 0)
+        log_moments, tempered = moments(marginals, choice_temperature)
+        rates, beta = np.exp(log_moments), 1 + 1 / choice_temperature
+        with np.errstate(divide="ignore"):
+            times = {i: float(np.exp(-beta * eta * np.log(marginals[i, state[i]]))) for i in revealed}
+        stays = sorted(revealed, key=times.__getitem__)
+        law: Law = {}
+        for number in range(max(0, kept - len(masked)), min(kept, len(revealed)) + 1):
+            after = times[stays[number - 1]] if number else 0.0
+            before = times[stays[number]] if number < len(stays) else np.inf
+            for fresh in combinations(masked, kept - number):
+                others = float(rates[[i for i in masked if i not in fresh]].sum())
+                chance = _rings_between(rates[list(fresh)], others, after, before)
+                tokens = marginals if len(fresh) == len(masked) else tempered  # a row's last masks are drawn plainly
+                accumulate(law, _moved(state, stays[number:], fresh, tokens), chance)
+        return law
+
+    return step_law
+
+
+def _rings_between(rates: np.ndarray, others: float, after: float, before: float) -> float:
+    """The probability that bells of these rates ring before others, of that rate together, which ring after the time
+    `after`, and that the last of them rings before the time `before`."""
+    # The last one rings by the time t with probability sum_U (-1)^|U| exp(-t sum of U), over all sets U of them.
+    total = 0.0
+    for size in range(len(rates) + 1):
+        for chosen in combinations(rates.tolist(), size):
+            own, sign = sum(chosen), (-1.0) ** size
+            total += sign * float(np.exp(-(own + others) * after))  # by `after`, and the others not yet
+            if own:
+                late, early = (float(np.exp(-(own + others) * t)) for t in (before, after))
+                total += sign * own / (own + others) * (late - early)
+    return total
 
 
 # --- editing ----------------------------------------------------------------------------------------------------------
