@@ -29,6 +29,7 @@ from hf_maskdiff import (
 from hf_maskdiff.evaluation.laws import Law, State
 from hf_maskdiff.evaluation.revising_laws import (
     StepLaw,
+    changing_run_law,
     corrected_run_law,
     counted_step_law,
     doubtful_run_law,
@@ -267,6 +268,37 @@ def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: 
     return Case(EditingScheduler(MASK_ID, **config), law(editing_threshold), mutants, built, start, steps)
 
 
+def doubted(start: State, doubt: str, editing_threshold: float, threshold: float = 0.6) -> Case:
+    """Masked again: what has become improbable, or what the model thinks otherwise of than in the pass before."""
+    masks = start.count(MASKED)
+    fewest = [max(1, masks // T + (n < masks % T)) for n in range(T - 1)] + [N]
+
+    def law(editing: float) -> Law:
+        if doubt == "changed":
+            return changing_run_law(MARGINALS.__getitem__, threshold, editing, fewest, start)
+
+        def improbable(i: int, state: State, p: np.ndarray) -> bool:
+            return bool(p[i, state[i]] < editing)
+
+        middle = [editing_step_law(threshold, 0, n, doubt=improbable) for n in fewest[:-1]]
+        last = editing_step_law(threshold, 0, N, doubt=lambda i, state, p: False)
+        return revising_run_law(MARGINALS.__getitem__, [*middle, last], start)
+
+    def scheduler(editing: float, doubt: str = doubt) -> EditingScheduler:
+        settings = {"drawn": True, "edits": "mask", "threshold": threshold}
+        return EditingScheduler(MASK_ID, **settings, doubt=doubt, editing_threshold=editing)
+
+    other = editing_threshold / 2
+    plain = edited(start, "mask", threshold, editing_threshold)
+    return Case(
+        scheduler(editing_threshold),
+        law(editing_threshold),
+        {"half the threshold": law(other), "other tokens": plain.law},
+        {"half the threshold": scheduler(other), "other tokens": scheduler(editing_threshold, "other")},
+        start,
+    )
+
+
 CASES = {
     "cap": lambda: remdm(EMPTY, T, 0.4, remasking="cap", eta=0.4),
     "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, remasking="cap", eta=0.4),
@@ -283,6 +315,10 @@ CASES = {
     "editing, two steps": lambda: edited(EMPTY, "overwrite", steps=2),
     "editing, with a prompt": lambda: edited(PROMPT, "overwrite"),
     "editing to masks": lambda: edited(EMPTY, "mask"),
+    "masks for what is improbable": lambda: doubted(EMPTY, "improbable", 0.4),
+    "masks for what is improbable, with a prompt": lambda: doubted(PROMPT, "improbable", 0.4),
+    "masks for what has changed": lambda: doubted(EMPTY, "changed", 0.2),
+    "masks for what has changed, with a prompt": lambda: doubted(PROMPT, "changed", 0.2),
     "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
     "planned by moments": lambda: planned_by_moments(EMPTY),
     "planned by moments, two steps": lambda: planned_by_moments(EMPTY, 2),

@@ -212,13 +212,20 @@ def _rings_between(rates: np.ndarray, others: float, after: float, before: float
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
-def editing_step_law(threshold: float, editing_threshold: float, fewest: int, to_mask: bool = False) -> StepLaw:
+# (position, state, marginals) -> whether the token that stands there is doubted.
+Doubt = Callable[[int, State, np.ndarray], bool]
+
+
+def editing_step_law(
+    threshold: float, editing_threshold: float, fewest: int, to_mask: bool = False, doubt: Doubt | None = None
+) -> StepLaw:
     """Threshold decoding of tokens drawn at all positions, which also replaces revealed ones that are drawn otherwise.
 
     Args:
         threshold, editing_threshold: of the probability of the token drawn, at masked and at revealed positions.
         fewest: how many masked positions are revealed at least, the surest first.
         to_mask: mask what would be replaced.
+        doubt: instead of the editing threshold, what is masked.
     """
 
     def step_law(state: State, marginals: np.ndarray, given: tuple[bool, ...]) -> Law:
@@ -235,12 +242,47 @@ def editing_step_law(threshold: float, editing_threshold: float, fewest: int, to
             for i in free:
                 if i in order[:count]:
                     after[i] = tokens[i]
-                elif i not in masked and tokens[i] != state[i] and sure[i] > editing_threshold:
+                elif i not in masked and doubt is None and tokens[i] != state[i] and sure[i] > editing_threshold:
                     after[i] = MASK if to_mask else tokens[i]
+                elif i not in masked and doubt is not None and doubt(i, state, marginals):
+                    after[i] = MASK
             accumulate(law, {tuple(after): 1.0}, float(np.prod(list(sure.values()))))
         return law
 
     return step_law
+
+
+def changing_run_law(
+    denoiser: Denoiser, threshold: float, most_change: float, fewest: Sequence[int], start: State
+) -> Law:
+    """As `editing_step_law`, a step for each of `fewest`, where a token is masked if its probability is not what it was
+    in the pass before; the last step masks none."""
+    given = tuple(token != MASK for token in start)
+    paths = {(start, (0.0,) * len(start)): 1.0}
+    for n, number in enumerate(fewest):
+        following: dict[tuple[State, tuple[float, ...]], float] = {}
+        for (state, before), chance in paths.items():
+            marginals = np.asarray(denoiser(state), dtype=np.float64)
+
+            def doubt(
+                i: int,
+                state: State,
+                p: np.ndarray,
+                before: tuple[float, ...] = before,
+                last: bool = n + 1 == len(fewest),
+            ) -> bool:
+                return not last and abs(float(p[i, state[i]]) - before[i]) > most_change
+
+            for after, probability in editing_step_law(threshold, 0, number, doubt=doubt)(
+                state, marginals, given
+            ).items():
+                seen = tuple(0.0 if x == MASK else float(marginals[i, x]) for i, x in enumerate(after))
+                following[after, seen] = following.get((after, seen), 0.0) + chance * probability
+        paths = following
+    law: Law = {}
+    for (state, _), chance in paths.items():
+        accumulate(law, {state: 1.0}, chance)
+    return law
 
 
 # --- the mean of a token's life ---------------------------------------------------------------------------------------
