@@ -1,4 +1,4 @@
-r"""Tests and times the package on a GPU in one command, in under six minutes, without downloads.
+r"""Tests and times the package on a GPU in one command, in under five minutes, without downloads.
 
 It checks samplers' laws and host waits, and measures times, memory and compilation.
 
@@ -9,15 +9,17 @@ It checks samplers' laws and host waits, and measures times, memory and compilat
 For a machine without a network, download the packages that it lacks into `wheels/`, which git ignores:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
-        diffusers==0.42.1 datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
-    pip install --no-index --no-deps wheels/*.whl && python benchmarks/gpu.py    # on that machine
+        diffusers==0.42.1 requests importlib_metadata datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
+    pip install --no-index --no-deps --target site wheels/*.whl && PYTHONPATH=site python benchmarks/gpu.py    # there
 
-It needs torch, transformers, diffusers, safetensors, huggingface-hub, Pillow and numpy; the package itself is taken
-from `src/`. The section `generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and
-reports in one line if they are missing.
+(`--target` because the packages of such a machine may be read-only.) It needs torch, transformers, diffusers,
+safetensors, huggingface-hub, requests, Pillow and numpy; the package itself is taken from `src/`, and its kernels need
+triton, which comes with torch for CUDA. The section `generation` also needs accelerate, datasets (with dill and
+multiprocess) and pyarrow, and reports in one line if they are missing.
 
 Every section (`gpu_sections/__init__.py` lists them) runs in a process of its own, which is killed after the section's
-time limit. So an error, a broken GPU context or a timeout costs only the remaining rows of that section. After each
+time limit. So an error, a broken GPU context or a timeout costs only the remaining rows of that section. The process of
+the next section starts at the same time and waits: imports take ten seconds, and touch no GPU. After each
 section `gpu.json` and `gpu.md` in `--output_dir` hold all results so far.
 """
 
@@ -46,7 +48,7 @@ from gpu_report import page
 from gpu_sections import SECTIONS, Section
 
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL_SECONDS = 350.0  # for all sections together
+TOTAL_SECONDS = 300.0  # for all sections together
 LEAST_SECONDS = 20.0  # a section does not start with less time than this
 CASES_FAILED = 3  # a section's exit code if all cases ran and some raised; Python's own errors give 1
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "numpy", "triton", "datasets")
@@ -64,10 +66,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all sections together")
     parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page in docs/ from this file")
     parser.add_argument("--child", nargs=2, metavar=("MODULE", "ROWS"), help=argparse.SUPPRESS)
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # for a line, once all is imported
     return parser.parse_args(argv)
 
 
 # --- a section, in the process that runs it ---------------------------------------------------------------------------
+
+
+def import_and_wait(module: str) -> None:
+    """Import what a section needs, and wait until the process that has started this one says that it is its turn."""
+    with contextlib.suppress(Exception):  # it is imported again, and its error reported, when the section runs
+        importlib.import_module(module)
+    if not sys.stdin.readline():
+        sys.exit("not needed")
 
 
 def run_section(module: str, rows_file: Path, tiny: bool) -> bool:
@@ -131,23 +142,40 @@ def without_folders(text: str) -> str:
 # --- a section, in a process of its own -------------------------------------------------------------------------------
 
 
-def in_own_process(section: Section, rows_file: Path, seconds: float, args: argparse.Namespace) -> str:
-    """Run a section in its own process and return its status; afterwards all its processes have ended."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", section.module, str(rows_file)]
+# Processes of sections that wait for their turn.
+_waiting: dict[str, subprocess.Popen] = {}
+
+
+def prepare(section: Section, rows_file: Path, args: argparse.Namespace) -> None:
+    """Start the process of a section, which imports what it needs and waits."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--wait", "--child", section.module, str(rows_file)]
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = args.output_dir / "gpu.log"
-    with log.open("a") as file:
+    with (args.output_dir / "gpu.log").open("a") as file:
         # A process group, not a session, so that ending this program's session ends it too.
-        process = subprocess.Popen(
-            command + ["--tiny"] * args.tiny, stdout=file, stderr=file, env=environment, preexec_fn=os.setpgrp
+        _waiting[section.module] = subprocess.Popen(
+            command + ["--tiny"] * args.tiny,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            preexec_fn=os.setpgrp,
         )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"stopped after {seconds:.0f} s"
-        finally:
-            kill_group(process)
+
+
+def in_own_process(section: Section, rows_file: Path, seconds: float, args: argparse.Namespace) -> str:
+    """Run a section in its own process and return its status; afterwards all its processes have ended."""
+    if section.module not in _waiting:
+        prepare(section, rows_file, args)
+    log, process = args.output_dir / "gpu.log", _waiting.pop(section.module)
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its code says why
+            process.communicate(b"go\n", timeout=seconds)
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    finally:
+        kill_group(process)
     if code in (0, CASES_FAILED):
         return "done" if code == 0 else "done, with errors"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -171,13 +199,16 @@ def run_all(sections: Mapping[str, Section], args: argparse.Namespace, run: Runn
     began = time.monotonic()
     today = datetime.now(timezone.utc).date().isoformat()
     results: dict[str, Any] = {"date": today, "tiny": args.tiny, "machine": {}, "sections": {}}
-    for name, section in sections.items():
+    following = [*list(sections.items())[1:], None]
+    for (name, section), after in zip(sections.items(), following, strict=True):
         rows_file, started = args.output_dir / f"{name}.jsonl", time.monotonic()
         rows_file.unlink(missing_ok=True)
         seconds = min(section.seconds, args.seconds - (started - began))
         print(f"{name}: at most {max(seconds, 0):.0f} s", flush=True)
         status = "not run: no time was left"
         if seconds >= min(LEAST_SECONDS, section.seconds):
+            if after is not None and run is in_own_process:
+                prepare(after[1], args.output_dir / f"{after[0]}.jsonl", args)
             status = run(section, rows_file, seconds, args)
         rows = []
         for line in read_lines(rows_file):
@@ -228,12 +259,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(argv)
     if args.child:
         module, rows_file = args.child
+        if args.wait:
+            import_and_wait(module)
         sys.exit(0 if run_section(module, Path(rows_file), args.tiny) else CASES_FAILED)
     if args.report is not None:
         write_page(args.report, ROOT / "docs")
         return None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the section's process is ended too
-    results = run_all({name: SECTIONS[name] for name in args.sections}, args)
+    try:
+        results = run_all({name: SECTIONS[name] for name in args.sections}, args)
+    finally:
+        for process in _waiting.values():
+            kill_group(process)
     print(f"{args.output_dir}: gpu.json, gpu.md and, with what was printed, gpu.log")
     return results
 

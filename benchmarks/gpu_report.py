@@ -9,7 +9,7 @@ from typing import Any
 HEADER = """# On a GPU
 
 ```bash
-python benchmarks/gpu.py                             # under six minutes, no downloads, writes out/gpu
+python benchmarks/gpu.py                             # under five minutes, no downloads, writes out/gpu
 python benchmarks/gpu.py --report out/gpu/gpu.json   # makes this page of it
 ```
 
@@ -68,4 +68,4 @@ def _cell(value: Any) -> str:
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return str(value).replace("|", "\\|").replace("](", "] (")  # which would make it a link

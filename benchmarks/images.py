@@ -24,7 +24,7 @@ from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import AHEAD, APART, SECOND_ORDER, Samplers, parts, plain, shared_config
+from samplers import AHEAD, APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, plain, shared_config
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -51,7 +51,8 @@ SAMPLERS: Samplers = {
     "hybrid": HybridScheduler,
 }
 # Further samplers, which are not run by default.
-MORE: Samplers = APART | AHEAD | {name: plain(scheduler) for name, scheduler in SECOND_ORDER.items()}
+MORE: Samplers = {"halton-tempered": HaltonScheduler} | HYBRIDS | APART | AHEAD
+MORE |= {name: plain(scheduler) for name, scheduler in SECOND_ORDER.items()}
 REFERENCES = ("real images", "tokenizer")
 QUALITY: dict[str, Callable[[Row], str]] = {
     "Frechet distance": lambda row: with_error(row["frechet"]),
@@ -86,6 +87,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS | MORE, default=list(SAMPLERS))
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--num_substeps", type=int, nargs="+", default=[1], help="groups per step, of partial caching")
     return parser.parse_args(argv)
 
 
@@ -192,7 +194,8 @@ def run(args: argparse.Namespace, samplers: Samplers, pairs: Sequence[tuple[str,
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    results = run(args, SAMPLERS | MORE, [(name, steps) for name in args.samplers for steps in args.steps])
+    pairs = [(name, steps) for name in all_in_groups(args.samplers, args.num_substeps) for steps in args.steps]
+    results = run(args, SAMPLERS | MORE, pairs)
     print_cells(results["cells"], COLUMNS)
     plot(summarise(results["cells"]), args.output_dir / "frechet.png")
     return results

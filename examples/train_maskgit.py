@@ -23,6 +23,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 from training_utils import (
+    Clock,
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed)
+    clock = Clock(args)
     tokenizer = VQModel.from_pretrained(args.tokenizer, use_safetensors=True).to(device).requires_grad_(False).eval()
     source = (args.dataset, args.data_dir, args.image_size, tokenizer.config.in_channels)
     with accelerator.main_process_first(), errors_in_one_line():
@@ -126,14 +128,14 @@ def main(argv: Sequence[str] | None = None) -> float:
         # With so few tokens, plain matrix products are faster there than the fused kernel: by 1.4 times per step.
         model.set_attention_backend("_native_math")
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
-    optimizer, schedule = make_optimizer(model.parameters(), args)
+    optimizer, schedule = make_optimizer(model.parameters(), args, clock)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
 
     model.train()
-    progress = training_batches("maskgit", len(codes), start, args, accelerator)
+    progress = training_batches("maskgit", len(codes), start, args, accelerator, clock)
     for step, indices, generator in progress:
         rows, classes = codes[indices], labels[indices]
         times, drop = torch.rand(2, len(rows), generator=generator, device=device)

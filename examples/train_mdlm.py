@@ -29,6 +29,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from training_utils import (
+    Clock,
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     accelerator = make_accelerator(args)
     device, length = accelerator.device, args.model_length
     set_seed(args.seed)
+    clock = Clock(args)
     with accelerator.main_process_first(), errors_in_one_line():
         documents, test_documents = (load_documents(s, args.dataset, args.data_dir) for s in ("train", "test"))
         name = args.tokenizer if args.start_from is None else str(args.start_from)
@@ -233,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     if args.compile:
         model.compile_repeated_blocks()
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
-    optimizer, schedule = make_optimizer(model.parameters(), args)
+    optimizer, schedule = make_optimizer(model.parameters(), args, clock)
     # What learns, in however many processes; without blocks, the row is the only one.
     num_blocks = 1 if args.block_size is None else length // args.block_size
     network = model if num_blocks == 1 else NoisyAndClean(model, args.block_size)
@@ -246,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     # Each row starts at a random place in its part of the text, so that every epoch cuts the text differently.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
-    progress = training_batches("mdlm", num_rows, start, args, accelerator)
+    progress = training_batches("mdlm", num_rows, start, args, accelerator, clock)
     for step, indices, generator in progress:
         network.train()
         starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)

@@ -20,6 +20,7 @@ from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from training_utils import (
+    Clock,
     add_training_arguments,
     errors_in_one_line,
     load_checkpoint,
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     args = parse_args(argv)
     accelerator = make_accelerator(args)
     set_seed(args.seed)
+    clock = Clock(args)
     source = (args.dataset, args.data_dir, args.image_size)
     with accelerator.main_process_first(), errors_in_one_line():
         images = load_labelled_images("train", *source, args.num_channels).images.to(accelerator.device)
@@ -134,14 +136,14 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     codebook = CodebookUpdater(model.quantize, args.codebook_decay).to(accelerator.device)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer, schedule = make_optimizer(weights, args, betas=(0.9, 0.99))
+    optimizer, schedule = make_optimizer(weights, args, clock, betas=(0.9, 0.99))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(codebook, ema, schedule)
     start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(accelerator.device)
 
     model.train()
-    progress = training_batches("tokenizer", len(images), start, args, accelerator)
+    progress = training_batches("tokenizer", len(images), start, args, accelerator, clock)
     for step, indices, generator in progress:
         batch = images[indices].float() / 255
         output = model(batch)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_cosine_schedule_with_warmup
+from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
 from hf_maskdiff.sets.processes import leave_at_exit
@@ -30,6 +33,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--batch_size", type=int, default=128, help="per process")
     parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--max_seconds", type=float, help="stop after so long, if that is before the last step")
     parser.add_argument("--warmup_steps", type=int, default=200)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -78,24 +82,52 @@ def index_batches(
         yield step, permutation[start : start + batch_size].to(accelerator.device), generator
 
 
+class Clock:
+    """How much of a training is done: the greater of its shares of `--max_train_steps` and of `--max_seconds`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.max_seconds is not None and args.max_seconds <= 0:
+            raise ValueError(f"`max_seconds` must be above 0, got {args.max_seconds}. Leave it out to use all steps.")
+        self.warmup_steps, self.max_steps, self.max_seconds = args.warmup_steps, args.max_train_steps, args.max_seconds
+        self.started: float | None = None
+
+    def _share_of_seconds(self) -> float:
+        return (time.monotonic() - self.started) / self.max_seconds if self.max_seconds and self.started else 0.0
+
+    def learning_rate(self, step: int) -> float:
+        """The share of the highest learning rate: it rises for `--warmup_steps` and then falls as a cosine."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        done = max((step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps), self._share_of_seconds())
+        return 0.5 + 0.5 * math.cos(math.pi * min(done, 1.0))
+
+    def is_over(self, accelerator: Accelerator) -> bool:
+        """Whether the seconds since the first call are over, on the main process's clock; it starts with that call."""
+        if self.max_seconds is None:
+            return False
+        self.started = self.started or time.monotonic()
+        over = torch.tensor(self._share_of_seconds() >= 1)
+        return bool(over if accelerator.num_processes == 1 else broadcast(over.to(accelerator.device)))
+
+
 def training_batches(
-    name: str, num_examples: int, start: int, args: argparse.Namespace, accelerator: Accelerator
+    name: str, num_examples: int, start: int, args: argparse.Namespace, accelerator: Accelerator, clock: Clock
 ) -> tqdm:
-    """`index_batches` from step `start` to the last step, with a progress bar."""
+    """`index_batches` from step `start` to the last step or second, with a progress bar."""
     batches = index_batches(num_examples, args.batch_size, start, args.max_train_steps, args.seed, accelerator)
-    quiet = not accelerator.is_main_process
-    return tqdm(batches, desc=name, initial=start, total=args.max_train_steps, disable=quiet)
+    in_time = itertools.takewhile(lambda _: not clock.is_over(accelerator), batches)
+    return tqdm(in_time, desc=name, initial=start, total=args.max_train_steps, disable=not accelerator.is_main_process)
 
 
 def make_optimizer(
-    weights: Iterable[nn.Parameter], args: argparse.Namespace, betas: tuple[float, float] = (0.9, 0.98)
+    weights: Iterable[nn.Parameter], args: argparse.Namespace, clock: Clock, betas: tuple[float, float] = (0.9, 0.98)
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW, and a learning rate schedule that rises and then falls as a cosine.
+    """AdamW, and the clock's schedule of the learning rate.
 
     Do not prepare the schedule with accelerate: it would take one step per process.
     """
     optimizer = torch.optim.AdamW(weights, args.learning_rate, betas=betas, weight_decay=args.weight_decay)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, args.max_train_steps)
+    return optimizer, LambdaLR(optimizer, clock.learning_rate)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -27,7 +27,12 @@ import torch
 from concrete import SCHEDULERS
 from diffusers import AmusedPipeline
 
-from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskedDiffusionScheduler, MaskGITPipeline
+from hf_maskdiff import (
+    HaltonMaskGITTransformer2DModel,
+    MaskedDiffusionScheduler,
+    MaskedDiffusionTextToImagePipeline,
+    MaskGITPipeline,
+)
 
 CHECKOUT = os.environ.get("HF_MASKDIFF_DIFFUSERS")
 if CHECKOUT is None:
@@ -210,6 +215,50 @@ class TestHaltonMaskGITPyramidAttentionBroadcast(HaltonMaskGITConfig, models.Pyr
     pass
 
 
+# --- the text-to-image pipeline ---------------------------------------------------------------------------------------
+
+
+class TextToImageConfig(pipelines.BasePipelineTesterConfig):
+    pipeline_class = MaskedDiffusionTextToImagePipeline
+    required_input_params_in_call_signature = pipeline_params.TEXT_TO_IMAGE_PARAMS - {"cross_attention_kwargs"}
+    batch_input_params = pipeline_params.TEXT_TO_IMAGE_BATCH_PARAMS
+
+    @pytest.fixture(scope="class", autouse=True)
+    def folder(self, request: pytest.FixtureRequest, golden_folder: Path) -> None:
+        request.cls.folder = golden_folder / "amused" / "pipeline"
+        request.cls.output_shape = (3, *[pixels_of(request.cls.folder)] * 2)
+
+    def get_dummy_components(self) -> dict[str, object]:
+        return MaskedDiffusionTextToImagePipeline.from_pretrained(type(self).folder).components
+
+    def get_dummy_inputs(self) -> dict[str, object]:
+        inputs = {"prompt": "A painting of a squirrel eating a burger", "num_inference_steps": 2, "output_type": "pt"}
+        return inputs | {"generator": self.get_generator()}
+
+
+def pixels_of(folder: Path) -> int:
+    """Per side of the images of an aMUSEd."""
+    configs = [json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "vqvae")]
+    return configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
+
+
+@without(
+    test_save_load_optional_components="without the text encoder a prompt must come encoded, which the call says",
+    test_encode_prompt_works_in_isolation="the class is looked for among diffusers' own pipelines",
+)
+class TestTextToImagePipeline(TextToImageConfig, pipelines.PipelineTesterMixin):
+    pass
+
+
+class TestTextToImagePipelineMemory(
+    TextToImageConfig,
+    pipelines.PipelineOffloadTesterMixin,
+    pipelines.GroupOffloadTesterMixin,
+    pipelines.LayerwiseCastingTesterMixin,
+):
+    pass
+
+
 # --- the schedulers, and diffusers' aMUSEd pipeline with each of them -------------------------------------------------
 
 
@@ -265,10 +314,7 @@ class AmusedConfig(pipelines.BasePipelineTesterConfig):
     @pytest.fixture(scope="class", autouse=True)
     def folder(self, request: pytest.FixtureRequest, golden_folder: Path) -> None:
         request.cls.folder = golden_folder / "amused" / "pipeline"
-        files = (request.cls.folder / part / "config.json" for part in ("transformer", "vqvae"))
-        configs = [json.loads(file.read_text()) for file in files]
-        pixels = configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
-        request.cls.output_shape = (3, pixels, pixels)
+        request.cls.output_shape = (3, *[pixels_of(request.cls.folder)] * 2)
 
     def get_dummy_components(self) -> dict[str, object]:
         components = AmusedPipeline.from_pretrained(type(self).folder).components

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_text_to_image
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, processors
@@ -39,7 +40,9 @@ What goes wrong, and what is said then: the rule, the value that broke it, and a
 command line, and no work is lost: arguments are looked at before anything is computed.
 
 `pipe` is a `MaskGITPipeline` of three classes with 4 x 4 codes, `text` a `MaskedDiffusionTextPipeline` whose model
-holds 128 tokens, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image` has 8 x 8 pixels.
+holds 128 tokens, `draw` a `MaskedDiffusionTextToImagePipeline` of 4 x 4 codes without a text encoder, `prompt` what
+`encode_prompt` of one with one returns, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image`
+has 8 x 8 pixels.
 """
 
 IMAGES = """
@@ -51,7 +54,7 @@ pipe(class_labels=0, num_inference_steps=0)
 pipe(class_labels=0, num_inference_steps=2.5)
 pipe(class_labels=0, num_images_per_prompt=0)
 pipe(class_labels=0, guidance_scale=-1)
-pipe(class_labels=0, guidance_scale=(1, 2, 3))
+pipe(class_labels=0, guidance_scale=(1, 2, 3, 4))
 pipe(class_labels=0, guidance_scale=float("nan"))
 pipe(class_labels=0, temperature=(1.0, -2.0))
 pipe(class_labels=0, sampling_temperature=-1)
@@ -68,6 +71,24 @@ pipe(class_labels=0, output_type="jpg")
 pipe(class_labels=0, generator=[torch.Generator()] * 2)
 pipe(class_labels=0, generator=0)
 pipe(class_labels=0, callback_on_step_end_tensor_inputs=["logits"])
+"""
+
+TEXT_TO_IMAGE = """
+draw()
+draw([])
+draw(["a house", 3])
+draw("a house")
+draw("a house", **prompt)
+draw(prompt_embeds=torch.zeros(1, 6))
+draw(prompt_embeds=torch.zeros(2, 6), encoder_hidden_states=torch.zeros(1, 3, 8))
+draw(**prompt, negative_prompt=["a drawing"])
+draw(**prompt, height=9)
+draw(**prompt, micro_conditioning_crop_coord=3)
+draw(**prompt, micro_conditioning_aesthetic_score="high")
+draw(**prompt, num_images_per_prompt=0)
+draw(**prompt, latents=torch.zeros(1, 2, 2, dtype=torch.int64))
+draw.load_lora_weights({"unet.layer.lora_A.weight": torch.zeros(2, 2)})
+draw.enable_cache("FirstBlockCache")
 """
 
 TEXTS = """
@@ -99,6 +120,16 @@ text(input_ids=[[5, 6]], attention_mask=[[1]])
 text(input_ids=[[5, 6]], attention_mask=[[0, 0]])
 text("ACD", generator=[torch.Generator()] * 2)
 text("ACD", generator=7)
+text.log_likelihood("ACD")
+text.log_likelihood("ACD", ["EF", ""])
+text.log_likelihood(["ACD"] * 2, ["EF"] * 3)
+text.log_likelihood("ACD", "E[MASK]")
+text.log_likelihood("ACD", "EF", num_samples=20)
+text.log_likelihood("ACD", "EF", estimator="chain")
+text.log_likelihood("ACD", "EF", guidance_scale=(1, 2))
+text.log_likelihood("ACD", "A" * 200)
+text.log_likelihood(input_ids=[[5, 6]])
+text.log_likelihood(input_ids=[[5, 6]], mask=[[False, False]])
 """
 
 SCHEDULERS = """
@@ -191,6 +222,8 @@ def names(make_pipeline: Callable[..., Any]) -> dict[str, Any]:
     public = {name: getattr(hf_maskdiff, name) for name in hf_maskdiff.__all__}
     return public | {
         "pipe": make_pipeline(),
+        "draw": (draw := tiny_text_to_image.pipeline()),
+        "prompt": tiny_text_to_image.prompts(draw, 1),
         "text": protein_pipeline(),
         "scheduler": scheduler,
         "logits": torch.zeros(2, 6, 16),
@@ -246,7 +279,7 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 
 def test_the_page_is_what_is_raised(names: dict[str, Any], folder: Path) -> None:
-    calls = {"Images": IMAGES, "Texts": TEXTS, "Schedulers and caches": SCHEDULERS}
+    calls = {"Images": IMAGES, "Text to image": TEXT_TO_IMAGE, "Texts": TEXTS, "Schedulers and caches": SCHEDULERS}
     told = {title: [(code, message_of_call(code, names)) for code in lines(block)] for title, block in calls.items()}
     told["Command line"] = [(command, message_of_command(command)) for command in lines(COMMANDS)]
     messages = [message for rows in told.values() for _, message in rows]
@@ -261,7 +294,7 @@ def test_the_page_is_what_is_raised(names: dict[str, Any], folder: Path) -> None
 def test_every_message_of_a_call_names_rule_value_and_remedy(names: dict[str, Any]) -> None:
     """The rule, what was given after "got", and what to do instead."""
     unclear = []
-    for code in [line for block in (IMAGES, TEXTS, SCHEDULERS) for line in lines(block)]:
+    for code in [line for block in (IMAGES, TEXT_TO_IMAGE, TEXTS, SCHEDULERS) for line in lines(block)]:
         message = message_of_call(code, names)
         rule, got, rest = message.partition("got ")
         has_remedy = re.search(r"[.?] [A-Z][^.]+", rest) or re.search(r"\. [A-Z]", message)

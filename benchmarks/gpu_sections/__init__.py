@@ -33,7 +33,7 @@ def _section(module: str, seconds: float, title: str, reading: str) -> Section:
 SECTIONS = {
     "laws": _section(
         "laws",
-        75,
+        60,
         "The exact laws hold, and the devices agree",
         """
         Two rounds of each scheduler through `step`, by chi-square against the exact law of the first round's outcome
@@ -49,22 +49,23 @@ SECTIONS = {
         "The host does not wait in the loop",
         """
         Whole runs of the pipelines with `torch.cuda.set_sync_debug_mode` on from the first model call to the end of
-        the loop. The goal is none. Where one waits, `places` names the lines that do.
+        the last step. The goal is none. Where one waits, `places` names the lines that do.
         """,
     ),
     "step_time": _section(
         "step_time",
-        60,
+        75,
         "A step against reading the logits once",
         """
         A whole 8-step cosine run on fixed logits, divided by 8, against `logits.amax(-1)`; the goal is 1.5 reads.
         `ms to issue` is what the host needs for a step: where it is as long as the step, the step waits for the host
-        and not for memory. The last column is the time of diffusers' `AmusedScheduler` over ours.
+        and not for memory. `by torch alone` is the way without the package's kernels. The last column is the time of
+        diffusers' `AmusedScheduler` over ours.
         """,
     ),
     "partial_passes": _section(
         "partial_passes",
-        80,
+        55,
         "When partial caching pays",
         """
         Random weights in bfloat16, guidance off. A partial pass over k of L positions against a full one, and n steps
@@ -77,7 +78,7 @@ SECTIONS = {
         "Caches across steps",
         """
         Random weights in bfloat16, greedy tokens, the surest first: a prompt of 512 tokens and 256 new ones in blocks
-        of 32, 8 steps each. Every cache makes the same number of model calls; `positions of a row` is what they
+        of 32, 4 steps each. Every cache makes the same number of model calls; `positions of a row` is what they
         compute. A cache pays where the time over that without a cache is below 1; its texts differ from those without.
         """,
     ),
@@ -95,13 +96,15 @@ SECTIONS = {
         90,
         "torch.compile and CUDA graphs",
         """
-        Milliseconds of a pass or of a step after compilation, and what they were before. `reduce-overhead` is CUDA
-        graphs; `graphs skipped` counts how often torch could not make one.
+        Milliseconds of a pass, and of a whole call of the pipeline after `pipe.transformer.compile(mode=...)`, and what
+        they were before. `reduce-overhead` is CUDA graphs; `graphs skipped` counts how often torch could not make one.
+        A compiled model rounds differently in bfloat16, so that some of the random tokens differ. A step is the same
+        with and without `torch.compile`, which leaves it as it is.
         """,
     ),
     "generation": _section(
         "generation",
-        45,
+        40,
         "`generate` twice, with other batch sizes",
         """
         The shipped models, one generator per sample. Matrix products of other sizes round differently, so that a rare

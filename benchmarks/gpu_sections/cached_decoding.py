@@ -37,7 +37,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 def of_batch(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
     """A row for each cache, all with the same steps."""
-    block_length, steps = bench.pick((32, 8), (4, 3))
+    block_length, steps = bench.pick((32, 4), (4, 3))
     call = {"input_ids": subject.masked(batch_size, bench.device), "output_type": "ids", "block_length": block_length}
 
     def write(cache: Any) -> None:
@@ -50,7 +50,7 @@ def of_batch(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
                 subject.pipe.disable_cache()
 
     works: dict[str, Work] = {name: partial(write, cache) for name, cache in CACHES.items()}
-    times = take_turns(works, bench.device, repeats=bench.pick(2, 1))
+    times = take_turns(works, bench.device, repeats=1)
     for name, work in works.items():
         with Passes(subject.pipe.transformer) as passes:
             memory = peak_gib(work, bench.device)

@@ -1,4 +1,4 @@
-"""torch.compile on the model and on a step, and CUDA graphs of them."""
+"""torch.compile on the model, alone and in whole runs of its pipeline, and on a step; CUDA graphs of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hf_maskdiff import MaskedDiffusionScheduler, MomentScheduler
 
 from .measures import Bench, Case, Row, milliseconds
-from .models import Subject, halton, mdlm
+from .models import Subject, llama, mdlm
 
 # Before torch records a CUDA graph, it runs the work a few times.
 WARM_UP = 4
 
 
 def cases(bench: Bench) -> Iterator[Case]:
-    small, large = mdlm(bench), halton(bench)
-    yield "MDLM, blocks", partial(of_model, small, "blocks", bench)
+    # An error while torch compiles may leave it unable to go on, so what is surest comes first.
+    small = mdlm(bench)
     yield "MDLM, reduce-overhead", partial(of_model, small, "reduce-overhead", bench)
-    for how in ("default", "reduce-overhead"):
-        yield f"moment step, {how}", partial(of_step, MomentScheduler, how, bench)
-    yield "Halton-MaskGIT large, blocks", partial(of_model, large, "blocks", bench)
+    yield "runs of MDLM", partial(of_runs, small, bench.pick(32, 2), bench)
+    yield "runs of Llama", partial(of_runs, llama(bench), bench.pick(16, 2), bench)
+    yield "MDLM, blocks", partial(of_model, small, "blocks", bench)
+    yield "moment step", partial(of_step, MomentScheduler, "default", bench)
 
 
 def options_of(how: str, bench: Bench) -> dict[str, Any]:
@@ -58,8 +60,38 @@ def of_model(subject: Subject, how: str, bench: Bench) -> Iterator[Row]:
         }
     finally:
         model.__dict__.pop("forward", None)
-        for module in model.modules():
-            module._compiled_call_impl = None
+        leave_compiled(model)
+
+
+def leave_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def of_runs(subject: Subject, steps: int, bench: Bench) -> Iterator[Row]:
+    """A call of the pipeline with one sample, whose model becomes CUDA graphs."""
+    torch.compiler.reset()
+    model, how = subject.pipe.transformer, "reduce-overhead"
+
+    def run() -> Tensor:
+        return torch.stack([torch.as_tensor(row) for row in subject.run(steps, 1).sequences])
+
+    eager, expected, skipped = milliseconds(run, bench.device, repeats=3), run(), graphs_skipped()
+    model.compile(**options_of(how, bench))
+    try:
+        started = perf_counter()
+        tokens = run()
+        new = tokens[:, subject.length - subject.new :] == expected[:, subject.length - subject.new :]
+        yield {
+            "what": f"a call of {subject.name}'s pipeline, batch 1, {steps} steps",
+            "compiled": how,
+            "ms before": eager,
+            **after(run, started, eager, bench, repeats=3),
+            "graphs skipped": graphs_skipped() - skipped,
+            "share of equal tokens": float(new.double().mean()),
+        }
+    finally:
+        leave_compiled(model)
 
 
 @torch.no_grad()
@@ -90,11 +122,11 @@ def of_step(scheduler_class: Callable[..., MaskedDiffusionScheduler], how: str, 
     }
 
 
-def after(work: Callable[[], Any], started: float, eager: float, bench: Bench) -> Row:
+def after(work: Callable[[], Any], started: float, eager: float, bench: Bench, repeats: int = 5) -> Row:
     """The cost and the gain of a compilation that began at `started`."""
     work()
     compiling = perf_counter() - started
-    compiled = milliseconds(work, bench.device, warm_up=WARM_UP)
+    compiled = milliseconds(work, bench.device, repeats, warm_up=WARM_UP)
     return {"seconds to compile": compiling, "ms after": compiled, "times faster": eager / compiled}
 
 

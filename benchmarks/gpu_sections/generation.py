@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import hf_maskdiff  # noqa: F401  (before the section's turn, see `gpu.py`)
+
 from .measures import Bench, Case, Row
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"

@@ -156,6 +156,17 @@ def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
     """The sizes of LLaDA-8B, a Llama with bidirectional attention: a prompt of 512 tokens and 256 new ones."""
     sizes = {"vocab_size": 126464, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32}
     sizes |= {"num_attention_heads": 32, "max_position_embeddings": 4096, "mask_token_id": 126336}
+    return _bidirectional_llama("LLaDA-8B", sizes, bench, dtype)
+
+
+def llama(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
+    """The sizes of Llama 3.2 1B, with bidirectional attention; prompt and text as above."""
+    sizes = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    sizes |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
+    return _bidirectional_llama("Llama 1B", {**sizes, "mask_token_id": 128255}, bench, dtype)
+
+
+def _bidirectional_llama(name: str, sizes: dict[str, int], bench: Bench, dtype: torch.dtype) -> Subject:
     small = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 2, "max_position_embeddings": 64, "mask_token_id": 29}
     sizes, (prompt, new) = bench.pick((sizes, (512, 256)), (small, (8, 8)))
@@ -180,5 +191,5 @@ def llada(bench: Bench, dtype: torch.dtype = torch.bfloat16) -> Subject:
         options = positions or {"logits_at": places}
         return pipe.denoiser(tokens, cache=cache, **options)
 
-    subject = Subject("LLaDA-8B", pipe, mask, length, new, run, apply)
+    subject = Subject(name, pipe, mask, length, new, run, apply)
     return subject

@@ -12,7 +12,7 @@ import torch
 from .measures import Bench, Case, Row, Work, ratio, take_turns
 from .models import Subject, subjects
 
-SHARES = [Fraction(share) for share in ("1/16", "1/8", "1/4", "1/2", "3/4", "1")]
+SHARES = [Fraction(share) for share in ("1/16", "1/4", "1/2", "1")]
 BATCH_SIZES = {"MDLM": (1, 8), "Halton-MaskGIT large": (1, 16), "LLaDA-8B": (1, 4)}
 STEPS = 8
 
@@ -36,7 +36,7 @@ def passes(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
         at = at.expand(batch_size, -1).contiguous()
         works[str(count)] = _partial_pass(subject, tokens.gather(1, at), at)
     subject.apply(tokens)  # the full pass that a partial pass needs before it
-    times = take_turns(works, bench.device, repeats=bench.pick(5, 1))
+    times = take_turns(works, bench.device, repeats=bench.pick(3, 1))
     for count in counts:
         yield {
             "model": subject.name,
@@ -66,7 +66,7 @@ def runs(subject: Subject, batch_size: int, bench: Bench) -> Iterator[Row]:
         "groups": in_groups,
         "twice": lambda: subject.run(2 * steps, batch_size),
     }
-    times = take_turns(works, bench.device, repeats=bench.pick(3, 1))
+    times = take_turns(works, bench.device, repeats=bench.pick(2, 1))
     yield {
         "model": subject.name,
         "batch": batch_size,

@@ -51,14 +51,18 @@ CACHING: dict[str, tuple[int, dict[str, Any]]] = {
 class Watch:
     """torch's synchronisation mode from a pipeline's first model call to the end of its loop.
 
-    It replaces the pipeline's progress bar, whose context the loop leaves after its last step. Before the first call
-    the host reads the number of masks, and after the loop whether all tokens were drawn: these waits are intended.
+    It replaces the pipeline's progress bar, which the loop tells of every step, and whose context it leaves after the
+    last one. Before the first call the host reads the number of masks, and after the last step, once for each block of
+    a text, whether all tokens were drawn: these waits are intended.
     """
 
     def __init__(self, pipe: Any, mode: str, device: torch.device) -> None:
         self.pipe, self.mode, self.on_gpu, self.calls = pipe, mode, device.type == "cuda", 0
+        self.total: int | None = None  # steps, as the loop says
+        self.steps = 0
 
     def __call__(self, iterable: Any = None, total: int | None = None) -> Watch:
+        self.total = total
         return self
 
     def __enter__(self) -> Watch:
@@ -68,6 +72,11 @@ class Watch:
         self._switch("default")
 
     def update(self, n: int = 1) -> None:
+        self.steps += n
+        if self.steps == self.total:
+            self._switch("default")
+
+    def refresh(self) -> None:
         pass
 
     def _switch(self, mode: str) -> None:
@@ -159,8 +168,8 @@ def place_of(stack: traceback.StackSummary) -> str:
     package = Path(hf_maskdiff.__file__).parent
     frames = [frame for frame in stack if frame.filename not in (__file__, warnings.__file__)]
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
-    places = [f"{Path(frame.filename).name}:{frame.lineno} `{(frame.line or '').strip()}`" for frame in frames[-1:]]
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-1:]]
     if own and own[-1] is not frames[-1]:
         name = Path(own[-1].filename).relative_to(package).as_posix()
-        places.insert(0, f"{name}:{own[-1].lineno} `{(own[-1].line or '').strip()}`")
+        places.insert(0, f"{name}:{own[-1].lineno}")
     return ", from ".join(places)

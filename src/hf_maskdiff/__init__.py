@@ -26,6 +26,8 @@ from .models import (  # noqa: E402
     MeissonicTransformer2DModel,
     PartialCacheConfig,
     PrefixCacheConfig,
+    TiTokTransformer1DModel,
+    TiTokVQModel,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
@@ -35,11 +37,13 @@ from .pipelines import (  # noqa: E402
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextPipelineOutput,
+    MaskedDiffusionTextToImagePipeline,
     MaskGITPipeline,
     MDLMPipeline,
 )
 from .schedulers import (  # noqa: E402
     AncestralScheduler,
+    AnnealedScheduler,
     Choice,
     ChooseThenSampleScheduler,
     ConfidenceScheduler,
@@ -72,12 +76,18 @@ __version__ = "0.1.0"
 # diffusers looks a component's base class up by name in the library that `model_index.json` records for it.
 LOADABLE_CLASSES["hf_maskdiff"] = LOADABLE_CLASSES["diffusers"]
 # And a pipeline's class in itself alone, whatever library it is of: `DiffusionPipeline.from_pretrained(repo)`.
-for _pipeline in (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline):
+for _pipeline in (
+    MaskGITPipeline,
+    MDLMPipeline,
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextToImagePipeline,
+):
     if getattr(diffusers, _pipeline.__name__, _pipeline).__module__.startswith("hf_maskdiff."):  # not one of theirs
         setattr(diffusers, _pipeline.__name__, _pipeline)
 
 __all__ = [
     "AncestralScheduler",
+    "AnnealedScheduler",
     "BlockCacheConfig",
     "CanvasIteratorStreamer",
     "CanvasStreamer",
@@ -111,6 +121,7 @@ __all__ = [
     "MaskedDiffusionTextGenerationPipeline",
     "MaskedDiffusionTextPipeline",
     "MaskedDiffusionTextPipelineOutput",
+    "MaskedDiffusionTextToImagePipeline",
     "MeissonicTransformer2DModel",
     "ModelMixin",
     "MomentScheduler",
@@ -125,6 +136,8 @@ __all__ = [
     "SchedulerMixin",
     "StepContext",
     "ThresholdScheduler",
+    "TiTokTransformer1DModel",
+    "TiTokVQModel",
     "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",

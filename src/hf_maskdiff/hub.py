@@ -165,7 +165,8 @@ class ModelCardMixin(_Base):
 class PipelineRepositoryMixin(ModelCardMixin):
     """Makes a saved pipeline a complete repository: card, `pipeline.py` for `custom_pipeline=`, `config.json`.
 
-    A text pipeline's tokenizer lies at the root too, where `AutoTokenizer.from_pretrained(repo)` looks for it.
+    The tokenizer of a pipeline that transformers has a task for lies at the root too, where
+    `AutoTokenizer.from_pretrained(repo)` looks for it.
 
         card_task: the task of transformers that opens it.
     """
@@ -183,7 +184,7 @@ class PipelineRepositoryMixin(ModelCardMixin):
         self.save_pipeline_file(folder)
         config = json.dumps(self.transformers_config(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
-        if (tokenizer := self.components.get("tokenizer")) is not None:
+        if self.card_task and (tokenizer := self.components.get("tokenizer")) is not None:
             tokenizer.save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not (folder / CARD).exists():

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .kept_tensors import kept
 
 # --- exploitation: what the model knows -------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ def halton_order(height: int, width: int) -> list[tuple[int, int]]:
     return list(seen)
 
 
-@lru_cache(maxsize=64)
+@kept
 def bit_reversed(length: int) -> Tensor:
     """The base-2 radical inverse of every index of a sequence, float64 `(L,)` in [0, 1), on the CPU."""
     fractions = (radical_inverse(index, 2) for index in range(length))
@@ -154,7 +155,7 @@ def ranking(scores: Tensor, candidates: Tensor) -> Tensor:
 def sort_positions(scores: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The scores sorted as by `ranking`, and the ranking itself; both `(batch_size, L)`."""
     lowest = torch.finfo(scores.dtype).min
-    scores = scores.clamp(min=lowest).masked_fill_(~candidates, -torch.inf)
+    scores = torch.where(candidates, scores.clamp(min=lowest), -torch.inf)
     ordered, positions = scores.sort(dim=-1, descending=True, stable=True)
     return ordered, positions
 
@@ -181,7 +182,7 @@ def explore_first(scores: Tensor, exploration: Tensor, num_explored: Tensor) -> 
     return scores.scatter(1, exploration, explored)
 
 
-@lru_cache(maxsize=64)
+@kept
 def _ranks_and_raised_scores(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     ranks = torch.arange(length, device=device)
     return ranks, 1e38 / (1 + ranks)

@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import kernels
+from .kept_tensors import kept
 from .token_filters import keep_top_k, keep_top_p, keep_typical
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -94,7 +96,7 @@ def _mix(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=64)
+@kept
 def _counters(length: int, purposes: tuple[Purpose, ...], device: torch.device) -> Tensor:
     """What SplitMix64 adds to its seed at each position, `(purposes, 1, L)`; each purpose has its own counters."""
     # Computed as Python integers, since the products wrap: a compiler that tracks the range of an index would overflow.
@@ -118,6 +120,8 @@ def position_noise(keys: Tensor, length: int, *purposes: Purpose) -> Tensor:
         float64 `(purposes, batch_size, L)` with 51 random bits: odd multiples of 2^-52. The product of such a value and
         a positive number is below that number, even after rounding.
     """
+    if kernels.usable(keys.device) and len(purposes) <= 2:
+        return kernels.position_noise(keys, length, purposes, len(Purpose))
     counters = _counters(length, purposes, keys.device)
     if keys.device.type == "cpu":  # for so few numbers, numpy does the same arithmetic in a third of the time
         states = _mix(keys.numpy()[:, None] + counters.numpy())
@@ -221,6 +225,25 @@ class Marginals:
         return logits.flatten(0, 1)[:, : self.num_tokens]
 
     @cached_property
+    def _fused(self) -> bool:
+        """Whether `hf_maskdiff.kernels` can read these logits: contiguous rows, of which nothing is filtered out."""
+        filtered = self.top_k is not None or self.top_p is not None or self.typical_p is not None
+        return not filtered and self.logits.stride(-1) == 1 and kernels.usable(self.logits.device)
+
+    def _kernel_rows(self, rows: Tensor | None = None, wanted: Tensor | None = None) -> kernels.Rows:
+        """What the kernels read: some flat positions, or all that have logits, of which some may be wanted."""
+        if self.places is not None:
+            if rows is None:
+                wanted = self.places >= 0
+            else:
+                rows = self._sources[rows]
+        return kernels.Rows(self.logits, self.num_tokens, self.mask_token_id, self.temperature, rows, wanted)
+
+    def _at_places(self, values: Tensor) -> Tensor:
+        """The entries of a tensor `(batch_size, L)` that belong to the logits, `(num_rows, n)`."""
+        return values if self.places is None else values.flatten()[self.places.clamp(min=0)]
+
+    @cached_property
     def _targets(self) -> Tensor:
         """The flat `places`, where those that belong nowhere are put one past the end."""
         assert self.places is not None
@@ -273,12 +296,14 @@ class Marginals:
         """Reduce the logits of every wanted position to one number: `function(block)` gives `(rows,)`.
 
         Args:
-            wanted: bool `(batch_size, L)`. On a CPU all other positions get 0. On an accelerator their scores are
-                computed too, because selecting the wanted positions would make the host wait.
+            wanted: bool `(batch_size, L)`. All other positions get 0, but on an accelerator without a kernel for the
+                function. There their scores are computed too, as selecting positions would make the host wait.
 
         Returns:
             float32 `(batch_size, L)`.
         """
+        if self._fused and (found := kernels.row_scores(self._kernel_rows(wanted=wanted), function)) is not None:
+            return self._placed(found, wanted)
         (scores,) = self.reduce(lambda block: (function(block),), self._rows_of(wanted))
         return self._placed(scores, wanted)
 
@@ -292,6 +317,9 @@ class Marginals:
         Returns:
             float32 `(batch_size, L)`: -inf for a token that may not be drawn, at all other positions as `score`.
         """
+        if self._fused:
+            found = kernels.row_log_probs(self._kernel_rows(wanted=wanted), self._at_places(tokens))
+            return self._placed(found, wanted)
         rows = self._rows_of(wanted)
         return self._placed(self.log_prob_at(rows, tokens.flatten()[rows]), wanted)
 
@@ -309,6 +337,9 @@ class Marginals:
 
     def log_prob_at(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """`log p(x)` of one token per row, float32 `(M,)`; rows as of `draw`, tokens int64 `(M,)`."""
+
+        if self._fused:
+            return kernels.row_log_probs(self._kernel_rows(rows), tokens)
 
         def log_prob(block: Tensor, tokens: Tensor) -> tuple[Tensor]:
             token = tokens.clamp(max=self.num_tokens - 1)[:, None]
@@ -328,12 +359,29 @@ class Marginals:
         Returns:
             Tokens, int64 `(M,)`; `num_tokens` if no token can be drawn (NaN or +inf logits, or no token allowed).
         """
+        if self._fused:
+            return kernels.row_draws(self._kernel_rows(rows), uniform, beta[None])[0]
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
             return (draw_index(tempered_(block, beta).to(device), uniform),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
+
+    def draw_or_keep(self, rows: Tensor, uniform: Tensor, beta: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
+        """`draw` at the ranks that are wanted; at all others, and where no token can be drawn, `tokens` stay.
+
+        For accelerators: nothing is selected, which would make the host wait. All arguments are `(batch_size, K)`.
+
+        Args:
+            rows, uniform, beta: of each rank, as of `draw`.
+            wanted: bool.
+            tokens: int64.
+        """
+        if self._fused:
+            return kernels.row_draws(self._kernel_rows(rows, wanted), uniform, beta, tokens)[0]
+        drawn = self.draw(rows.flatten(), uniform.flatten(), beta.flatten()).view_as(rows).to(tokens.device)
+        return torch.where(wanted & (drawn < self.num_tokens), drawn, tokens)
 
     def draw_all(self, wanted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a token from p_i at every wanted position.
@@ -346,6 +394,11 @@ class Marginals:
             Tokens, int64, with `num_tokens` if no token can be drawn, and their log-probabilities, float64; both
             `(batch_size, L)`. Values at all other positions are meaningless.
         """
+        if self._fused:
+            read = self._kernel_rows(wanted=wanted)
+            drawn, log_probs = kernels.row_draws(read, self._at_places(uniform), with_log_probs=True)
+            assert log_probs is not None
+            return self._placed(drawn, wanted), self._placed(log_probs, wanted)
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,6 +410,29 @@ class Marginals:
         tokens, log_probs = self.reduce(draw_block, rows, uniform.flatten()[rows])
         return self._placed(tokens, wanted), self._placed(log_probs, wanted)
 
+    def draw_all_tempered(self, wanted: Tensor, uniform: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Draw a token from the normalised p_i^beta at every wanted position.
+
+        Args:
+            wanted: bool `(batch_size, L)`.
+            uniform: noise, float64 `(batch_size, L)` in (0, 1).
+            beta: inverse temperature.
+
+        Returns:
+            Tokens, int64, with `num_tokens` if no token can be drawn, and their logits, divided by the temperature,
+            float32; both `(batch_size, L)`. Values at all other positions are meaningless.
+        """
+        device = float64_device(self.logits.device)
+
+        def draw_block(block: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+            probs = tempered_(block.clone(), block.new_tensor(beta))
+            tokens = draw_index(probs.to(device), uniform)
+            return tokens, block.gather(1, tokens.to(block.device).clamp(max=self.num_tokens - 1)[:, None])[:, 0]
+
+        rows = self._rows_of(wanted)
+        tokens, logits = self.reduce(draw_block, rows, uniform.flatten()[rows])
+        return self._placed(tokens, wanted), self._placed(logits, wanted)
+
     def _rows_of(self, wanted: Tensor) -> Tensor:
         """Flat indices of the wanted positions. On an accelerator, where selecting them would make the host wait, of
         all positions that have logits."""
@@ -367,15 +443,23 @@ class Marginals:
         return self.places.flatten().clamp(min=0)
 
     def _placed(self, values: Tensor, wanted: Tensor) -> Tensor:
-        """The values of `_rows_of`, put back into a tensor `(batch_size, L)` that is 0 elsewhere."""
-        if wanted.device.type == "cpu":
+        """The values of `_rows_of`, or of all positions that have logits, put back into `(batch_size, L)`."""
+        if wanted.device.type == "cpu" and not self._fused:
             return values.new_zeros(wanted.shape).masked_scatter_(wanted, values)
         if self.places is None:
             return values.view(wanted.shape)
-        return values.new_zeros(self.num_places + 1).scatter_(0, self._targets, values)[:-1].view(wanted.shape)
+        return (
+            values.new_zeros(self.num_places + 1).scatter_(0, self._targets, values.flatten())[:-1].view(wanted.shape)
+        )
 
 
-@lru_cache(maxsize=64)
+@kept
+def ranks(num_ranks: int, device: torch.device) -> Tensor:
+    """The ranks 0, 1, ..., int64 `(num_ranks,)`."""
+    return torch.arange(num_ranks, device=device)
+
+
+@kept
 def first_rows(batch_size: int, length: int, device: torch.device) -> Tensor:
     """Where each row of a batch begins in the flattened `(batch_size, L)`, int64 `(batch_size, 1)`."""
     return (torch.arange(batch_size, device=device) * length)[:, None]

@@ -11,7 +11,11 @@ from typing import NamedTuple
 _CHECKPOINTS = {".pth", ".pt", ".ckpt", ".bin", ""}  # flax's have no extension
 _IN_REPOSITORY = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+)|/(.+))?")
 # A folder with one of these may hold a model that is known by it; reading it shows which.
-_DESCRIPTIONS = ("config.json", "model_index.json", "antiberty/trained_models")
+_DESCRIPTIONS = ("config.json", "model_index.json", "transformer/config.json", "antiberty/trained_models")
+
+# Of pipelines of diffusers that are copied: the one of this package that opens them.
+_AMUSED = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
+_OPENS = dict.fromkeys(_AMUSED, "MaskedDiffusionTextToImagePipeline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> Path:
     said = (args.num_attention_heads, args.attention, args.block_size)
     output = convert(args.source, args.output, args.tokenizer, args.revision, *said)
     name = json.loads((output / "model_index.json").read_text())["_class_name"]
+    name = _OPENS.get(name, name)
     print(f"{output}: open it with `{name}.from_pretrained({str(output)!r})`, read {output / 'README.md'}")
     return output
 

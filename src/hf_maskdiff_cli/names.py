@@ -12,6 +12,7 @@ IMAGES, TEXTS = "images", "texts"
 # What `hf_maskdiff` exports, written down because importing it takes seconds; a test compares both.
 SCHEDULERS = (
     "AncestralScheduler",
+    "AnnealedScheduler",
     "ConfidenceScheduler",
     "EditingScheduler",
     "EntropyBoundedScheduler",

@@ -29,7 +29,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_maskdiff import (
     AncestralScheduler,
+    MaskedDiffusionTextToImagePipeline,
     MaskGITPipeline,
+    MaskGITScheduler,
     MaskGITTransformer2DModel,
     MaskGITVQModel,
     MomentScheduler,
@@ -302,6 +304,13 @@ save_file({key: value.contiguous() for key, value in results.items()}, outputs)
 """
 
 
+def test_the_program_says_what_opens_a_copy_of_amused(
+    golden_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(golden_folder / "amused" / "pipeline"), str(tmp_path / "out")]) == 0
+    assert "open it with `MaskedDiffusionTextToImagePipeline.from_pretrained(" in capsys.readouterr().out
+
+
 def test_amused_is_passed_through(golden_folder: Path, converted: Converted, tmp_path: Path) -> None:
     """Its weights stay files of diffusers' own classes, which have no partial cache."""
     source, folder = golden_folder / "amused" / "pipeline", converted("amused")
@@ -310,7 +319,11 @@ def test_amused_is_passed_through(golden_folder: Path, converted: Converted, tmp
     assert ours.keys() - copied.keys() == {Path("README.md")}
     assert all(ours[path] == data for path, data in copied.items())
     card = ModelCard.load(folder / "README.md")
-    assert (card.data.license, "AmusedPipeline.from_pretrained" in card.text) == ("openrail++", True)
+    assert card.data.license == "openrail++"
+    assert "AmusedPipeline.from_pretrained" in card.text
+    assert "MaskedDiffusionTextToImagePipeline.from_pretrained" in card.text
+    opened = MaskedDiffusionTextToImagePipeline.from_pretrained(folder)
+    assert (type(opened.scheduler), opened.scheduler.config.choice_temperature) == (MaskGITScheduler, [2.0, 0.0])
 
     expected = Model(golden_folder / "amused").expected
     results = run_alone(AMUSED, folder, Model(golden_folder / "amused").inputs, tmp_path)

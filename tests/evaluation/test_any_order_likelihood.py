@@ -29,17 +29,17 @@ def estimates(num_masks: int, seed: int = 0, copies: int = 1) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("num_masks", [1, 3, LENGTH])
 def test_it_is_the_likelihood_on_average(num_masks: int) -> None:
-    found, expected = estimates(num_masks, copies=2100 // num_masks)
+    found, expected = estimates(num_masks, copies=700 // num_masks)
     error = found.std(0) / len(found) ** 0.5
     assert ((found.mean(0) - expected).abs() < 5 * error).all()
-    assert (error < 0.05 * expected.abs()).all()
+    assert (error < 0.08 * expected.abs()).all()
     assert (found.mean(0) < 0).all()
 
 
 def test_sizes_that_are_spread_have_less_error_and_a_seed_repeats_them() -> None:
     assert torch.equal(estimates(3, seed=5)[0], estimates(3, seed=5)[0])
-    single = estimates(1, copies=600)[0].view(100, 6, 5).mean(1).std(0)
-    spread = estimates(6, copies=100)[0].std(0)
+    single = estimates(1, copies=300)[0].view(50, 6, 5).mean(1).std(0)
+    spread = estimates(6, copies=50)[0].std(0)
     assert spread.mean() < 0.9 * single.mean()
 
 

@@ -15,6 +15,7 @@ from hf_maskdiff import (
     MDLMTransformer,
     MeissonicTransformer2DModel,
     PartialCacheConfig,
+    TiTokTransformer1DModel,
 )
 from hf_maskdiff.models import KeyValueSlot
 
@@ -57,6 +58,12 @@ def meissonic(num_layers: int) -> nn.Module:
     return MeissonicTransformer2DModel(4, TOKENS, TOKENS + 1, micro_cond_embed_dim=20, **sizes, **blocks)
 
 
+def titok(num_layers: int) -> nn.Module:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    skips = {"norm_first": True, "num_skips": num_layers // 2}
+    return TiTokTransformer1DModel(LENGTH, TOKENS, 3, num_layers=num_layers, **sizes, **skips)
+
+
 def of_text(num_rows: int) -> dict[str, Tensor]:
     numbers = torch.randn(ROWS, 5, 8, generator=torch.Generator().manual_seed(2))[:num_rows]
     micro_conds = torch.full((num_rows, 5), 4.0)
@@ -64,7 +71,7 @@ def of_text(num_rows: int) -> dict[str, Tensor]:
     return text | {"timestep": torch.full((num_rows,), 3.0)}
 
 
-@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic])
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 

@@ -11,6 +11,8 @@ _PLANNED = "hf_maskdiff/pipelines/planned_passes.py"
 _STORES = "hf_maskdiff/caching/transformers_stores.py"
 _TEXT = "hf_maskdiff/pipelines/text_denoising.py"
 _SAMPLING = "hf_maskdiff/sampling.py"
+_DIRECT = "hf_maskdiff/denoisers/direct_pass.py"
+_DIRECT_TESTS = "tests/models/test_direct_pass.py"
 _BY_HAND = "tests/caching/test_plans.py"
 _REFERENCE = "tests/pipelines/test_cached_steps.py::test_it_computes_what_it_says_and_keeps_all_else"
 _ROWS = "tests/pipelines/test_cached_steps.py::test_a_row_does_not_depend_on_its_batch"
@@ -191,5 +193,37 @@ MUTANTS = [
         "torch.where(wanted, at, ~at)",
         "at",
         ("tests/pipelines/test_greedy_cache.py::test_a_row_does_not_depend_on_its_batch",),
+    ),
+    Mutant(
+        "range-written-one-late",
+        "a block is written one position behind its place",
+        "hf_maskdiff/caching/key_values.py",
+        "return slice(None), slice(*span)",
+        "return slice(None), slice(span[0] + 1, span[1] + 1)",
+        (f"{_DIRECT_TESTS}::test_a_range_is_written_as_positions_are",),
+    ),
+    Mutant(
+        "last-layer-at-other-positions",
+        "the wanted queries of the last layer are turned as the first positions are",
+        _DIRECT,
+        "cos, sin = (_of_rows(table[:, 0], wanted)[:, None] for table in (cos, sin))",
+        "cos, sin = (table[:, :, : wanted.shape[1]] for table in (cos, sin))",
+        (f"{_DIRECT_TESTS}::test_only_wanted_rows_are_computed_to_the_end[6-llama]",),
+    ),
+    Mutant(
+        "last-layer-sees-as-the-first-rows",
+        "the wanted queries of the last layer see the blocks of the first queries",
+        _DIRECT,
+        "_of_rows(seen[:, 0], wanted)[:, None]",
+        "seen[:, :, : wanted.shape[1]]",
+        (f"{_DIRECT_TESTS}::test_only_wanted_rows_are_computed_to_the_end[6-llama]",),
+    ),
+    Mutant(
+        "hooks-on-attention-skipped",
+        "a hook on a layer's attention does not keep a model from direct passes",
+        _DIRECT,
+        "        yield layer.self_attn, attention_class\n",
+        "",
+        (f"{_DIRECT_TESTS}::test_none_where_a_forward_must_not_be_skipped[hook_before]",),
     ),
 ]

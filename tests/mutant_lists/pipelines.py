@@ -5,6 +5,8 @@ from __future__ import annotations
 from mutant_lists.mutant import Mutant
 
 _IMAGE = "hf_maskdiff/pipelines/pipeline_maskgit.py"
+_EDITING = "hf_maskdiff/pipelines/image_editing.py"
+_CONDITIONS = "hf_maskdiff/pipelines/image_conditions.py"
 _IMAGE_PASSES = "hf_maskdiff/pipelines/image_denoising.py"
 _CALLS = "hf_maskdiff/pipelines/calls.py"
 _RUN = "hf_maskdiff/pipelines/text_run.py"
@@ -76,9 +78,9 @@ MUTANTS = [
     Mutant(
         "null-class",
         "guidance compares with the last class instead of none",
-        _IMAGE_PASSES,
-        "torch.full_like(classes, self.transformer.config.num_classes)",
-        "torch.full_like(classes, self.transformer.config.num_classes - 1)",
+        _CONDITIONS,
+        "torch.full_like(classes, no_class)",
+        "torch.full_like(classes, no_class - 1)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_guidance_costs_a_second_pass",),
     ),
     Mutant(
@@ -92,17 +94,57 @@ MUTANTS = [
     Mutant(
         "kept-and-edited-swapped",
         "what shall be kept of an image is drawn anew",
-        _IMAGE,
+        _EDITING,
         "return torch.where(editable, noisy, codes), editable.flatten(1).sum(-1)",
         "return torch.where(editable, codes, noisy), editable.flatten(1).sum(-1)",
         ("tests/pipelines/test_editing.py::test_kept_codes_come_back",),
     ),
     Mutant(
+        "negative-prompt-is-the-prompt",
+        "guidance leads away from the prompt itself",
+        "hf_maskdiff/pipelines/text_conditions.py",
+        "self._of_contexts[UNCOND] = self._uncond()",
+        "self._of_contexts[UNCOND] = self._of_contexts[COND]",
+        ("tests/pipelines/test_text_to_image.py::test_prompts_size_crop_and_score_reach_the_model",),
+    ),
+    Mutant(
+        "height-before-width",
+        "the model is told height and width in the wrong order",
+        "hf_maskdiff/pipelines/text_conditions.py",
+        "[size[1], size[0], *crop, score]",
+        "[size[0], size[1], *crop, score]",
+        ("tests/pipelines/test_text_to_image.py::test_prompts_size_crop_and_score_reach_the_model",),
+    ),
+    Mutant(
+        "decoder-in-half",
+        "aMUSEd's tokenizer decodes in float16, beyond its range",
+        "hf_maskdiff/pipelines/pipeline_masked_diffusion_text_to_image.py",
+        "upcasts_half = True",
+        "upcasts_half = False",
+        ("tests/pipelines/test_text_to_image.py::test_float16_gives_no_nan",),
+    ),
+    Mutant(
+        "uvit-output-not-kept",
+        "a partial pass of a UVit2DModel does not keep what the middle layers gave",
+        "hf_maskdiff/denoisers/uvit2d_denoiser.py",
+        "return states if kept is None else kept.write(states, targets)",
+        "return states if kept is None else kept.take(torch.arange(len(kept))).write(states, targets)",
+        ("tests/models/test_uvit2d_denoiser.py::test_what_partial_passes_gave_is_there_for_the_next",),
+    ),
+    Mutant(
+        "uvit-keeps-what-it-must-not",
+        "a partial pass of a UVit2DModel keeps what is only computed",
+        "hf_maskdiff/denoisers/uvit2d_denoiser.py",
+        "return torch.where(touched.gather(1, order), order, ~order)",
+        "return order",
+        ("tests/models/test_uvit2d_denoiser.py::test_what_is_computed_but_not_kept",),
+    ),
+    Mutant(
         "mask-by-the-mean",
         "a code changes if half of its pixels are white",
-        _IMAGE,
-        "adaptive_max_pool2d(mask, side)[:, 0] >= 0.5",
-        "torch.nn.functional.adaptive_avg_pool2d(mask, side)[:, 0] >= 0.5",
+        _EDITING,
+        "adaptive_max_pool2d(mask, self._grid(size))[:, 0] >= 0.5",
+        "torch.nn.functional.adaptive_avg_pool2d(mask, self._grid(size))[:, 0] >= 0.5",
         ("tests/pipelines/test_editing.py::test_a_code_is_drawn_anew_if_any_of_its_pixels_is_white",),
     ),
     Mutant(

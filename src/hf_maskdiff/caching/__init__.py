@@ -5,7 +5,15 @@ from hf_maskdiff.caching.cache_config import CacheConfig, CacheReadings
 from hf_maskdiff.caching.cache_switch import CacheSwitch
 from hf_maskdiff.caching.code_cache import CodeCache
 from hf_maskdiff.caching.contexts import CacheContexts
-from hf_maskdiff.caching.key_values import KeyValueCache, KeyValueSlot, LayerCache, places_of
+from hf_maskdiff.caching.key_values import (
+    KeptStates,
+    KeyValueCache,
+    KeyValueSlot,
+    LayerCache,
+    Span,
+    places_of,
+    targets_of,
+)
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig, PartialCacheMixin
 from hf_maskdiff.caching.plans import (
     CachePlanConfig,
@@ -31,6 +39,7 @@ __all__ = [
     "DelayedCacheConfig",
     "DualCacheConfig",
     "GreedyCacheConfig",
+    "KeptStates",
     "KeyValueCache",
     "KeyValueSlot",
     "KeyValueStore",
@@ -42,6 +51,8 @@ __all__ = [
     "PositionalCache",
     "PrefixCacheConfig",
     "Queries",
+    "Span",
     "fitting",
     "places_of",
+    "targets_of",
 ]

@@ -7,6 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+# Of positions: the first, and the one behind the last.
+Span = tuple[int, int]
+# Where a pass writes: rows and positions, as indices.
+Targets = tuple[Tensor, Tensor] | tuple[slice, slice]
+
 
 class KeptStates:
     """The keys, or the values, of all positions of one layer; a pass writes those that it computes in place.
@@ -30,7 +35,7 @@ class KeptStates:
         """Those of all positions, shaped as in the full pass; a view."""
         return self._places[:, : self.length].movedim(1, self._dim)
 
-    def write(self, new: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+    def write(self, new: Tensor, targets: Targets) -> Tensor:
         """Write those of the queries, shaped as in the full pass; returns those of all positions.
 
         Args:
@@ -70,6 +75,11 @@ def targets_of(positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return rows, torch.where(positions < 0, length, positions)
 
 
+def targets_in(span: Span) -> tuple[slice, slice]:
+    """As `targets_of`, of positions that are a range, the same in every row, in order and all kept: a plain copy."""
+    return slice(None), slice(*span)
+
+
 def places_of(positions: Tensor) -> Tensor:
     """The plain positions p, including those given as `-p - 1`, which are not to be stored."""
     return torch.where(positions < 0, ~positions, positions)
@@ -77,8 +87,10 @@ def places_of(positions: Tensor) -> Tensor:
 
 def _grown(rows: Tensor, length: int) -> Tensor:
     """A copy of `(batch_size, n, ...)` with zeros behind it, `(batch_size, length, ...)`."""
-    missing = rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])
-    return torch.cat([rows, missing], 1)
+    grown = rows.new_empty(len(rows), length, *rows.shape[2:])
+    grown[:, : rows.shape[1]] = rows
+    grown[:, rows.shape[1] :].zero_()
+    return grown
 
 
 class LayerCache:
@@ -92,7 +104,7 @@ class LayerCache:
     def __init__(self) -> None:
         self.key: KeptStates | None = None
         self.value: KeptStates | None = None
-        self.targets: tuple[Tensor, Tensor] | None = None
+        self.targets: Targets | None = None
 
     def grow(self, length: int) -> None:
         """Make room at the end for new positions, if this is more than there are."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_maskdiff.caching.cache_config import CacheConfig
-from hf_maskdiff.caching.key_values import places_of
+from hf_maskdiff.caching.key_values import Span, places_of
 from hf_maskdiff.caching.partial_cache import PartialCacheConfig
 from hf_maskdiff.integers import as_integer, is_integer
 
@@ -60,10 +60,12 @@ class Queries:
         positions: positions in the windows, int64 `(R, K)`, distinct within a row. A position p given as `-p - 1` only
             fills up its row: it is computed, but not stored.
         num_runs: the largest number of runs of neighbouring positions in any row.
+        span: the range that `positions` are in every row, in order, if it is the same in all rows; else None.
     """
 
     positions: Tensor
     num_runs: int
+    span: Span | None = None
 
 
 class PassPlan(Protocol):
@@ -278,6 +280,9 @@ def ranges_of(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:
     if not bool(starts.any()) and bool((ends == state.lengths).all()):
         return None
     device, length = state.masked.device, state.masked.shape[1]
+    if bool((starts == starts[0]).all()) and bool((ends == ends[0]).all()):
+        span = int(starts[0]), int(ends[0])
+        return Queries(torch.arange(*span, device=device).expand(len(starts), -1), num_runs=1, span=span)
     offsets = torch.arange(int((ends - starts).max()), device=device)
     # A shorter row is filled up with the positions that follow, in a circle.
     positions = (starts.to(device, non_blocking=True)[:, None] + offsets) % length

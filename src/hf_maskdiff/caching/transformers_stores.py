@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_maskdiff.caching.key_values import KeptStates, places_of, targets_of
+from hf_maskdiff.caching.key_values import KeptStates, Span, Targets, places_of, targets_in, targets_of
 
 
 class KeyValueStore(ABC):
@@ -35,12 +35,13 @@ class KeyValueStore(ABC):
         """Make room for new positions at the end of the sequences; returns how many there are."""
 
     @abstractmethod
-    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
+    def run(self, model: PreTrainedModel, positions: Tensor | None, span: Span | None = None, **inputs: Any) -> Tensor:
         """Run the model; returns the logits of the queries.
 
         Args:
             positions: positions of the queries in the sequence, int64 `(batch_size, num_queries)`; a position p given
                 as `-p - 1` is computed but not stored. None in a full pass.
+            span: the range that `positions` are in every row, see `targets_in`; None if they are none.
             inputs: the other arguments of the model.
         """
 
@@ -53,6 +54,13 @@ class KeyValueStore(ABC):
         """Overwrite these rows of the batch with what `other`, a store of the same class, holds."""
 
 
+def _targets(positions: Tensor | None, length: int, span: Span | None) -> Targets | None:
+    """Where a pass writes; None for a full pass, which stores everything."""
+    if positions is None:
+        return None
+    return targets_of(positions, length) if span is None else targets_in(span)
+
+
 # --- models that take `past_key_values` -------------------------------------------------------------------------------
 
 
@@ -60,7 +68,7 @@ class PositionalCacheLayer(CacheLayerMixin):
     """One layer's keys and values `(batch_size, num_heads, L, head_dim)`; each row can be written at any positions."""
 
     is_sliding = False
-    targets: tuple[Tensor, Tensor] | None = None  # of the current pass, None in a full one
+    targets: Targets | None = None  # of the current pass, None in a full one
     _kept: tuple[KeptStates, KeptStates]
 
     def lazy_initialization(self, key_states: Tensor, *args: Any) -> None:
@@ -70,9 +78,9 @@ class PositionalCacheLayer(CacheLayerMixin):
         if self.targets is None:
             self.lazy_initialization(key_states)
             self._hold(KeptStates(key_states, dim=2), KeptStates(value_states, dim=2))
-        else:
-            keys, values = self._kept
-            self.keys, self.values = keys.write(key_states, self.targets), values.write(value_states, self.targets)
+            return key_states, value_states
+        keys, values = self._kept
+        self.keys, self.values = keys.write(key_states, self.targets), values.write(value_states, self.targets)
         return self.keys, self.values
 
     def _hold(self, keys: KeptStates, values: KeptStates) -> None:
@@ -125,9 +133,9 @@ class PositionalCache(Cache, KeyValueStore):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=PositionalCacheLayer)
 
-    def at(self, positions: Tensor | None) -> PositionalCache:
-        """This cache, set to write `positions` in the next pass; None writes all positions."""
-        targets = None if positions is None else targets_of(positions, self.get_seq_length())
+    def at(self, positions: Tensor | None, span: Span | None = None) -> PositionalCache:
+        """This cache, set to write `positions` in the next pass, in a range if it is one; None writes all."""
+        targets = _targets(positions, self.get_seq_length(), span)
         for layer in self.layers:
             layer.targets = targets
         return self
@@ -144,8 +152,8 @@ class PositionalCache(Cache, KeyValueStore):
             layer.grow(length)
         return self.layers[0].keys.shape[2]
 
-    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
-        return model(**inputs, past_key_values=self.at(positions), use_cache=True).logits
+    def run(self, model: PreTrainedModel, positions: Tensor | None, span: Span | None = None, **inputs: Any) -> Tensor:
+        return model(**inputs, past_key_values=self.at(positions, span), use_cache=True).logits
 
     def take(self, rows: Tensor) -> PositionalCache:
         taken = PositionalCache()
@@ -175,7 +183,7 @@ class AttentionStore(KeyValueStore):
     def __init__(self) -> None:
         self.layers: list[tuple[KeptStates, KeptStates, Tensor | None]] = []
         self.positions: Tensor | None = None
-        self._targets: tuple[Tensor, Tensor] | None = None
+        self._targets: Targets | None = None
         self._next = 0
         self._rows: dict[int, Tensor] = {}
 
@@ -192,12 +200,12 @@ class AttentionStore(KeyValueStore):
             )
         return stored
 
-    def run(self, model: PreTrainedModel, positions: Tensor | None, **inputs: Any) -> Tensor:
+    def run(self, model: PreTrainedModel, positions: Tensor | None, span: Span | None = None, **inputs: Any) -> Tensor:
         own = model.config._attn_implementation
         if positions is None:
             self.layers.clear()
         self.positions, self._next = positions, 0
-        self._targets = None if positions is None else targets_of(positions, self.layers[0][0].length)
+        self._targets = _targets(positions, self.layers[0][0].length if self.layers else 0, span)
         token = _running.set(self)
         try:
             model.set_attn_implementation(_registered(own))

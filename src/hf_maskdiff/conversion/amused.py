@@ -11,31 +11,28 @@ import transformers
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
-from hf_maskdiff.conversion.parts import check_scheduler_ids, require_finite
+from hf_maskdiff.conversion.components import open_component, require_safetensors
+from hf_maskdiff.conversion.parts import check_scheduler_ids
 from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Preset
-from hf_maskdiff.published.malformed import refusing
-from hf_maskdiff.published.sizes import check_sizes, shapes_of
 from hf_maskdiff.schedulers import MaskGITScheduler
 
 LICENCE = "openrail++"
 _COPIED = {".json", ".txt", ".model", ".safetensors"}
 _SETTINGS = ("config.json", "scheduler_config.json")
-_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"}
 NOTES = """\
-A copy of the published pipeline, which stock diffusers opens as it is. Its sampler is `AmusedScheduler`; any scheduler
-of `hf-maskdiff` takes its place:
+A copy of the published pipeline, which opens with any scheduler of `hf-maskdiff`:
 
 ```python
-from diffusers import AmusedPipeline
-from hf_maskdiff import MaskGITScheduler, MomentScheduler
+from hf_maskdiff import MaskedDiffusionTextToImagePipeline, MomentScheduler
 
-pipe = AmusedPipeline.from_pretrained({folder!r})
+pipe = MaskedDiffusionTextToImagePipeline.from_pretrained({folder!r})
 pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)
-image = pipe("a small red house by the sea", num_inference_steps=12, temperature=(2, 0)).images[0]
+image = pipe("a small red house by the sea").images[0]
 ```
 
-`MaskGITScheduler` with `choice_temperature=(2.0, 0.0)` is its own sampler.
+Its own sampler, `MaskGITScheduler` with `choice_temperature=(2.0, 0.0)`, is the scheduler that it opens with. Stock
+diffusers opens it too, with `AmusedPipeline.from_pretrained({folder!r})`, which takes these schedulers as well.
 """
 
 
@@ -59,7 +56,7 @@ def check_amused(folder: Path) -> None:
             file = next((file for file in _SETTINGS if (folder / name / file).is_file()), None)
             settings[name] = read_settings(folder / name / file) if file else {}
             if issubclass(found, ModelMixin | PreTrainedModel):
-                _check_model(folder, name, found, settings[name])
+                open_component(folder, name, found)  # and let it go: no more than one is ever in memory
     missing = sorted({"transformer", "vqvae", "scheduler"} - settings.keys())
     if missing:
         raise ValueError(f"model_index.json must name the parts of an aMUSEd, {missing} are not there. Fetch it again.")
@@ -84,35 +81,6 @@ def _class_of(name: str, stated: list[Any]) -> Any:
     return cls
 
 
-def _check_model(folder: Path, name: str, found: Any, settings: dict[str, Any]) -> None:
-    """Opens one component, which is let go of at the end: no more than one is ever in memory."""
-    files = sorted(map(str, (folder / name).glob("*.safetensors")))
-    _require_safetensors(folder / name)
-    check_sizes(settings, shapes_of(files))
-    try:
-        with refusing(f"{name!r}", "Fetch its files again."):
-            part, info = found.from_pretrained(
-                folder / name, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-    except ValueError as error:
-        reason = str(error).split(". ")[0]
-        raise ValueError(f"{name!r} must be what its config.json says: {reason}. Fetch both again.") from error
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
-    if wrong:
-        raise ValueError(f"The weights of {name!r} must fit its config.json, got {wrong}. Fetch both again.")
-    for key, tensor in part.state_dict().items():
-        require_finite(tensor, f"{name}.{key}")
-
-
-def _require_safetensors(component: Path) -> None:
-    weights = [path for path in component.iterdir() if path.suffix in _OTHER_WEIGHTS]
-    if weights and not list(component.glob("*.safetensors")):
-        raise ValueError(
-            f"{component.name!r} must have its weights in safetensors, got {weights[0].name!r} alone. Pass a "
-            "revision that has them."
-        )
-
-
 def copy_amused(folder: Path, output: Path) -> None:
     """Copy weights in safetensors, configurations and tokenizer of a pipeline of aMUSEd: no pickles, and no code.
 
@@ -120,7 +88,7 @@ def copy_amused(folder: Path, output: Path) -> None:
         ValueError: a component whose weights are there as pickles only.
     """
     for component in (path for path in folder.iterdir() if path.is_dir()):
-        _require_safetensors(component)
+        require_safetensors(component)
     for file in (path for path in folder.rglob("*") if path.is_file() and path.suffix in _COPIED):
         relative = file.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):

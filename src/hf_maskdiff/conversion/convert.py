@@ -19,8 +19,10 @@ from hf_maskdiff.conversion import (
     maskgit_jax,
     maskgit_pytorch_v1,
     mdlm,
+    meissonic,
     sdtt,
     text_models,
+    titok,
 )
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
@@ -32,7 +34,12 @@ from hf_maskdiff.conversion.whole_folders import whole_folder
 from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.models.transformer_mdlm import PUBLISHED_TYPES as MDLM_TYPES
-from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
+from hf_maskdiff.pipelines import (
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextToImagePipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+)
 from hf_maskdiff.pipelines.pipeline_mdlm import PUBLISHED_TOKENIZER
 from hf_maskdiff.published import open_tokenizer
 from hf_maskdiff_cli.convert import checkpoint_files
@@ -40,7 +47,7 @@ from hf_maskdiff_cli.convert import checkpoint_files
 Write = Callable[[Path], None]  # writes all of a pipeline folder into an empty one
 UPSTREAMS = (
     *(halton_maskgit.UPSTREAM, mage.UPSTREAM, maskgit_jax.UPSTREAM, maskgit_pytorch_v1.UPSTREAM),
-    dimo.UPSTREAM,
+    *(dimo.UPSTREAM, titok.UPSTREAM),
 )
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # of a repository of transformers
 
@@ -151,7 +158,7 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, LLaDA, Dream or AntiBERTy, got "
+            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, LLaDA, Dream or AntiBERTy, got "
             f"{found.name!r} with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
@@ -220,6 +227,21 @@ def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
     return lambda folder: _write_amused(found, folder, output)
 
 
+def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("Meissonic", **asdict(given))
+    description = Description(meissonic.NAME, meissonic.LICENCE, meissonic.NOTES)
+    return _pipeline_writer(meissonic.open_meissonic(found.path), found, output, description)
+
+
+def _titok_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("TiTok", attention=given.attention, block_size=given.block_size)
+    trees, origin = {found.path: titok.read_titok(found.path)}, None
+    if given.tokenizer is not None:
+        beside = locate(given.tokenizer, argument="tokenizer")
+        trees[beside.path], origin = titok.read_titok(beside.path), beside.origin
+    return _image_writer(trees, found, output, origin, given.num_attention_heads)
+
+
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
     others = {"attention": given.attention, "block_size": given.block_size}
     _leave_out("MDLM", num_attention_heads=given.num_attention_heads, **others)
@@ -286,7 +308,10 @@ def _image_writer(
 
 
 def _pipeline_writer(
-    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline, found: Source, output: Path, description: Description
+    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline | MaskedDiffusionTextToImagePipeline,
+    found: Source,
+    output: Path,
+    description: Description,
 ) -> Write:
     check_parts(pipe)
 
@@ -312,9 +337,11 @@ def _write_amused(found: Source, folder: Path, output: Path) -> None:
 
 
 _BY_FILES = (
+    _Format(meissonic.is_meissonic, _meissonic_writer),  # by its transformer, whatever pipeline the folder names
     _Format(amused.is_amused, _amused_writer),
     _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
     _Format(sdtt.is_sdtt_at, _sdtt_writer),
+    _Format(titok.is_titok, _titok_writer),
     _Format(text_models.is_text_model, _text_writer),
     _Format(antiberty.is_antiberty, _antiberty_writer),
 )

@@ -19,7 +19,8 @@ def check_parts(pipe: DiffusionPipeline) -> None:
     """
     rows = _rows(pipe.transformer)
     if hasattr(pipe, "tokenizer"):
-        check_ids(pipe.tokenizer, rows)
+        of_text = getattr(pipe, "text_encoder", pipe.transformer)  # whichever reads the tokenizer's tokens
+        check_ids(pipe.tokenizer, _rows(of_text))
     check_scheduler_ids(pipe.scheduler.config, rows)
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):

@@ -69,7 +69,7 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), source, **details)
     patterns = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
-    if "model_index.json" not in names and "config.json" not in names:
+    if not {"model_index.json", "config.json", "transformer/config.json"} & set(names):
         patterns = [name for name in names if may_be_checkpoint(Path(name))]
         if len(patterns) > 2:
             raise ValueError(f"`source` must be one checkpoint, {repo_id!r} has {patterns}. Pass '{repo_id}/<one>'.")

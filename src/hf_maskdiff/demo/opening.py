@@ -83,6 +83,11 @@ def open_all(pipelines: Sequence[str], device: str | None = None, dtype: str = "
 
 def _open(pipeline: str, device: str, dtype: str) -> Opened:
     pipe = open_pipeline(pipeline, {"dtype": getattr(torch, dtype)}).to(device)
+    if "num_tokens" in pipe.transformer.config:
+        raise ValueError(
+            f"the demo must be given images whose codes have places, {pipeline!r} makes rows of codes. Call it from "
+            "Python."
+        )
     watch(pipe.transformer)
     name = Path(pipeline).resolve().name if Path(pipeline).exists() else pipeline
     return Opened(name, kind_of_pipeline(type(pipe).__name__, pipeline), pipe)

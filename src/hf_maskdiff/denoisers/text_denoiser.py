@@ -18,6 +18,7 @@ from hf_maskdiff.caching import (
     KeyValueCache,
     PartialCacheConfig,
     PassPlan,
+    Span,
     fitting,
 )
 from hf_maskdiff.denoisers.transformers_denoiser import TransformersDenoiser
@@ -26,6 +27,9 @@ from hf_maskdiff.models import MDLMTransformer
 
 class TextDenoiser(Protocol):
     """Maps tokens to logits, in full and partial passes; see `TransformersDenoiser` for the arguments."""
+
+    @property
+    def model(self) -> Any: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -62,6 +66,7 @@ class TextDenoiser(Protocol):
         num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
+        span: Span | None = None,
     ) -> Tensor: ...
 
     def enable_cache(self, config: Any) -> None: ...
@@ -120,6 +125,7 @@ class MDLMDenoiser(CacheSwitch):
         num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
+        span: Span | None = None,
     ) -> Tensor:
         arguments: dict[str, Any] = {"positions": positions, "cache": cache, "logits_at": logits_at}
         arguments |= {"attention_mask": attention_mask, "offsets": offsets, "length": length}

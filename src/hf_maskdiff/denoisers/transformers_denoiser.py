@@ -20,6 +20,7 @@ from hf_maskdiff.caching import (
     CacheContexts,
     CacheReadings,
     KeyValueStore,
+    Span,
     fitting,
     places_of,
 )
@@ -164,6 +165,7 @@ class TransformersDenoiser(CacheReadings):
         num_runs: int | None = None,
         offsets: Tensor | None = None,
         length: int | None = None,
+        span: Span | None = None,
     ) -> Tensor:
         """Predict tokens.
 
@@ -184,6 +186,8 @@ class TransformersDenoiser(CacheReadings):
                 that sees blocks; partial passes use that of their full pass.
             length: the L of a partial pass over sequences that may have become longer, with their `attention_mask`;
                 None for that of the pass before it.
+            span: the range that `positions` are in every row, in order, if it is the same in all rows and the caller
+                knows it: its first position, and the one behind its last. It makes a pass cheaper.
 
         Returns:
             Logits `(batch_size, n, vocab_size)`.
@@ -198,7 +202,7 @@ class TransformersDenoiser(CacheReadings):
                 return self._full_pass(input_ids, attention_mask, logits_at, cache, offsets)
             if cache is not None and length is not None:
                 cache.attention_mask, cache.length = attention_mask, length
-            return self._partial_pass(input_ids, positions, logits_at, cache, num_runs)
+            return self._partial_pass(input_ids, positions, logits_at, cache, num_runs, span)
 
     def _full_pass(
         self,
@@ -226,6 +230,7 @@ class TransformersDenoiser(CacheReadings):
         logits_at: Tensor | None,
         cache: SequenceCache | None,
         num_runs: int | None,
+        span: Span | None,
     ) -> Tensor:
         if cache is None or cache.tokens is None or len(cache.tokens) != len(tokens):
             raise ValueError(
@@ -238,8 +243,9 @@ class TransformersDenoiser(CacheReadings):
             cache.tokens, positions, predicting = with_predecessors(sequence, tokens, positions, num_runs)
             tokens = cache.tokens.gather(1, places_of(positions))
             logits_at = predicting if logits_at is None else predicting.gather(1, logits_at)
+            span = None  # the position before it is computed, too, and not kept
         run = (self.model, abilities, cache.store, tokens, places_of(positions), positions)
-        return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length)
+        return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length, span)
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""

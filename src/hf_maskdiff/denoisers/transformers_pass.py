@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_maskdiff.attention_rule import BlockCausal
-from hf_maskdiff.caching import KeyValueStore, PositionalCache
+from hf_maskdiff.caching import KeyValueStore, PositionalCache, Span
+from hf_maskdiff.denoisers.direct_pass import direct_pass, runs_directly
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Abilities:
         noise: how far a row of a batch can shift another row's logits, in standard deviations. It is 0 except for 8-bit
             models, whose rounding depends on the largest number in the batch.
         rule: makes the mask of each query, for `attention`; None lets every position see every real one.
+        direct: whether `direct_pass` gives the same logits, while the model `runs_directly`.
     """
 
     implementation: str
@@ -39,6 +41,7 @@ class Abilities:
     probed_lengths: set[int] = field(default_factory=set)
     noise: float = 0.0
     rule: BlockCausal | None = None
+    direct: bool = False
 
 
 def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
@@ -62,6 +65,7 @@ def run_pass(
     logits_at: Tensor | None = None,
     offsets: Tensor | None = None,
     length: int | None = None,
+    span: Span | None = None,
 ) -> Tensor:
     """Logits of one pass, `(batch_size, n, vocab_size)`.
 
@@ -76,6 +80,7 @@ def run_pass(
         logits_at: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
         offsets: where each row's blocks begin, see `BlockCausal.blocks_of`.
         length: L, of a partial pass.
+        span: the range that `positions` are in every row, in order, if they are one.
 
     The caller must hold the model with `alone`, so that no other thread uses it meanwhile.
     """
@@ -89,19 +94,25 @@ def run_pass(
             num_keys = mask.shape[1]
     if abilities.rule is not None:
         mask = abilities.rule.seen(places, num_keys, mask, offsets, length)
+    if abilities.direct and (store is None or isinstance(store, PositionalCache)) and runs_directly(model):
+        seen = mask.bool()[:, None, None] if abilities.rule is None and mask is not None else mask
+        same = positions is None or span is not None  # of all rows
+        ids = (places[:1] if same else places) + abilities.first_position
+        keep = None if store is None else store.at(positions, span).update
+        return direct_pass(model, input_ids, ids, seen, keep, logits_at)
     accepted = accepted_arguments(model)
     inputs = {"input_ids": input_ids, **abilities.attention(model, mask)}
     if "position_ids" in accepted:
         inputs["position_ids"] = places + abilities.first_position
     cacheless = {"use_cache": False} if "use_cache" in accepted else {}
     # A compiled model may have been traced without the hook, and then would skip it without a word.
-    before, after = (None, logits_at) if _is_compiled(model) else (logits_at, None)
+    before, after = (None, logits_at) if is_compiled(model) else (logits_at, None)
     with _rows_before_head(model, before):
-        logits = model(**inputs, **cacheless).logits if store is None else store.run(model, positions, **inputs)
+        logits = model(**inputs, **cacheless).logits if store is None else store.run(model, positions, span, **inputs)
     return logits if after is None else _rows_of(logits, after)
 
 
-def _is_compiled(model: PreTrainedModel) -> bool:
+def is_compiled(model: nn.Module) -> bool:
     """Whether the whole model is, by `torch.compile(model)` or `model.compile()`."""
     return is_compiled_module(model) or getattr(model, "_compiled_call_impl", None) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_maskdiff.denoisers.attention_arguments import (
     reserved_positions,
     smallest_window,
 )
+from hf_maskdiff.denoisers.direct_pass import runs_directly
 from hf_maskdiff.denoisers.transformers_pass import Abilities, accepted_arguments, run_pass
 
 # Number of tokens in a probe; to test an attention window, the probe is longer than the window by this number.
@@ -60,6 +62,7 @@ class Probe:
         found = self._bidirectional(implementation) if self.rule is None else self._in_blocks(implementation)
         found.first_position = self._first_position(found)
         found.rule = self.rule
+        found.direct = runs_directly(self.model) and self._is_the_same(found, replace(found, direct=True))
         return found
 
     def working_store(self, found: Abilities, length: int) -> Callable[[], KeyValueStore]:
@@ -73,7 +76,10 @@ class Probe:
         by_cache = "past_key_values" in accepted_arguments(self.model) and smallest_window(self.config) is None
         stores: list[type[KeyValueStore]] = [PositionalCache, AttentionStore] if by_cache else [AttentionStore]
         for store_class in stores:
-            reason = self._fault(found, store_class(), length)
+            # What a model hangs on its modules later keeps it from direct passes, so both kinds must be right.
+            kinds = [replace(found, direct=direct) for direct in (False, True)[: 1 + found.direct]]
+            faults = [self._fault(kind, store_class(), length) for kind in kinds]
+            reason = next((fault for fault in faults if fault is not None), None)
             if reason is None:
                 return store_class
             reasons.append(f"{store_class.__name__}: {reason}")
@@ -200,6 +206,16 @@ class Probe:
             f"positions must be numbered from 0 or from the padding token, but {self.name} does neither. It cannot be "
             "used."
         )
+
+    def _is_the_same(self, found: Abilities, other: Abilities) -> bool:
+        """Whether another way to run the model gives the same logits, with and without padding."""
+        ids, places, padded = self._example()
+        real = padded[..., None]
+        for mask in (None, padded):
+            logits, expected = (run_pass(self.model, way, None, ids, places, None, mask) for way in (other, found))
+            if not _agree(logits * real, expected * real, found.noise):
+                return False
+        return True
 
     def _fault(self, found: Abilities, store: KeyValueStore, length: int) -> str | None:
         """What is wrong with a store; None if it works."""

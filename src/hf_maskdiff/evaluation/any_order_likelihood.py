@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_maskdiff.denoisers import TextDenoiser
-from hf_maskdiff.evaluation.likelihood import subs_log_probs
+from hf_maskdiff.likelihood import ScoredTokens, Scoring, Stratified
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def any_order_log_likelihood(
 
     `E_order [sum_k log p(x_order(k) | the tokens before it in the order)] / n`: for how many tokens are masked, equally
     many of 1 .. n, and which ones, at random, it is the mean of `log p` at the masked tokens. It is what a sampler of
-    one token a pass draws from, and cares for how tokens fit together, unlike the pseudo-likelihood.
+    one token a pass draws from, and cares for how tokens fit together, unlike the pseudo-likelihood. A pipeline's
+    `log_likelihood` gives the same of texts and prompts, with error bars and other estimators.
 
     Example:
 
@@ -53,18 +54,15 @@ def any_order_log_likelihood(
         )
     if num_masks < 1:
         raise ValueError(f"`num_masks` must be at least 1, got {num_masks}. Pass the passes for each sequence.")
-    count, num_rows = len(positions), len(input_ids) * num_masks
-    offset = torch.rand(len(input_ids), num_masks, generator=generator, dtype=torch.float64)
-    sizes = ((torch.arange(num_masks) + offset) * count / num_masks).long().flatten() + 1
-    order = torch.rand(num_rows, count, generator=generator).argsort(-1).argsort(-1)
-    chosen = (order < sizes[:, None]).to(input_ids.device)
-    tokens = input_ids.repeat_interleave(num_masks, 0)
-    places = positions.to(input_ids.device).expand(num_rows, -1)
-    masked = tokens.scatter(1, places, tokens.gather(1, places).masked_fill(chosen, mask_token_id))
-    found = []
-    for rows in torch.arange(num_rows).split(batch_size):
-        logits = denoiser(masked[rows], 1.0, logits_at=places[rows])
-        log_probs = subs_log_probs(logits, masked[rows].gather(1, places[rows]), mask_token_id)
-        true = log_probs.gather(-1, tokens[rows].gather(1, places[rows])[..., None])[..., 0].double()
-        found.append(torch.where(chosen[rows], true, 0.0).sum(-1).cpu() / sizes[rows])
-    return torch.cat(found).view(-1, num_masks).mean(-1)
+    nowhere = torch.zeros(input_ids.shape[1], dtype=torch.bool)
+    texts = [ScoredTokens(ids, positions.cpu(), nowhere) for ids in input_ids.cpu()]
+    own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    estimator = Stratified(num_masks)
+    patterns = [estimator.patterns(len(positions), num_masks, own) for _ in texts]
+    passes = [one.passes(tells_time=True) for one in patterns]
+    found = Scoring(denoiser, mask_token_id, input_ids.device, batch_size)(texts, passes)
+    totals = [
+        one.totals(one.of_tokens(log_probs, of_one)).mean()
+        for one, of_one, log_probs in zip(patterns, passes, found, strict=True)
+    ]
+    return torch.stack(totals) / len(positions)

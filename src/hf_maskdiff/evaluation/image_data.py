@@ -1,8 +1,10 @@
-"""Labelled images as tensors, from the Hub, from an image folder, or from MNIST's own IDX files."""
+"""Labelled images as tensors, from the Hub, from an image folder, from arrays, or from MNIST's own IDX files."""
 
 from __future__ import annotations
 
 import gzip
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +51,9 @@ def load_labelled_images(
             neither, a fixed tenth of the training split is held out.
         dataset (`str`, *optional*): name of a data set on the Hub with an image and a class column.
         data_dir (`str` or `Path`, *optional*): a local folder instead: IDX files named as MNIST's
-            (`train-images-idx3-ubyte`, gzipped or not), or an image folder with one sub-folder per class
-            (`train/cat/1.png`).
+            (`train-images-idx3-ubyte`, gzipped or not), arrays that `numpy.savez` wrote to `train.npz` and `test.npz`
+            (`images` of shape `(num_images, height, width[, 3])` in uint8, `labels`, `class_names`), or an image
+            folder with one sub-folder per class (`train/cat/1.png`).
         image_size (`int`, *optional*): resizes images to squares of this side; None keeps their size, which must then
             be the same for all.
         num_channels (`int`, *optional*): 1 for grey, 3 for colour; grey images may be read as colour too. None is 3
@@ -72,6 +75,8 @@ def load_labelled_images(
         raise ValueError(f"`data_dir` must be a folder, got {str(data_dir)!r}. Check the path.")
     if data_dir is not None and any(Path(data_dir).glob("*-images*ubyte*")):
         return _load_idx(Path(data_dir), split, image_size, num_channels)
+    if data_dir is not None and (Path(data_dir) / "train.npz").exists():
+        return _load_arrays(Path(data_dir) / f"{split}.npz", image_size, num_channels)
     if data_dir is not None:
         _require_classes(Path(data_dir))
     return _load_dataset(split, dataset, data_dir, image_size, num_channels)
@@ -121,6 +126,41 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
         )
     names = tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
     return LabelledImages(torch.tensor(images)[:, None], torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _load_arrays(path: Path, image_size: int | None, num_channels: int | None) -> LabelledImages:
+    if not path.exists():
+        raise ValueError(f"`data_dir` must hold {path.name} beside train.npz, got {str(path.parent)!r}. Write both.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels, names = file["images"], file["labels"], tuple(str(name) for name in file["class_names"])
+    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} must hold the arrays images, labels and class_names, got {error}. Write it with numpy.savez."
+        ) from error
+    images = images[..., None] if images.ndim == 3 else images
+    channels = images.shape[-1]
+    if images.dtype != np.uint8 or images.ndim != 4 or channels not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"images in {path} must be uint8 of shape (num_images, height, width), or with 3 channels at the end, "
+            f"got {images.dtype} of shape {images.shape}."
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not _all_named(labels, names):
+        raise ValueError(
+            f"labels in {path} must be {len(images)} whole numbers from 0 to {len(names) - 1}, one of class_names for "
+            f"each image, got {labels.dtype} of shape {labels.shape}."
+        )
+    if num_channels not in (None, channels) or image_size not in (None, images.shape[1]):
+        raise ValueError(
+            f"arrays are read as they are: {channels} channels, {images.shape[1]} pixels a side; got num_channels="
+            f"{num_channels} and image_size={image_size}. Leave both out, or write other arrays."
+        )
+    in_order = torch.from_numpy(images).movedim(-1, 1).contiguous()
+    return LabelledImages(in_order, torch.from_numpy(labels.astype(np.int64)), names)
+
+
+def _all_named(labels: NDArray[np.int64], names: tuple[str, ...]) -> bool:
+    return bool(((labels >= 0) & (labels < len(names))).all())
 
 
 def _load_dataset(

@@ -21,7 +21,9 @@ from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransform
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.models.transformer_meissonic import MeissonicTransformer2DModel
+from hf_maskdiff.models.transformer_titok import TiTokTransformer1DModel
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
+from hf_maskdiff.models.vq_titok import TiTokVQModel
 
 # Names that were once defined here, and the modules in which they are defined now.
 _MOVED = {
@@ -50,6 +52,8 @@ __all__ = [
     "PartialCacheMixin",
     "PositionalCache",
     "PrefixCacheConfig",
+    "TiTokTransformer1DModel",
+    "TiTokVQModel",
     "VQGANModel",
 ]
 

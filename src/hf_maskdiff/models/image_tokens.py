@@ -19,11 +19,7 @@ def check_image_tokens(
         class_labels: int64 `(batch_size,)`.
         positions: None, or int64 of the shape of `sample`.
     """
-    if positions is not None and (positions.shape != sample.shape or positions.dtype != torch.int64):
-        raise ValueError(
-            f"`positions` must be int64 of the shape of `sample`, {tuple(sample.shape)}, got {positions.dtype} "
-            f"{tuple(positions.shape)}. Pass where each code stands in the image, in row-major order."
-        )
+    _check_positions(sample, positions)
     side = sample_size
     if positions is None and sample.shape[1:] not in ((side, side), (side * side,)):
         raise ValueError(
@@ -31,6 +27,37 @@ def check_image_tokens(
             f"{tuple(sample.shape)}. Pass the token ids of a grid of {side} x {side} tokens: that is the model's "
             "`sample_size`."
         )
+    _check_labels(sample, class_labels, num_classes)
+
+
+def check_code_row(
+    sample: Tensor, class_labels: Tensor, positions: Tensor | None, num_tokens: int, num_classes: int
+) -> None:
+    """Raise `ValueError` unless shapes and dtypes fit a denoiser of a row of `num_tokens` codes.
+
+    Args:
+        sample: int64 `(batch_size, num_tokens)`; in a partial pass `(batch_size, num_positions)`.
+        class_labels: int64 `(batch_size,)`.
+        positions: None, or int64 of the shape of `sample`.
+    """
+    _check_positions(sample, positions)
+    if sample.ndim != 2 or (positions is None and sample.shape[1] != num_tokens):
+        raise ValueError(
+            f"`sample` must have shape (batch_size, {num_tokens}), got {tuple(sample.shape)}. Pass the codes of whole "
+            "images: their number is the model's `num_tokens`."
+        )
+    _check_labels(sample, class_labels, num_classes)
+
+
+def _check_positions(sample: Tensor, positions: Tensor | None) -> None:
+    if positions is not None and (positions.shape != sample.shape or positions.dtype != torch.int64):
+        raise ValueError(
+            f"`positions` must be int64 of the shape of `sample`, {tuple(sample.shape)}, got {positions.dtype} "
+            f"{tuple(positions.shape)}. Pass where each code stands in the image, in row-major order."
+        )
+
+
+def _check_labels(sample: Tensor, class_labels: Tensor, num_classes: int) -> None:
     if class_labels.shape != sample.shape[:1]:
         raise ValueError(
             f"`class_labels` must have shape ({sample.shape[0]},), one per row of `sample`, got "

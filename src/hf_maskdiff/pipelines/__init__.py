@@ -2,6 +2,7 @@
 
 from .denoising import denoise
 from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
+from .pipeline_masked_diffusion_text_to_image import MaskedDiffusionTextToImagePipeline
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import MDLMPipeline
 from .streaming import CanvasIteratorStreamer, CanvasStreamer
@@ -17,5 +18,6 @@ __all__ = [
     "MaskedDiffusionTextGenerationPipeline",
     "MaskedDiffusionTextPipeline",
     "MaskedDiffusionTextPipelineOutput",
+    "MaskedDiffusionTextToImagePipeline",
     "denoise",
 ]

@@ -14,15 +14,8 @@ from torch import Tensor
 
 from ..schedulers import MaskedDiffusionScheduler
 from ..schedulers.checks import is_number, require
+from .guidance import GuidanceScale, as_pair, share_of_rise
 from .logits_rules import LogitsRules
-
-GuidanceScale = float | Sequence[float]
-
-
-def as_pair(guidance_scale: GuidanceScale) -> tuple[float, float]:
-    """The guidance scales of the first and of the last step."""
-    start, end = guidance_scale if isinstance(guidance_scale, Sequence) else (guidance_scale, guidance_scale)
-    return start, end
 
 
 class PipelineCall:
@@ -33,7 +26,7 @@ class PipelineCall:
             shows the timesteps of the latest call.
         num_inference_steps: see `MaskedDiffusionScheduler.set_timesteps`.
         temperature: the choice temperature, see `MaskedDiffusionScheduler.set_timesteps`.
-        guidance_scale: one number for all steps, or a pair (start, end).
+        guidance_scale: one number for all steps, or a rise, see `share_of_rise`.
         sampling_temperature: the temperature at which tokens are drawn; 0 always takes the most probable token; None
             keeps the scheduler's.
         rules: what happens to logits before the scheduler reads them.
@@ -84,11 +77,22 @@ class PipelineCall:
         self._shared.adopt_run(self.scheduler)
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
-        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""
+        """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T, for a pair."""
         start, end = as_pair(self.guidance_scale)
         num_steps = self.scheduler.num_inference_steps or 1
         step = min(round((1 - float(timestep)) * num_steps), num_steps - 1)  # a step at time 0 is as the last one
-        return start + (end - start) * step / max(num_steps - 1, 1)
+        return start + (end - start) * float(share_of_rise(self.guidance_scale, step, torch.tensor(num_steps)))
+
+    def steps_left_after(self, timestep: float | Tensor) -> float:
+        """How many steps follow the one at time `timestep`: T - 1 in the first of T, and 0 in the last."""
+        left = float(timestep) * (self.scheduler.num_inference_steps or 1) - 1
+        whole = round(left)
+        return max(float(whole) if abs(left - whole) < 1e-3 else left, 0.0)  # times are in float32
+
+    @property
+    def may_guide(self) -> bool:
+        """Whether the guidance scale of any step of the run is above 1."""
+        return max(as_pair(self.guidance_scale)) > 1
 
     def guides_at(self, timestep: float | Tensor) -> bool:
         """Whether the scale of any row is another than 1 in the step at time `timestep`."""
@@ -117,8 +121,8 @@ class PipelineCall:
         if start == end or not self.scheduler.steps_by_masks:
             return without.lerp_(logits, max(self.guidance_scale_at(timestep), least))
         step = round((1 - float(timestep)) * (self.scheduler.num_inference_steps or 1))
-        progress = (step / (num_masks - 1).clamp(min=1)).clamp(max=1)
-        scales = (start + (end - start) * progress).clamp(min=least).to(without.dtype)
+        share = share_of_rise(self.guidance_scale, step, num_masks)
+        scales = (start + (end - start) * share).clamp(min=least).to(without.dtype)
         return without.lerp_(logits, scales.view(-1, *[1] * (without.ndim - 1)))
 
 
@@ -190,7 +194,7 @@ class CallStateMixin:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the guidance scale of any step of the run is above 1."""
-        return max(as_pair(self._guidance_scale)) > 1
+        return self._call.may_guide
 
     def guidance_scale_at(self, timestep: float | Tensor) -> float:
         """The scale of the step at time `timestep`: `start + (end - start) n / (T - 1)` in step n of T."""

@@ -1,4 +1,4 @@
-"""The denoiser of images as the loop calls it: of which class, guided and cached."""
+"""The denoiser of images as the loop calls it: of which class or text, guided and cached."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
+from ..denoisers import image_denoiser
 from ..schedulers import EmbeddingNoise
 from .calls import CallCaches, PipelineCall, as_pair
+from .image_conditions import COND, UNCOND, ImageCondition
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
@@ -19,13 +21,13 @@ class ImageCachingMixin:
     """Gives a pipeline of images the switches that a text pipeline has."""
 
     transformer: Any
-    _switch: CacheSwitch | None = None
+    _switch: tuple[Any, CacheSwitch] | None = None  # with the transformer that it is for
 
     @property
     def _cache_switch(self) -> CacheSwitch:
-        if self._switch is None or self._switch.model is not self.transformer:
-            self._switch = CacheSwitch(self.transformer)
-        return self._switch
+        if self._switch is None or self._switch[0] is not self.transformer:
+            self._switch = self.transformer, CacheSwitch(image_denoiser(self.transformer))
+        return self._switch[1]
 
     @property
     def partial_cache(self) -> PartialCacheConfig | None:
@@ -58,25 +60,26 @@ class ImageDenoiser:
 
     Args:
         caching: the pipeline's switch; it knows the model.
-        classes: of each image, int64 `(batch_size,)`.
+        condition: what each image shall show.
         call: says how strongly to guide; learns which step runs.
-        is_conditional: whether the classes were given; without one nothing is guided.
+        batch_size: number of images.
 
     Raises:
         ValueError: the scheduler looks ahead while a cache of diffusers is on.
     """
 
-    def __init__(self, caching: CacheSwitch, classes: Tensor, call: PipelineCall, is_conditional: bool) -> None:
+    def __init__(self, caching: CacheSwitch, condition: ImageCondition, call: PipelineCall, batch_size: int) -> None:
         require_no_cache(call.scheduler, caching.cache_of_diffusers)
-        self.transformer, self.classes, self.call, self.is_conditional = caching.model, classes, call, is_conditional
-        self._no_class = torch.full_like(classes, self.transformer.config.num_classes)
+        self.transformer, self.condition, self.call = caching.model, condition, call
         self._plan, self._caches = caching.plan, CallCaches(caching)
-        self._unfinished = list(range(len(classes)))
+        self._unfinished = list(range(batch_size))
         self._planned: PlannedPasses | None = None
         self._noise: EmbeddingNoise | None = None
 
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of the images that need a pass; the plan says what is computed for them."""
+        if not self.condition.takes_noise:
+            now.require_no_noise()
         self._noise = now.embedding_noise
         rows, of_rows = now.index(len(sample), sample.device), torch.tensor(now.rows)
         tokens = sample.flatten(1)[rows]
@@ -89,7 +92,7 @@ class ImageDenoiser:
             chosen = torch.where(now.choice.valid, now.choice.positions, ~now.choice.positions)[rows]
         queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows], chosen)
         self._unfinished = now.unfinished
-        if queries is not None and self._runs_without_class(t) and self._caches.lack("uncond", now.rows):
+        if queries is not None and self._runs_without(t) and self._caches.lack(UNCOND, now.rows):
             queries = None  # a callback has switched guidance on
         if queries is None:
             values = self._guided(t, sample[rows], rows, now.rows)
@@ -114,35 +117,39 @@ class ImageDenoiser:
     ) -> Tensor:
         self.call.current_timestep = t  # diffusers' caches ask for it
         noise = {} if self._noise is None else {"embedding_noise": self._noise.of_rows(rows)}
-        common = (tokens, stored, positions, noise)
-        cond = self._pass("cond", self.classes[rows], *common)
-        if not self._runs_without_class(t):
-            self._caches.forget("uncond")
+        steps_left = self.call.steps_left_after(t)
+
+        def logits(context: str) -> Tensor:
+            arguments, named = self.condition.arguments(context, rows, steps_left)
+            return self._pass(context, (tokens, *arguments), named | noise, stored, positions)
+
+        cond = logits(COND)
+        if not self._runs_without(t):
+            self._caches.forget(UNCOND)
             return cond
-        uncond = self._pass("uncond", self._no_class[rows], *common)
+        uncond = logits(UNCOND)
         if not self.call.scheduler.steps_by_masks and self.call.guidance_scale_at(t) <= 1:
             return cond
         return self.call.guided(uncond, cond, t, self._num_masks[rows], least=1)
 
-    def _runs_without_class(self, t: Tensor) -> bool:
-        """Whether the step needs the pass without a class, for its logits or for what later steps read of it."""
+    def _runs_without(self, t: Tensor) -> bool:
+        """Whether the step needs the pass without the condition, for its logits or for what later steps read of it."""
         in_all_steps = self._plan is not None or self.call.scheduler.steps_by_masks
         highest = max(as_pair(self.call.guidance_scale)) if in_all_steps else self.call.guidance_scale_at(t)
-        return self.is_conditional and highest > 1
+        return self.condition.is_given and highest > 1
 
     def _pass(
         self,
         context: str,
-        labels: Tensor,
-        tokens: Tensor,
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
         stored: list[int] | None,
         positions: Tensor | None,
-        noise: dict[str, Any],
     ) -> Tensor:
         """A pass of the rows `stored`, which the stores of the run follow; None for a pass apart from them."""
 
-        def forward(arguments: dict[str, Any]) -> Tensor:
-            return self.transformer(tokens, labels, return_dict=False, **arguments, **noise)[0]
+        def forward(caching: dict[str, Any]) -> Tensor:
+            return self.transformer(*arguments, return_dict=False, **caching, **named)[0]
 
         with self.transformer.cache_context(context):  # diffusers' own caches read it
             if stored is None:

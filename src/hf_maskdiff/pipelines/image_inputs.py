@@ -72,7 +72,7 @@ def read_images(
     images: PipelineImageInput,
     processor: VaeImageProcessor,
     channels: int,
-    side: int | None = None,
+    size: tuple[int, int] | None = None,
     pillow: Callable[[Image.Image], Image.Image] = upright,
 ) -> list[Tensor]:
     """What diffusers' processor makes of each image, float32 `(1, channels, height, width)`; a batch stays together.
@@ -82,17 +82,18 @@ def read_images(
         images: PIL images, arrays or tensors, one or a list.
         processor: converts and resizes.
         channels: that each image must have then.
-        side: pixels to resize to; None keeps the size.
+        size: pixels to resize to, height and width; None keeps the size.
         pillow: what is made of a PIL image before the processor sees it: 8 bits a channel.
 
     Raises:
         ValueError: not images, or values outside [0, 1], such as NaN.
     """
     given = images if isinstance(images, list | tuple) else [images]
+    height, width = size or (None, None)
     got = [tuple(image.shape) if hasattr(image, "shape") else image for image in given]
     try:
         read = [pillow(image) if isinstance(image, Image.Image) else image for image in given]
-        tensors = [processor.preprocess(image, side, side).float() for image in read]
+        tensors = [processor.preprocess(image, height, width).float() for image in read]
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be a PIL image, a float array or tensor, or a list of them, got {got}. Pass "
@@ -134,9 +135,19 @@ def read_masks(masks: PipelineImageInput, processor: VaeImageProcessor) -> list[
     return tensors
 
 
+def check_call_defaults(call_defaults: Mapping[str, Any] | None) -> None:
+    """Raise `ValueError` for a default of what a pipeline of images has none of."""
+    unknown = sorted(set(call_defaults or {}) - {"num_inference_steps", "guidance_scale"})
+    if unknown:
+        raise ValueError(
+            f"`call_defaults` must name `num_inference_steps` and `guidance_scale` only, got {unknown}. Pass the "
+            "others to the call."
+        )
+
+
 def check_counts(given: Mapping[str, int]) -> None:
     """There must be as many labels, images and masks as of each other, or one; `given` counts each argument."""
-    if given["class_labels"] == 0:
+    if given.get("class_labels") == 0:
         raise ValueError("`class_labels` must hold at least one label, got none. Pass None for no class.")
     if any(count not in (1, max(given.values())) for count in given.values()):
         raise ValueError(
@@ -168,6 +179,17 @@ def check_editing(given: Mapping[str, int], strength: float, latents: Tensor | N
             "`latents` must be None where an `image` is given, got both. Pass `image` with `mask_image`, or codes "
             "that are masked already."
         )
+
+
+def first_step_of(strength: float, num_inference_steps: int) -> int:
+    """The step that an edit starts with, of the last `round(strength * num_inference_steps)` of all."""
+    first_step = num_inference_steps - round(strength * num_inference_steps)
+    if first_step == num_inference_steps:
+        raise ValueError(
+            f"`strength` must leave a step to run, got {strength} of {num_inference_steps} steps. Pass at least "
+            f"{1 / num_inference_steps:.2g}, or more steps."
+        )
+    return first_step
 
 
 def check_latents(latents: Tensor, shape: tuple[int, ...], codebook_size: int, mask_token_id: int) -> None:

@@ -39,6 +39,7 @@ from .step_end import after_step
 from .streaming import InOrder, check_streamer, ending_streams
 from .text_blocks import block_settings, check_block_length, grid_of
 from .text_caching import TextCachingMixin
+from .text_likelihood import LikelihoodMixin
 from .text_output import OUTPUT_TYPES, MaskedDiffusionTextPipelineOutput, decode_with_masks, ends_of_text
 from .text_prompts import EncodedPrompt, NewTokens, Prompt, PromptEncoder, as_list, check_given, check_tokens
 from .text_run import TextRun
@@ -60,7 +61,9 @@ EXAMPLE_DOC_STRING = """
 _LOCATION = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
 
 
-class MaskedDiffusionTextPipeline(CallStateMixin, TextCachingMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskedDiffusionTextPipeline(
+    CallStateMixin, TextCachingMixin, LikelihoodMixin, PipelineRepositoryMixin, DiffusionPipeline
+):
     r"""Writes, answers and fills in text with any masked model and any scheduler; swap `pipe.scheduler` freely.
 
     The model may be any of transformers that has `.logits` and attends in both directions, or can be told to: a masked

@@ -8,22 +8,34 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
 
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer
-from ..models import HaltonMaskGITTransformer2DModel, MaskGITTransformer2DModel, MaskGITVQModel
+from ..models import (
+    HaltonMaskGITTransformer2DModel,
+    MaskGITTransformer2DModel,
+    MaskGITVQModel,
+    TiTokTransformer1DModel,
+    TiTokVQModel,
+)
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
-from .denoising import denoise
-from .image_codes import nearest_codes, upcast, with_grey
-from .image_denoising import ImageCachingMixin, ImageDenoiser
-from .image_inputs import check_counts, check_editing, check_latents, check_unguided, label_ids, read_images, read_masks
+from .image_conditions import ClassCondition
+from .image_editing import OUTPUT_TYPES, ImageEditingMixin
+from .image_inputs import (
+    check_call_defaults,
+    check_counts,
+    check_editing,
+    check_latents,
+    check_unguided,
+    first_step_of,
+    label_ids,
+)
 from .step_end import after_step
 
 EXAMPLE_DOC_STRING = """
@@ -45,17 +57,16 @@ EXAMPLE_DOC_STRING = """
         ```
 """
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
-
-class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and edits images with any scheduler of this package; swap `pipe.scheduler` freely.
 
     Args:
-        vqvae ([`~diffusers.VQModel`] or [`MaskGITVQModel`]): the tokenizer; its decoder turns codes into images, its
-            encoder the images to be edited into codes.
-        transformer ([`HaltonMaskGITTransformer2DModel`] or [`MaskGITTransformer2DModel`]): the denoiser, codes and
-            class to logits.
+        vqvae ([`~diffusers.VQModel`], [`MaskGITVQModel`] or [`TiTokVQModel`]): the tokenizer; its decoder turns codes
+            into images, its encoder the images to be edited into codes. Those of the last are a row, `(batch_size, L)`
+            where others are `(batch_size, height, width)`.
+        transformer ([`HaltonMaskGITTransformer2DModel`], [`MaskGITTransformer2DModel`] or [`TiTokTransformer1DModel`]):
+            the denoiser, codes and class to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature.
         do_normalize (`bool`): whether the tokenizer's images lie in [-1, 1] rather than in [0, 1]. What the pipeline
             takes and returns lies in [0, 1].
@@ -71,35 +82,17 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
 
     def __init__(
         self,
-        vqvae: VQModel | MaskGITVQModel,
-        transformer: HaltonMaskGITTransformer2DModel | MaskGITTransformer2DModel,
+        vqvae: VQModel | MaskGITVQModel | TiTokVQModel,
+        transformer: HaltonMaskGITTransformer2DModel | MaskGITTransformer2DModel | TiTokTransformer1DModel,
         scheduler: MaskedDiffusionScheduler,
         do_normalize: bool = False,
         call_defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(call_defaults or {}) - {"num_inference_steps", "guidance_scale"})
-        if unknown:
-            raise ValueError(
-                f"`call_defaults` must name `num_inference_steps` and `guidance_scale` only, got {unknown}. Pass the "
-                "others to the call."
-            )
+        check_call_defaults(call_defaults)
         self.register_modules(vqvae=vqvae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(do_normalize=do_normalize, call_defaults=call_defaults and dict(call_defaults))
-        levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
-        self.vae_scale_factor = 2 ** (levels - 1)
-        channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
-        # No latent channels: four-channel tensors are images like any other.
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=0,
-            do_normalize=False,
-            do_convert_rgb=channels == 3,
-            do_convert_grayscale=channels == 1,
-        )
-        self.mask_processor = VaeImageProcessor(
-            vae_latent_channels=0, do_resize=False, do_normalize=False, do_convert_grayscale=True
-        )
+        self._make_processors()
 
     @property
     def card_example(self) -> str:  # type: ignore[override]
@@ -121,27 +114,6 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
         """
         config = self.transformer.config
         return label_ids(labels, config.num_classes, self.transformer.has_null_class, config.get("id2label") or {})
-
-    def preprocess_image(self, image: PipelineImageInput) -> Tensor:
-        """Images to edit as the tokenizer reads them, float32 `(num_images, channels, height, width)` in [0, 1].
-
-        Raises:
-            ValueError: not images, or values outside [0, 1], such as NaN.
-        """
-        side = self.transformer.config.sample_size * self.vae_scale_factor
-        return torch.cat(read_images("image", image, self.image_processor, self.vqvae.config.in_channels, side))
-
-    def preprocess_mask(self, mask_image: PipelineImageInput) -> Tensor:
-        """Which codes a mask of any size lets change, bool `(num_masks, height, width)`: those with a white pixel.
-
-        White is a value of at least 0.5, and what is transparent is not white.
-
-        Raises:
-            ValueError: not grey images, values outside [0, 1], such as NaN, or nothing but black and darkest grey.
-        """
-        side = self.transformer.config.sample_size
-        masks = read_masks(mask_image, self.mask_processor)
-        return torch.cat([adaptive_max_pool2d(mask, side)[:, 0] >= 0.5 for mask in masks])
 
     def check_inputs(
         self,
@@ -167,72 +139,8 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_generators(generator, batch_size)
         if latents is not None:
-            side, mask_token_id = self.transformer.config.sample_size, self.scheduler.config.mask_token_id
-            check_latents(latents, (batch_size, side, side), self.transformer.config.codebook_size, mask_token_id)
-
-    def prepare_latents(self, batch_size: int, latents: Tensor | None, device: torch.device) -> Tensor:
-        """Codes to start from, int64 `(batch_size, height, width)`: all masked unless given."""
-        if latents is not None:
-            return latents.to(device)
-        side = self.transformer.config.sample_size
-        return torch.full((batch_size, side, side), self.scheduler.config.mask_token_id, device=device)
-
-    def prepare_image_latents(
-        self,
-        codes: Tensor,
-        editable: Tensor | None,
-        first_step: int,
-        generator: Generators,
-        scheduler: MaskedDiffusionScheduler | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Codes of images in which the codes to draw anew are masked, as far as they are at the time of `first_step`.
-
-        Args:
-            codes: int64 `(batch_size, height, width)`.
-            editable: bool, the shape of `codes`; None is all.
-            first_step: the step that the run starts with.
-            generator: one for the batch, or one per image.
-            scheduler: with its timesteps set; None is the pipeline's own.
-
-        Returns:
-            The masked codes, and the size of each row's editable region, int64 `(batch_size,)`.
-        """
-        scheduler = scheduler or self.scheduler
-        noisy = torch.full_like(codes, scheduler.config.mask_token_id)
-        if first_step > 0:  # else all is masked and no noise is drawn, just as without an image
-            noisy = scheduler.add_noise(codes, scheduler.timesteps[first_step], generator)
-        editable = torch.ones_like(codes, dtype=torch.bool) if editable is None else editable
-        return torch.where(editable, noisy, codes), editable.flatten(1).sum(-1)
-
-    # --- the tokenizer ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Codes of images, int64 `(batch_size, height, width)`.
-
-        Args:
-            image: `(batch_size, channels, height, width)` in [0, 1], see `preprocess_image`.
-        """
-        image = image * 2 - 1 if self.config.do_normalize else image
-        with upcast(self.vqvae):
-            latents = self.vqvae.encode(image.to(self._execution_device, self.vqvae.dtype)).latents
-        # At once: an offloaded tokenizer is on the device from here until another component runs.
-        return nearest_codes(self.vqvae, latents)
-
-    @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1], `(batch_size, channels, height, width)`, of codes; what is still masked is grey.
-
-        Args:
-            latents: int64 `(batch_size, height, width)`.
-        """
-        masked = latents == self.scheduler.config.mask_token_id
-        shape = (*latents.shape, self.vqvae.quantize.vq_embed_dim)
-        codes = latents.masked_fill(masked, 0)
-        with upcast(self.vqvae):
-            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
-        image = (image / 2 + 0.5 if self.config.do_normalize else image).clip(0, 1)
-        return with_grey(image, masked)
+            mask_token_id = self.scheduler.config.mask_token_id
+            check_latents(latents, (batch_size, *self._grid()), self.transformer.config.codebook_size, mask_token_id)
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -266,7 +174,8 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
                 pipeline's own number, 8 where it has none.
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,
                 `logits = uncond + scale (cond - uncond)`. A pair `(start, end)` is spaced evenly over the steps;
-                `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers. A step whose scale is above 1 costs a second
+                `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers; a triple `(start, end, power)` rises as
+                `(1 - cos(pi (n / T) ** power)) / 2` does in step n of T. A step whose scale is above 1 costs a second
                 pass; the others, and all where no class is given, are not guided. None is the pipeline's own, 1.0
                 where it has none.
             num_images_per_prompt (`int`): images of each label.
@@ -333,12 +242,7 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
         )
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         num_inference_steps = as_integer(num_inference_steps)
-        first_step = num_inference_steps - round(strength * num_inference_steps)
-        if first_step == num_inference_steps:
-            raise ValueError(
-                f"`strength` must leave a step to run, got {strength} of {num_inference_steps} steps. Pass at least "
-                f"{1 / num_inference_steps:.2g}, or more steps."
-            )
+        first_step = first_step_of(strength, num_inference_steps)
         self.maybe_free_model_hooks()  # a call that raised has not
         device = self._execution_device
 
@@ -346,39 +250,15 @@ class MaskGITPipeline(ImageCachingMixin, CallStateMixin, PipelineRepositoryMixin
             values = values.to(device).expand(num_prompts, *values.shape[1:])
             return values.repeat_interleave(num_images_per_prompt, 0)
 
-        classes, initial, given = rows(torch.tensor(labels)), None, None
         if image is None:
-            latents = self.prepare_latents(batch_size, latents, device)
+            start: dict[str, Any] = {"sample": self.prepare_latents(batch_size, latents, device)}
         else:
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
-            latents, initial = self.prepare_image_latents(codes, editable, first_step, generator, call.scheduler)
-            given = torch.zeros_like(latents, dtype=torch.bool) if editable is None else ~editable
-
+            start = self._start(codes, editable, first_step, generator, call)
         names = callback_on_step_end_tensor_inputs
         on_step_end = after_step(self, call, callback_on_step_end, names, "latents")
-
-        run = ImageDenoiser(self._cache_switch, classes, call, class_labels is not None)
-        try:
-            with self._running(call):
-                latents = denoise(
-                    run,
-                    call.scheduler,
-                    latents,
-                    generator,
-                    first_step=first_step,
-                    initial=initial,
-                    given=given,
-                    partial_cache=self.partial_cache,
-                    pass_of_step=run.pass_of_step,
-                    progress_bar=self.progress_bar,
-                    on_step_end=on_step_end,
-                    interrupted=lambda: call.interrupt,
-                )
-        finally:  # what diffusers' caches hold is freed, also after an error
-            self.transformer._reset_stateful_cache()
-
-        images: Any = latents
-        if output_type != "latent":
-            images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
+        classes = rows(torch.tensor(labels))
+        condition = ClassCondition(classes, self.transformer.config.num_classes, class_labels is not None)
+        images = self._fill_in(call, condition, start, generator, on_step_end, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

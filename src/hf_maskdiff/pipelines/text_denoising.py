@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
-from ..sampling import Generators
+from ..denoisers.transformers_pass import is_compiled
+from ..sampling import Generators, first_rows, ranks
 from .calls import CallCaches, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .looking_ahead import require_no_cache
@@ -87,12 +88,17 @@ class WindowDenoiser:
         tokens, of_rows = sample[rows], torch.tensor(now.rows)
         if now.choice is None:
             # What is read first; a row with less of it is filled up with other positions, whose logits nobody reads.
-            read = now.read[rows]
-            columns = (~read).long().argsort(dim=1, stable=True)[:, : int(now.num_read[of_rows].max())]
-            wanted = read.gather(1, columns)
+            wanted = now.read[rows]
+            size, most = wanted.shape[1], int(now.num_read[of_rows].max())
+            # Of a compiled model all logits are computed: each number of them would be a graph of its own.
+            if most == size or is_compiled(self.denoiser.model):
+                columns = ranks(size, device).expand(wanted.shape)
+            else:
+                columns = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
+                wanted = wanted.gather(1, columns)
         else:
             columns, wanted = now.choice.positions[rows], now.choice.valid[rows]
-        first = torch.arange(len(sample), device=device)[rows, None] * sample.shape[1]
+        first = first_rows(*sample.shape, device)[rows]
         places = torch.where(wanted, first + columns, -1)
 
         num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
@@ -120,16 +126,20 @@ class WindowDenoiser:
     ) -> Tensor:
         ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
         arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
-        positions = None
-        if queries is not None:
-            positions, places = queries.positions, places_of(queries.positions)
+        if queries is None:
+            return self._run(contexts, t, ids, now.rows, now.unfinished, None, arguments)
+        arguments |= {"num_runs": queries.num_runs, "length": self.batch.length, "span": queries.span}
+        if queries.span is not None:
+            start, stop = queries.span
+            ids, arguments["logits_at"] = ids[:, start:stop], (at - start).clamp(0, stop - start - 1)
+        else:
+            places = places_of(queries.positions)
             columns = ids.new_zeros(len(places), ids.shape[1]).scatter_(
                 1, places, torch.arange(places.shape[1], device=ids.device).expand_as(places)
             )
-            arguments |= {"logits_at": columns.gather(1, at), "num_runs": queries.num_runs}
-            arguments |= {"length": self.batch.length}
+            arguments["logits_at"] = columns.gather(1, at)
             ids = ids.gather(1, _repeated(places, contexts))
-        return self._run(contexts, t, ids, now.rows, now.unfinished, positions, arguments)
+        return self._run(contexts, t, ids, now.rows, now.unfinished, queries.positions, arguments)
 
     # --- passes of groups ---------------------------------------------------------------------------------------------
 

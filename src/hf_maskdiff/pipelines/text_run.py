@@ -88,7 +88,8 @@ class TextRun:
                 self._fill_parts(rows, denoiser, call, own, caches, progress, on_step_end, stream)
 
     def _unfinished(self) -> list[int]:
-        return [row for row, ids in enumerate(self.sequences) if bool((ids == self._mask_token_id).any())]
+        masked = torch.stack([(ids == self._mask_token_id).any() for ids in self.sequences]).tolist()
+        return [row for row, is_masked in enumerate(masked) if is_masked]
 
     def _fill_parts(
         self,

@@ -156,7 +156,8 @@ class WindowBatch:
     ) -> None:
         device = windows[0].device
         self.mask_token_id = mask_token_id
-        self.lengths = torch.tensor([len(window) for window in windows], device=device)
+        self._lengths = [len(window) for window in windows]
+        self.lengths = torch.tensor(self._lengths, device=device)
         # The model does not see the padding, which may be any token but the mask: masks would be filled in.
         self._seen = pad_sequence(windows, batch_first=True, padding_value=0 if mask_token_id else 1)
         self._hidden = None if hidden is None else pad_sequence(hidden, batch_first=True, padding_value=False)
@@ -232,7 +233,7 @@ class WindowBatch:
     def filled(self, sample: Tensor) -> list[Tensor]:
         """The windows with `sample` in their blocks."""
         filled = sample if self._is_whole else self._seen.scatter(1, self._places, sample)
-        return [ids[:length] for ids, length in zip(filled, self.lengths.tolist(), strict=True)]
+        return [ids[:length] for ids, length in zip(filled, self._lengths, strict=True)]
 
 
 def first(wanted: Tensor) -> int:

@@ -5,6 +5,7 @@ from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .run_start import EmbeddingNoise, RunStart
 from .scheduling_ancestral import AncestralScheduler
+from .scheduling_annealed import AnnealedScheduler
 from .scheduling_choose_then_sample import Choice, ChooseThenSampleScheduler
 from .scheduling_confidence import ConfidenceScheduler
 from .scheduling_editing import EditingScheduler
@@ -29,6 +30,7 @@ from .step_context import StepContext
 
 __all__ = [
     "AncestralScheduler",
+    "AnnealedScheduler",
     "Candidates",
     "Choice",
     "ChooseThenSampleScheduler",

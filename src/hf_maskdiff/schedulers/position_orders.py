@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..kept_tensors import kept
 from ..orders import (
     bit_reversed,
     log_confidence,
@@ -31,7 +32,7 @@ def halton(marginals: Marginals, context: StepContext, purpose: Purpose) -> Tens
     return _spread_scores(context.grid, context.keys.device).expand(context.tokens.shape)
 
 
-@lru_cache(maxsize=64)
+@kept
 def _spread_scores(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return -spread_ranks(shape, device).double()
 
@@ -45,7 +46,7 @@ def randomized_halton(marginals: Marginals, context: StepContext, purpose: Purpo
     return -((ranks + (place * len(ranks)).floor()) % len(ranks))
 
 
-@lru_cache(maxsize=64)
+@kept
 def _bit_reversed(length: int, device: torch.device) -> Tensor:
     return bit_reversed(length).to(device, non_blocking=True)
 
@@ -92,7 +93,7 @@ def certainty(
     return marginals.score(measure, context.masked)
 
 
-@lru_cache(maxsize=64)
+@kept
 def token_tensor(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Token ids, int64 `(n,)`; they are kept, so that only the first step puts them on the device."""
     return torch.tensor(token_ids).to(device, non_blocking=True)

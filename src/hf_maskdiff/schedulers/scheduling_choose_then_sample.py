@@ -13,7 +13,7 @@ from torch import Tensor
 from ..integers import is_integer
 from ..masking import share_of_step
 from ..orders import apart_first, ranking, sort_positions
-from ..sampling import Generators, Marginals, Purpose, first_rows
+from ..sampling import Generators, Marginals, Purpose, first_rows, ranks
 from .checks import require, require_drawn
 from .looking_ahead import LookingAheadMixin
 from .output import MaskedDiffusionSchedulerOutput
@@ -68,7 +68,7 @@ class Choice:
     @property
     def valid(self) -> Tensor:
         """Which ranks are valid, bool `(batch_size, K)`."""
-        return torch.arange(self.positions.shape[1], device=self.count.device) < self.count[:, None]
+        return ranks(self.positions.shape[1], self.count.device) < self.count[:, None]
 
     def of_rows(self, rows: Tensor) -> Choice:
         """The choice in these rows of the batch alone, int64 `(num_rows,)`."""
@@ -276,14 +276,12 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
             drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
             require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return choice.tokens.index_put(index, drawn)
-        drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten())
-        drawn = drawn.view_as(rows).to(choice.sample.device)
         if on_cpu:
+            drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten()).view_as(rows)
             require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return drawn
-        # Selecting ranks would make the host wait for the accelerator, so all were drawn; now drop the unwanted draws.
         wanted = choice.valid if group is None else choice.valid & group
-        return torch.where(wanted & (drawn < marginals.num_tokens), drawn, choice.tokens)
+        return marginals.draw_or_keep(rows, choice.noise, choice.beta, wanted, choice.tokens)
 
     def step(
         self,

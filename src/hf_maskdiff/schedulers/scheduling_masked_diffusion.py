@@ -76,6 +76,13 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
     if TYPE_CHECKING:
         config: Any  # a FrozenDict, whose keys are also attributes
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # `torch.compile` leaves a step as it is: its kernels are fused already, and torch 2.11 fails on tensors of
+        # inference mode that cross from one compiled part to the next.
+        for name in {"step", "choose", "sample_tokens"} & vars(cls).keys():
+            setattr(cls, name, torch.compiler.disable(vars(cls)[name]))
+
     # --- configuration ------------------------------------------------------------------------------------------------
 
     def check_config(self) -> None:

@@ -1,0 +1,212 @@
+"""What a text-to-image model is told: prompts, in words or encoded, and the size, crop and score of the image."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..integers import as_integer, is_integer
+from .image_conditions import COND, UNCOND, Arguments
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a text encoder makes of prompts.
+
+    Args:
+        pooled: one vector of each prompt, `(num_prompts, width)`.
+        hidden: one of each of its tokens, `(num_prompts, num_tokens, width)`.
+    """
+
+    pooled: Tensor
+    hidden: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TextFeatures:
+        """Both changed alike."""
+        return TextFeatures(change(self.pooled), change(self.hidden))
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A prompt argument of a call, and what may stand in its place.
+
+    Args:
+        name: of the argument.
+        texts: None where features were given.
+        features: None where texts were given.
+    """
+
+    name: str
+    texts: list[str] | None = None
+    features: TextFeatures | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.features is None else len(self.features.pooled)  # type: ignore[arg-type]
+
+    def encoded(self, encode: Callable[[list[str]], TextFeatures]) -> TextFeatures:
+        """Its features."""
+        return encode(self.texts or []) if self.features is None else self.features
+
+
+def read_prompt(prefix: str, prompt: Any, pooled: Any, hidden: Any, default: str | None, encoder: Any) -> TextInput:
+    """The prompts of a call, or the negative ones.
+
+    Args:
+        prefix: of the names of the three arguments: "" or "negative_".
+        prompt: text, or several.
+        pooled, hidden: `prompt_embeds` and `encoder_hidden_states`.
+        default: the text where nothing is given; None where something must be.
+        encoder: the text encoder that made the features, whose sizes they must have; None for any.
+
+    Raises:
+        ValueError: neither, both, one of the two tensors alone, or of wrong types and shapes.
+    """
+    name, of_pooled, of_hidden = f"{prefix}prompt", f"{prefix}prompt_embeds", f"{prefix}encoder_hidden_states"
+    if pooled is None and hidden is None:
+        return TextInput(name, _texts(name, default if prompt is None else prompt, of_pooled))
+    if prompt is not None:
+        raise ValueError(
+            f"`{name}` must be left out where `{of_pooled}` is given, got both. Pass the text, or what the text "
+            "encoder made of it."
+        )
+    sizes = None if encoder is None else (encoder.config.projection_dim, encoder.config.hidden_size)
+    features = []
+    for argument, value, ndim, width in zip(
+        (of_pooled, of_hidden), (pooled, hidden), (2, 3), sizes or (None, None), strict=True
+    ):
+        fits = isinstance(value, Tensor) and value.ndim == ndim and value.is_floating_point() and len(value)
+        if not fits or width not in (None, value.shape[-1]):
+            shape = ("num_prompts", *["num_tokens"] * (ndim - 2), width or "width")
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value
+            raise ValueError(
+                f"`{argument}` must be a floating-point tensor ({', '.join(map(str, shape))}), got {got}. Pass both "
+                f"tensors that `pipe.encode_prompt` returns, as `{of_pooled}` and `{of_hidden}`."
+            )
+        features.append(value)
+    if len(pooled) != len(hidden):
+        raise ValueError(
+            f"`{of_pooled}` and `{of_hidden}` must be of as many prompts, got {len(pooled)} and {len(hidden)}. Pass "
+            "both tensors that one `pipe.encode_prompt` returns."
+        )
+    return TextInput(name, features=TextFeatures(*features))
+
+
+def _texts(name: str, prompt: Any, of_pooled: str) -> list[str]:
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f'`{name}` must be a text or a list of texts, got {prompt!r}. Pass for example `{name}="a red house"`, '
+            f"or `{of_pooled}` in its place."
+        )
+    return list(texts)
+
+
+def encode_texts(texts: list[str], tokenizer: Any, text_encoder: Any, device: torch.device) -> TextFeatures:
+    """Pooled, projected output and penultimate hidden states of a CLIP text encoder; equal texts are encoded once.
+
+    Raises:
+        ValueError: no tokenizer, or no text encoder.
+    """
+    if tokenizer is None or text_encoder is None:
+        raise ValueError(
+            "prompts must come encoded to a pipeline without tokenizer and text encoder, got texts. Pass "
+            "`prompt_embeds` and `encoder_hidden_states`, and the negative ones too where the image is guided."
+        )
+    different = list(dict.fromkeys(texts))
+    length = tokenizer.model_max_length
+    ids = tokenizer(different, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    for text, kept in zip(different, ids, strict=True):
+        if len(tokenizer(text, verbose=False).input_ids) > len(kept):
+            start = text if len(text) <= 40 else f"{text[:40]} ..."
+            warnings.warn(f"the text encoder reads {length} tokens, what follows is left out: {start!r}", stacklevel=3)
+    encoded = text_encoder(ids.to(device), output_hidden_states=True, return_dict=True)
+    features = TextFeatures(encoded.text_embeds, encoded.hidden_states[-2])
+    if len(different) == len(texts):
+        return features
+    index = torch.tensor([different.index(text) for text in texts], device=device)
+    return features.map(lambda values: values[index])
+
+
+def micro_conditions(
+    size: tuple[int, int], crop: Sequence[float], score: float, batch_size: int, device: torch.device
+) -> Tensor:
+    """Width, height, crop and aesthetic score of each image, float32 `(batch_size, 5)`.
+
+    In float32 whatever the model computes in: bfloat16 does not hold every size.
+    """
+    return torch.tensor([size[1], size[0], *crop, score], dtype=torch.float32, device=device).expand(batch_size, -1)
+
+
+def check_micro_conditioning(crop: Any, score: Any) -> None:
+    """Raise `ValueError` unless they are a pair of finite numbers and a finite number."""
+    if not isinstance(crop, Sequence) or len(crop) != 2 or not all(map(_is_finite, crop)):
+        raise ValueError(
+            f"`micro_conditioning_crop_coord` must be a pair of finite numbers, got {crop!r}. Pass (0, 0) for an image "
+            "that was not cropped."
+        )
+    if not _is_finite(score):
+        raise ValueError(
+            f"`micro_conditioning_aesthetic_score` must be a finite number, got {score!r}. Pass 6 for the usual one."
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def image_size(height: Any, width: Any, default: int, multiple: int) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        ValueError: no multiple of what one cell of the model covers.
+    """
+    size = []
+    for name, value in (("height", height), ("width", width)):
+        value = default if value is None else as_integer(value)
+        if not is_integer(value, at_least=1) or value % multiple:
+            raise ValueError(
+                f"`{name}` must be a multiple of {multiple} pixels, got {value!r}. Leave it out for {default}, the "
+                "size that the model was trained with."
+            )
+        size.append(value)
+    return size[0], size[1]
+
+
+class TextCondition:
+    """Prompts, negative prompts, and micro-conditioning of a batch.
+
+    Args:
+        cond: features of the prompts, of each image.
+        uncond: returns those of the negative prompts; called when a pass first needs them.
+        micro_conds: `(batch_size, 5)`.
+    """
+
+    is_given, takes_noise = True, False
+
+    def __init__(self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor) -> None:
+        self._of_contexts, self._uncond, self.micro_conds = {COND: cond}, uncond, micro_conds
+
+    def prepare(self) -> None:
+        """Encode the negative prompts now, while the text encoder is where it works."""
+        if UNCOND not in self._of_contexts:
+            self._of_contexts[UNCOND] = self._uncond()
+
+    def arguments(self, context: str, rows: Tensor | slice, steps_left: float) -> Arguments:
+        """See `ImageCondition`."""
+        if context == UNCOND:
+            self.prepare()
+        features, micro_conds = self._of_contexts[context], self.micro_conds[rows]
+        named = {
+            "encoder_hidden_states": features.hidden[rows],
+            "pooled_projections": features.pooled[rows],
+            "micro_conds": micro_conds,
+            "timestep": torch.full((len(micro_conds),), steps_left, device=micro_conds.device),
+        }
+        return (), named

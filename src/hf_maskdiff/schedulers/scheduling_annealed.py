@@ -1,0 +1,120 @@
+"""TiTok's sampler: MaskGIT's, in which the tokens cool down with the order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..masking import MaskingSchedule
+from ..orders import ranking
+from ..sampling import Generators, Purpose
+from .checks import ChoiceTemperature, is_number, require, require_drawn
+from .output import MaskedDiffusionSchedulerOutput
+from .run_memory import RunMemory
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+_COLDEST = 1e-6  # at temperature 0 the most probable token is drawn; below this, none other has any mass left
+
+
+class AnnealedScheduler(MaskedDiffusionScheduler):
+    r"""MaskGIT's sampler with tokens that begin hot and end at the most probable: choose it to reproduce TiTok.
+
+    $$ x_i \sim p_i^{1/\alpha_n} \;\text{ at every masked position}, \qquad s_i = \ell_i(x_i) + \alpha_n G_i $$
+
+    with the logits l. The k positions with the largest scores keep their candidates, and all others stay masked; a
+    row's last step keeps all candidates. With `choice_temperature_schedule="linear"` the run's last step takes the most
+    probable tokens. One number sets the randomness of tokens and of the order: at temperatures above 1 the first tokens
+    are nearly random, and guidance has to keep them in place. The sampler of "An Image is Worth 32 Tokens for
+    Reconstruction and Generation" (arXiv 2406.07550), from MUSE's reimplementations.
+
+    Example:
+
+        scheduler = AnnealedScheduler(mask_token_id=4096, choice_temperature=9.5)
+        scheduler.set_timesteps(8)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(model(sample), t, sample).prev_sample
+
+    Args:
+        mask_token_id (`int`): id of the mask.
+        codebook_size, masking_schedule, rounding, temperature, top_k, top_p, typical_p: see `MaskedDiffusionScheduler`.
+        choice_temperature (`float` or pair): alpha, the temperature of tokens and order; a pair (start, end) changes
+            linearly over the steps.
+        choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)`, or `"constant"`.
+        logits_temperature (pair, *optional*): divides the logits besides by
+            `start + (end - start) (n + 1) / T` in step n of T; (1.3, 0.5) is the authors' own. None leaves them as they
+            are.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        codebook_size: int | None = None,
+        masking_schedule: MaskingSchedule = "arccos",
+        rounding: str = "floor_masked",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        choice_temperature: ChoiceTemperature = 4.5,
+        choice_temperature_schedule: str = "linear",
+        logits_temperature: tuple[float, float] | list[float] | None = None,
+        typical_p: float | None = None,
+    ) -> None:
+        self.check_config()
+        pair = self.config.logits_temperature
+        valid = pair is None or (len(pair) == 2 and all(is_number(value) and value > 0 for value in pair))
+        rule = "None, or a pair (start, end) of numbers above 0"
+        require(valid, "logits_temperature", rule, pair, "Pass (1.3, 0.5) for the authors' own.")
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float | Tensor = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        max_count: int | None = None,
+        logits_at: Tensor | None = None,
+        memory: RunMemory | None = None,
+        given: Tensor | None = None,
+        details: bool = False,
+        **of_block: Any,
+    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
+        if of_block:
+            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
+        with torch.inference_mode():
+            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
+            marginals, context = self.start_step(*arguments)
+            alpha, hot = context.choice_temperature or 0.0, self._logits_temperature(context.step_index)
+            beta = 1 / max(hot * alpha, _COLDEST)
+            drawn, logits = marginals.draw_all_tempered(context.masked, context.uniform(Purpose.TOKEN), beta)
+            noise = context.gumbel(Purpose.CHOICE)
+            score = logits.to(noise) / hot + alpha * noise
+
+            rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
+            kept = rank < context.count[:, None]
+            if sample.device.type == "cpu":
+                require_drawn(drawn, marginals.num_tokens, context.step_index)
+            # On an accelerator, a position at which no token can be drawn (NaN logits) stays masked.
+            drawn = drawn.to(sample.device)
+            candidates = torch.where(context.masked & (drawn < marginals.num_tokens), drawn, context.tokens)
+
+        # Outside inference mode, so that the results may enter a graph.
+        prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
+        if not return_dict:
+            return prev_sample, candidates.view_as(sample).clone()
+        output = MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
+        return output.with_details(model_output, sample) if details else output
+
+    step.__doc__ = MaskedDiffusionScheduler.step.__doc__
+
+    def _logits_temperature(self, step_index: int) -> float:
+        """What divides the logits of a step besides the configuration's `temperature`."""
+        if self.config.logits_temperature is None:
+            return 1.0
+        start, end = self.config.logits_temperature
+        return start + (end - start) * (step_index + 1) / self._require_run()

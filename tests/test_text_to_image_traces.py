@@ -1,0 +1,153 @@
+"""`MaskedDiffusionTextToImagePipeline` on the small aMUSEd of the golden folder: what diffusers' pipelines computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AmusedPipeline
+from golden_data import GOLDEN, Model, cases, rows_left
+from replay import DrawAsAmused, round_as_recorded
+
+from hf_maskdiff import (
+    ConfidenceScheduler,
+    HaltonScheduler,
+    HybridScheduler,
+    MaskedDiffusionTextToImagePipeline,
+    MaskGITScheduler,
+    MomentScheduler,
+    ThresholdScheduler,
+)
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def amused(golden_folder: Path) -> Model:
+    return Model(golden_folder / "amused")
+
+
+@pytest.fixture(scope="module")
+def opened(amused: Model) -> MaskedDiffusionTextToImagePipeline:
+    pipe = MaskedDiffusionTextToImagePipeline.from_pretrained(amused.folder / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(opened: MaskedDiffusionTextToImagePipeline) -> MaskedDiffusionTextToImagePipeline:
+    own = MaskedDiffusionTextToImagePipeline(**opened.components)
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+def settings(model: Model) -> dict[str, Any]:
+    return json.loads((model.folder / "runs.json").read_text())
+
+
+def text_runs() -> list[Any]:
+    """Names of the runs from text alone: edits start otherwise here, see docs/text-to-image.md."""
+    file = None if GOLDEN is None else GOLDEN / "amused" / "runs.json"
+    if file is None or not file.is_file():
+        return cases("amused/runs.json")
+    return [name for name, run in json.loads(file.read_text())["runs"].items() if "strength" not in run]
+
+
+def test_prompts_are_encoded_as_amused_does(amused: Model, pipe: MaskedDiffusionTextToImagePipeline) -> None:
+    prompts = settings(amused)["prompts"]
+    pooled, hidden = pipe.encode_prompt(prompts)
+    torch.testing.assert_close(pooled, amused.expected["text_embeds"], **CLOSE)
+    torch.testing.assert_close(hidden, amused.expected["hidden_m2"], **CLOSE)
+    calls = []
+    handle = pipe.text_encoder.register_forward_hook(lambda part, given, out: calls.append(given))
+    again, _ = pipe.encode_prompt([prompts[0]] * 2 + prompts[1:] + prompts[:1])
+    handle.remove()
+    assert len(calls) == 1
+    assert len(calls[0][0]) == len(prompts)  # equal prompts are encoded once
+    torch.testing.assert_close(again, pooled[[0, 0, *range(1, len(prompts)), 0]])
+
+
+def test_logits_are_those_of_the_published_model(amused: Model, pipe: MaskedDiffusionTextToImagePipeline) -> None:
+    given, expected = amused.inputs, amused.expected
+    named = {"encoder_hidden_states": expected["hidden_m2"], "pooled_projections": expected["text_embeds"]}
+    named["micro_conds"] = given["uvit_micro_conds"]
+    with torch.no_grad():
+        (logits,) = pipe._cache_switch.model(given["uvit_input_ids"], **named)
+    torch.testing.assert_close(logits, expected["uvit_logits"].flatten(2).transpose(1, 2), **CLOSE)
+
+
+@pytest.mark.parametrize("name", text_runs())
+def test_a_recorded_run(
+    name: str, amused: Model, pipe: MaskedDiffusionTextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler that the repository came with, fed with the same draws, gives the same codes in every step."""
+    runs = settings(amused)
+    recorded, expected = (amused.expected[f"run_{name}_{what}"] for what in ("latents", "image"))
+    mask = pipe.scheduler.config.mask_token_id
+    states = torch.cat([torch.full_like(recorded[:1], mask), recorded])
+    round_as_recorded(monkeypatch, rows_left(states, mask)[:-1])
+    call = {"negative_prompt": runs["negative_prompt"], **runs["runs"][name]}
+    DrawAsAmused(monkeypatch, torch.Generator().manual_seed(call.pop("seed")))
+    latents = []
+
+    def keep(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents.append(tensors["latents"])
+        return tensors
+
+    images = pipe(runs["prompts"], output_type="np", callback_on_step_end=keep, **call).images
+    assert torch.equal(torch.stack(latents), recorded)
+    np.testing.assert_allclose(images, expected.numpy(), **CLOSE)
+    assert np.array_equal((images * 255).round().astype("uint8"), (expected.numpy() * 255).round().astype("uint8"))
+
+
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [MaskGITScheduler, MomentScheduler, HybridScheduler, HaltonScheduler, ConfidenceScheduler, ThresholdScheduler],
+)
+def test_images_are_those_of_diffusers_pipeline(
+    scheduler_class: Any, amused: Model, pipe: MaskedDiffusionTextToImagePipeline
+) -> None:
+    prompts = settings(amused)["prompts"]
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    stock = AmusedPipeline(**pipe.components)
+    stock.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 5, "guidance_scale": 3.0}
+    temperature = {} if pipe.scheduler.choice_temperature is None else {"temperature": (2, 0)}
+    made = pipe(prompts, generator=seeded(1, 2), **call, **temperature).images
+    theirs = stock(prompts, generator=seeded(1, 2), temperature=temperature.get("temperature"), **call).images
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in theirs]
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_negative_prompts_of_their_own_and_what_is_cut_off(
+    amused: Model, pipe: MaskedDiffusionTextToImagePipeline
+) -> None:
+    prompts = settings(amused)["prompts"]
+    call = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "latent"}
+    plain = pipe(prompts, generator=seeded(1, 2), **call).images
+    assert torch.equal(pipe(prompts, negative_prompt="", generator=seeded(1, 2), **call).images, plain)
+    each = pipe(prompts, negative_prompt=["", prompts[0]], generator=seeded(1, 2), **call).images
+    assert torch.equal(each[0], plain[0])
+    assert not torch.equal(each[1], plain[1])
+    pooled, hidden = pipe.encode_prompt(prompts)
+    same = pipe(prompt_embeds=pooled, encoder_hidden_states=hidden, generator=seeded(1, 2), **call).images
+    assert torch.equal(same, plain)
+    with pytest.warns(
+        UserWarning, match=f"reads {pipe.tokenizer.model_max_length} tokens, what follows is left out of"
+    ):
+        pipe(" ".join(prompts * 40), **call)
+
+
+def test_from_the_pipeline_of_diffusers(amused: Model) -> None:
+    stock = AmusedPipeline.from_pretrained(amused.folder / "pipeline")
+    ours = MaskedDiffusionTextToImagePipeline.from_pipe(stock)
+    assert ours.transformer is stock.transformer
+    assert type(ours.scheduler) is MaskGITScheduler
+    assert ours.scheduler.config.choice_temperature == [2.0, 0.0]
