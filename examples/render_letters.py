@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--font_dir", type=Path, help="folder of .ttf and .otf files, at any depth")
     parser.add_argument("--shapes", type=Path, required=True, help="file of uncoloured letters: written, or else read")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--paintings", type=int, default=4, help="of every shape of the training split")
+    parser.add_argument("--paintings", type=int, default=4, help="of every shape")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -164,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with np.load(args.shapes) as file:
         shapes, test = file["shapes"], np.array([is_test(family) for family in file["families"]])
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for number, (split, chosen, paintings) in enumerate((("train", ~test, args.paintings), ("test", test, 1))):
-        flat = torch.from_numpy(shapes[chosen]).flatten(0, 1).repeat(paintings, 1, 1)
+    for number, (split, chosen) in enumerate((("train", ~test), ("test", test))):
+        flat = torch.from_numpy(shapes[chosen]).flatten(0, 1).repeat(args.paintings, 1, 1)
         labels = np.tile(np.arange(len(LETTERS)), len(flat) // len(LETTERS))
         images = paint(flat, torch.Generator().manual_seed(2 * args.seed + number)).numpy()
         np.savez(args.output_dir / f"{split}.npz", images=images, labels=labels, class_names=np.array(list(LETTERS)))

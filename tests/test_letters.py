@@ -114,7 +114,7 @@ def test_letters_of_fonts(fonts: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
     # Another computer paints the same images from the shapes alone.
     letters.main([*command, "--output_dir", str(tmp_path / "second")])
-    for split, number in (("train", 2 * 3 * 26), ("test", 26)):
+    for split, number in (("train", 2 * 3 * 26), ("test", 2 * 26)):
         first, second = (load_labelled_images(split, data_dir=tmp_path / name) for name in ("first", "second"))
         assert torch.equal(first.images, second.images)
         assert first.images.shape == (number, 3, 48, 48)
