@@ -71,9 +71,11 @@ def model(sample: Tensor) -> Tensor:
     return LOGITS[(sample * (V + 1) ** torch.arange(N)).sum(-1)]
 
 
-def generate(scheduler: MaskedDiffusionScheduler, start: State, rounds: int, steps: int, first: int = 0) -> dict:
+def generate(
+    scheduler: MaskedDiffusionScheduler, start: State, rounds: int, steps: int, first: int = 0, num_steps: int = T
+) -> dict:
     generator = torch.Generator().manual_seed(0)
-    scheduler.set_timesteps(T)
+    scheduler.set_timesteps(num_steps)
     sample = torch.tensor(start).masked_fill(torch.tensor(start) == MASKED, MASK_ID).expand(rounds, N)
     memory, ratio = scheduler.new_memory(), start.count(MASKED) / N
     for t in scheduler.timesteps[first : first + steps]:
@@ -340,6 +342,20 @@ def test_law(name: str) -> None:
         if mutant in telling:
             found = goodness_of_fit(generate(scheduler, case.start, rounds, case.steps), case.law)
             assert found.p_value < FALSE_ALARM, mutant
+
+
+def test_changes_are_those_since_the_last_pass() -> None:
+    """Of five steps the fourth compares with the third, not with when a token was drawn."""
+    rounds, most_change = 60_000, 0.3
+    fewest = [1, 1, 1, 1, N]
+    law = changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, EMPTY)
+    mutant = changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, EMPTY, since_drawn=True)
+    assert rounds_for_power(law, mutant) < rounds
+    settings = {"drawn": True, "edits": "mask", "threshold": 0.6, "doubt": "changed"}
+    scheduler = EditingScheduler(MASK_ID, **settings, editing_threshold=most_change)
+    counts = generate(scheduler, EMPTY, rounds, len(fewest), num_steps=len(fewest))
+    assert goodness_of_fit(counts, law).p_value > FALSE_ALARM
+    assert goodness_of_fit(counts, mutant).p_value < FALSE_ALARM
 
 
 def differs(law: Law, other: Law) -> bool:

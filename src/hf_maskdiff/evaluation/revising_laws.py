@@ -253,36 +253,42 @@ def editing_step_law(
 
 
 def changing_run_law(
-    denoiser: Denoiser, threshold: float, most_change: float, fewest: Sequence[int], start: State
+    denoiser: Denoiser,
+    threshold: float,
+    most_change: float,
+    fewest: Sequence[int],
+    start: State,
+    since_drawn: bool = False,
 ) -> Law:
     """As `editing_step_law`, a step for each of `fewest`, where a token is masked if its probability is not what it was
-    in the pass before; the last step masks none."""
+    in the pass before; the last step masks none. `since_drawn` compares with the pass that it was drawn from."""
     given = tuple(token != MASK for token in start)
     paths = {(start, (0.0,) * len(start)): 1.0}
     for n, number in enumerate(fewest):
+        most = most_change if n + 1 < len(fewest) else np.inf
         following: dict[tuple[State, tuple[float, ...]], float] = {}
         for (state, before), chance in paths.items():
             marginals = np.asarray(denoiser(state), dtype=np.float64)
-
-            def doubt(
-                i: int,
-                state: State,
-                p: np.ndarray,
-                before: tuple[float, ...] = before,
-                last: bool = n + 1 == len(fewest),
-            ) -> bool:
-                return not last and abs(float(p[i, state[i]]) - before[i]) > most_change
-
-            for after, probability in editing_step_law(threshold, 0, number, doubt=doubt)(
-                state, marginals, given
-            ).items():
-                seen = tuple(0.0 if x == MASK else float(marginals[i, x]) for i, x in enumerate(after))
+            step_law = editing_step_law(threshold, 0, number, doubt=_changed_since(before, most))
+            for after, probability in step_law(state, marginals, given).items():
+                seen = tuple(
+                    before[i]
+                    if since_drawn and state[i] != MASK
+                    else float(marginals[i, token])
+                    if token != MASK
+                    else 0.0
+                    for i, token in enumerate(after)
+                )
                 following[after, seen] = following.get((after, seen), 0.0) + chance * probability
         paths = following
     law: Law = {}
     for (state, _), chance in paths.items():
         accumulate(law, {state: 1.0}, chance)
     return law
+
+
+def _changed_since(before: tuple[float, ...], most_change: float) -> Doubt:
+    return lambda i, state, marginals: abs(float(marginals[i, state[i]]) - before[i]) > most_change
 
 
 # --- the mean of a token's life ---------------------------------------------------------------------------------------
