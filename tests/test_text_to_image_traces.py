@@ -24,6 +24,10 @@ from hf_maskdiff import (
 )
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# The recorded runs drew from a seed.
+same_draws = pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch.multinomial draws other codes from a seed before torch 2.13"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +53,12 @@ def settings(model: Model) -> dict[str, Any]:
     return json.loads((model.folder / "runs.json").read_text())
 
 
-def text_runs() -> list[Any]:
-    """Names of the runs from text alone: edits start otherwise here, see docs/text-to-image.md."""
+def runs(edits: bool) -> list[Any]:
+    """Names of the recorded runs: from text alone, or from an image, which have a strength."""
     file = None if GOLDEN is None else GOLDEN / "amused" / "runs.json"
     if file is None or not file.is_file():
         return cases("amused/runs.json")
-    return [name for name, run in json.loads(file.read_text())["runs"].items() if "strength" not in run]
+    return [name for name, run in json.loads(file.read_text())["runs"].items() if ("strength" in run) == edits]
 
 
 def test_prompts_are_encoded_as_amused_does(amused: Model, pipe: MaskedDiffusionTextToImagePipeline) -> None:
@@ -80,7 +84,8 @@ def test_logits_are_those_of_the_published_model(amused: Model, pipe: MaskedDiff
     torch.testing.assert_close(logits, expected["uvit_logits"].flatten(2).transpose(1, 2), **CLOSE)
 
 
-@pytest.mark.parametrize("name", text_runs())
+@same_draws
+@pytest.mark.parametrize("name", runs(edits=False))
 def test_a_recorded_run(
     name: str, amused: Model, pipe: MaskedDiffusionTextToImagePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +107,43 @@ def test_a_recorded_run(
     assert torch.equal(torch.stack(latents), recorded)
     np.testing.assert_allclose(images, expected.numpy(), **CLOSE)
     assert np.array_equal((images * 255).round().astype("uint8"), (expected.numpy() * 255).round().astype("uint8"))
+
+
+@same_draws
+@pytest.mark.parametrize("name", runs(edits=True))
+def test_a_recorded_edit(
+    name: str, amused: Model, pipe: MaskedDiffusionTextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where diffusers' pipelines start, edits go as theirs: from other noise, or with all of the white masked."""
+    told, given = settings(amused), amused.inputs
+    recorded, expected = (amused.expected[f"run_{name}_{what}"] for what in ("latents", "image"))
+    mask, call = pipe.scheduler.config.mask_token_id, dict(told["runs"][name])
+    pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config, masking_schedule=call.pop("masking_schedule"))
+    draws = torch.Generator().manual_seed(call.pop("seed"))
+
+    def noisy(scheduler: Any, codes: torch.Tensor, timestep: torch.Tensor, generator: Any) -> torch.Tensor:
+        if "inpaint" in name:
+            return torch.full_like(codes, mask)
+        share = torch.cos((1 - timestep.float()) * torch.pi / 2)
+        return torch.where(torch.rand(codes.shape, generator=draws) < share, mask, codes)
+
+    monkeypatch.setattr(MaskGITScheduler, "add_noise", noisy)
+    left = rows_left(recorded, mask)
+    whole = torch.full((call["num_inference_steps"] - len(left) + 1, left.shape[1]), recorded[0, 0].numel())
+    round_as_recorded(monkeypatch, torch.cat([whole, left[:-1]]))
+    DrawAsAmused(monkeypatch, draws)
+    call |= {"mask_image": given["mask_image"]} if "inpaint" in name else {}
+    latents = []
+
+    def keep(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents.append(tensors["latents"])
+        return tensors
+
+    image, negative = given["init_image"], told["negative_prompt"]
+    call |= {"image": image, "negative_prompt": negative, "callback_on_step_end": keep, "output_type": "np"}
+    images = pipe(told["prompts"], **call).images
+    assert torch.equal(torch.stack(latents), recorded)
+    np.testing.assert_allclose(images, expected.numpy(), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +182,7 @@ def test_negative_prompts_of_their_own_and_what_is_cut_off(
     same = pipe(prompt_embeds=pooled, encoder_hidden_states=hidden, generator=seeded(1, 2), **call).images
     assert torch.equal(same, plain)
     with pytest.warns(
-        UserWarning, match=f"reads {pipe.tokenizer.model_max_length} tokens, what follows is left out of"
+        UserWarning, match=f"reads {pipe.tokenizer.model_max_length} tokens, what follows is left out: '"
     ):
         pipe(" ".join(prompts * 40), **call)
 

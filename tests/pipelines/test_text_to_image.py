@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +442,24 @@ def test_wrong_parts() -> None:
     pipe.scheduler = OneStepScheduler(mask_token_id=MASK, codebook_size=CODES)
     with pytest.raises(ValueError, match=r"`embedding_noise` of the scheduler must be 0 for a model that takes none"):
         pipe(**given, num_inference_steps=1)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_calls_in_several_threads_with_and_without_a_cache() -> None:
+    """Hooks of one thread's pass are not seen by another's."""
+    pipe = pipeline()
+    cached = MaskedDiffusionTextToImagePipeline.from_pipe(pipe)
+    cached.transformer = pipe.transformer
+    cached.enable_cache(PartialCacheConfig(num_substeps=2))
+    for one in (pipe, cached):
+        one.set_progress_bar_config(disable=True)
+
+    def draw(number: int) -> torch.Tensor:
+        one = (pipe, cached)[number % 2]
+        return one(**prompts(pipe, number), generator=seeded(number), **CALL | {"num_inference_steps": 8}).images
+
+    expected = [draw(number) for number in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        assert all(map(torch.equal, threads.map(draw, range(6)), expected))
