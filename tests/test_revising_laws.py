@@ -270,23 +270,20 @@ def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: 
     return Case(EditingScheduler(MASK_ID, **config), law(editing_threshold), mutants, built, start, steps)
 
 
-def doubted(start: State, doubt: str, editing_threshold: float, threshold: float = 0.6) -> Case:
-    """Masked again: what has become improbable, or what the model thinks otherwise of than in the pass before."""
+def improbable(start: State, editing_threshold: float, threshold: float = 0.6) -> Case:
+    """Masked again: what has become improbable."""
     masks = start.count(MASKED)
-    fewest = [max(1, masks // T + (n < masks % T)) for n in range(T - 1)] + [N]
+    fewest = [max(1, masks // T + (n < masks % T)) for n in range(T - 1)]
 
     def law(editing: float) -> Law:
-        if doubt == "changed":
-            return changing_run_law(MARGINALS.__getitem__, threshold, editing, fewest, start)
-
-        def improbable(i: int, state: State, p: np.ndarray) -> bool:
+        def is_doubted(i: int, state: State, p: np.ndarray) -> bool:
             return bool(p[i, state[i]] < editing)
 
-        middle = [editing_step_law(threshold, 0, n, doubt=improbable) for n in fewest[:-1]]
+        middle = [editing_step_law(threshold, 0, n, doubt=is_doubted) for n in fewest]
         last = editing_step_law(threshold, 0, N, doubt=lambda i, state, p: False)
         return revising_run_law(MARGINALS.__getitem__, [*middle, last], start)
 
-    def scheduler(editing: float, doubt: str = doubt) -> EditingScheduler:
+    def scheduler(editing: float, doubt: str = "improbable") -> EditingScheduler:
         settings = {"drawn": True, "edits": "mask", "threshold": threshold}
         return EditingScheduler(MASK_ID, **settings, doubt=doubt, editing_threshold=editing)
 
@@ -317,10 +314,8 @@ CASES = {
     "editing, two steps": lambda: edited(EMPTY, "overwrite", steps=2),
     "editing, with a prompt": lambda: edited(PROMPT, "overwrite"),
     "editing to masks": lambda: edited(EMPTY, "mask"),
-    "masks for what is improbable": lambda: doubted(EMPTY, "improbable", 0.4),
-    "masks for what is improbable, with a prompt": lambda: doubted(PROMPT, "improbable", 0.4),
-    "masks for what has changed": lambda: doubted(EMPTY, "changed", 0.2),
-    "masks for what has changed, with a prompt": lambda: doubted(PROMPT, "changed", 0.2),
+    "masks for what is improbable": lambda: improbable(EMPTY, 0.4),
+    "masks for what is improbable, with a prompt": lambda: improbable(PROMPT, 0.4),
     "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
     "planned by moments": lambda: planned_by_moments(EMPTY),
     "planned by moments, two steps": lambda: planned_by_moments(EMPTY, 2),
@@ -344,18 +339,24 @@ def test_law(name: str) -> None:
             assert found.p_value < FALSE_ALARM, mutant
 
 
-def test_changes_are_those_since_the_last_pass() -> None:
-    """Of five steps the fourth compares with the third, not with when a token was drawn."""
-    rounds, most_change = 60_000, 0.3
+@pytest.mark.parametrize("start", [EMPTY, PROMPT])
+def test_masks_for_what_has_changed_since_the_last_pass(start: State) -> None:
+    """Five steps, so that there are passes to compare that are not those in which tokens were drawn."""
     fewest = [1, 1, 1, 1, N]
-    law = changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, EMPTY)
-    mutant = changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, EMPTY, since_drawn=True)
-    assert rounds_for_power(law, mutant) < rounds
+
+    def law(most_change: float, since_drawn: bool = False) -> Law:
+        return changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, start, since_drawn)
+
+    right, mutants = law(0.2), [law(0.2, since_drawn=True), law(0.4), law(1.0)]
+    telling = [mutant for mutant in mutants if differs(mutant, right)]
+    assert len(telling) >= 2
+    rounds = max(20_000, *(rounds_for_power(right, mutant) for mutant in telling))
     settings = {"drawn": True, "edits": "mask", "threshold": 0.6, "doubt": "changed"}
-    scheduler = EditingScheduler(MASK_ID, **settings, editing_threshold=most_change)
-    counts = generate(scheduler, EMPTY, rounds, len(fewest), num_steps=len(fewest))
-    assert goodness_of_fit(counts, law).p_value > FALSE_ALARM
-    assert goodness_of_fit(counts, mutant).p_value < FALSE_ALARM
+    scheduler = EditingScheduler(MASK_ID, **settings, editing_threshold=0.2)
+    counts = generate(scheduler, start, rounds, len(fewest), num_steps=len(fewest))
+    assert goodness_of_fit(counts, right).p_value > FALSE_ALARM
+    for mutant in telling:
+        assert goodness_of_fit(counts, mutant).p_value < FALSE_ALARM
 
 
 def differs(law: Law, other: Law) -> bool:

@@ -547,7 +547,7 @@ MUTANTS = [
         "hf_maskdiff/schedulers/scheduling_editing.py",
         "places = torch.where(context.revealed, places, now.numel())",
         "places = torch.full_like(places, now.numel())",
-        ("tests/test_revising_laws.py::test_changes_are_those_since_the_last_pass",),
+        ("tests/test_revising_laws.py::test_masks_for_what_has_changed_since_the_last_pass",),
     ),
     Mutant(
         "edits-of-the-unsure",

@@ -171,11 +171,11 @@ class EditingScheduler(RevisingScheduler):
         """Whether the probability of the token that stands there is another than in the last pass."""
         if not isinstance(context.memory, EditingMemory):
             return torch.zeros_like(context.masked)
-        before = context.memory.drawn_with(context.tokens.shape, now.device)
+        change = (now - context.memory.drawn_with(context.tokens.shape, now.device)).abs()
         places = torch.arange(now.numel(), device=now.device).view_as(now)
         places = torch.where(context.revealed, places, now.numel())
         context.memory.record(places.flatten(), now.flatten(), now.shape)
-        return (now - before).abs() > self.config.editing_threshold
+        return change > self.config.editing_threshold
 
     def note_drawn(
         self, marginals: Marginals, choice: Choice, rows: Tensor, tokens: Tensor, group: Tensor | None
