@@ -55,6 +55,10 @@ ARROWS: dict[str, set[str]] = {
         *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
         *("__init__", "caching", "pipelines", "schedulers", "devices", "hf_maskdiff_cli"),
     },
+    "harness": {
+        *("torch", "accelerate", "tqdm", "lm_eval"),
+        *("devices", "caching", "likelihood", "pipelines", "sets"),
+    },
     "demo": {
         *("torch", "PIL", "gradio"),
         *("__init__", "caching", "schedulers", "devices", "sets", "hf_maskdiff_cli"),
@@ -68,6 +72,8 @@ ARROWS: dict[str, set[str]] = {
         "sets",
         "evaluation",
         "demo",
+        "harness",
+        "lm_eval",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
@@ -229,7 +235,17 @@ def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
     required = {name.lower().replace("-", "_") for name in names} | {"PIL"}
     needed = set()
     for path in sources():
-        if room_of(path) in ("evaluation", "conversion", "sets", "demo", "parallel", "generation", "cli", "__main__"):
+        if room_of(path) in (
+            "evaluation",
+            "conversion",
+            "sets",
+            "harness",
+            "demo",
+            "parallel",
+            "generation",
+            "cli",
+            "__main__",
+        ):
             continue
         if path.name == "row_kernels.py":  # imported where a GPU needs it; without Triton torch does the work
             continue

@@ -192,6 +192,9 @@ hf-maskdiff convert ./model.pth new
 hf-maskdiff convert weights.safetensors full
 hf-maskdiff convert notes.txt new
 hf-maskdiff compare digits
+hf-maskdiff score --pipeline digits --input pairs.jsonl --output new.jsonl
+hf-maskdiff score --pipeline plays --input pairs.jsonl --output new.jsonl --num_samples 0
+hf-maskdiff score --pipeline plays --input pairs.jsonl --output pairs.jsonl
 """
 
 
