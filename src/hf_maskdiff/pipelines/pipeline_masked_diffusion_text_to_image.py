@@ -78,6 +78,8 @@ class MaskedDiffusionTextToImagePipeline(
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     card_pipeline_tag = "text-to-image"
     card_tags = ("text-to-image",)
+    card_task = "masked-diffusion-image-generation"
+    tokenizer_at_root = False
     card_example = 'pipe("a small red house by the sea").images[0].save("image.png")'
     upcasts_half = True
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
