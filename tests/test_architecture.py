@@ -59,6 +59,10 @@ ARROWS: dict[str, set[str]] = {
         *("torch", "accelerate", "tqdm", "lm_eval"),
         *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
     },
+    "tuning": {
+        *("torch", "numpy", "accelerate", "matplotlib", "huggingface_hub"),
+        *("devices", "caching", "likelihood", "schedulers", "evaluation", "sets", "parallel", "hf_maskdiff_cli"),
+    },
     "demo": {
         *("torch", "PIL", "gradio"),
         *("__init__", "caching", "schedulers", "devices", "sets", "hf_maskdiff_cli"),
@@ -74,6 +78,7 @@ ARROWS: dict[str, set[str]] = {
         "demo",
         "harness",
         "lm_eval",
+        "tuning",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
@@ -240,6 +245,7 @@ def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
             "conversion",
             "sets",
             "harness",
+            "tuning",
             "demo",
             "parallel",
             "generation",
