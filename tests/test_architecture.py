@@ -60,8 +60,9 @@ ARROWS: dict[str, set[str]] = {
         *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
     },
     "tuning": {
-        *("torch", "numpy", "accelerate", "matplotlib", "huggingface_hub"),
-        *("devices", "caching", "likelihood", "schedulers", "evaluation", "sets", "parallel", "hf_maskdiff_cli"),
+        *("torch", "numpy", "accelerate", "datasets", "matplotlib", "huggingface_hub"),
+        *("devices", "caching", "likelihood", "schedulers", "pipelines"),
+        *("evaluation", "sets", "parallel", "hf_maskdiff_cli"),
     },
     "demo": {
         *("torch", "PIL", "gradio"),

@@ -14,6 +14,7 @@ from hf_maskdiff.evaluation.judges import ImageJudge, TextJudge
 from hf_maskdiff.evaluation.report import mean_and_error
 from hf_maskdiff.evaluation.text_metrics import sentence_entropy
 from hf_maskdiff.likelihood import Stratified
+from hf_maskdiff.pipelines.text_prompts import PromptEncoder
 from hf_maskdiff_cli.names import IMAGES
 
 from .front import Score
@@ -90,21 +91,27 @@ class OwnLikelihood:
 
     def __call__(self, samples: Any) -> Score:
         """The score of a set of texts."""
+        # The tokens that the model wrote: those of the text may be others. Around them what it saw around them.
+        before, after = PromptEncoder(
+            self.pipe.tokenizer, self.pipe.mask_token_id, self.pipe.denoiser.vocab_size
+        ).special_tokens
+        rows = [ids.tolist() for ids in samples.tokens]
         found = self.pipe.log_likelihood(
-            None,
-            samples.texts,
-            self.passes,
-            Stratified(self.passes),
+            num_samples=self.passes,
+            estimator=Stratified(self.passes),
             batch_size=self.batch_size,
-            generator=[_generator(text) for text in samples.texts],
+            generator=[_generator(ids) for ids in rows],
+            input_ids=[[*before, *ids, *after] for ids in rows],
+            mask=[[False] * len(before) + [True] * len(ids) + [False] * len(after) for ids in rows],
         )
         nats = (-found.log_likelihoods / found.num_tokens).tolist()
         return Score(*mean_and_error(nats), *mean_and_error(sentence_entropy(samples.tokens).tolist()))
 
 
-def _generator(text: str) -> torch.Generator:
+def _generator(ids: list[int]) -> torch.Generator:
     """Of the masks of a text, so that it has the same score wherever it comes up."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+    digest = hashlib.sha256(repr(ids).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def judge_of(args: argparse.Namespace, kind: str, pipe: Any) -> Judge:

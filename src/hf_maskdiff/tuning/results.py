@@ -132,11 +132,11 @@ class Results:
         return [
             f"less is better; search: one set of {samples} samples, on which the choice was made; new seeds: "
             f"{self.plan.num_held_out} sets of {samples} that decided nothing, error over sets",
-            f"chosen: the best of its level in the search whose diversity is not below {self.floor:.4g}, "
-            f"{self.args.min_diversity:g} of {self.own_diversity:.4g}, which uniform order without a choice temperature "
-            "has at the most passes",
-            "front: no other row has less of both, value on new seeds and passes (or seconds); overfitted: worse on new "
-            "seeds by more than twice the common error",
+            f"chosen: the best of its level in the search whose diversity is not below {self.floor:.4g}, which is "
+            f"{self.args.min_diversity:g} of what uniform order without a choice temperature has at the most passes, "
+            f"{self.own_diversity:.4g}",
+            "front: no other row has less of both, value on new seeds and passes (or seconds)",
+            "overfitted: worse on new seeds than in the search, by more than twice the common error",
             f"searched at {self.budget:.0f} model passes of a sample, {100 * self.plan.share:.1f} % of what it would "
             "cost to judge every candidate as the finalists are",
         ]

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 
 from hf_maskdiff.devices import require_device, telling_of_memory
 from hf_maskdiff.evaluation.report import mean_and_error
@@ -115,6 +116,7 @@ def tune(args: argparse.Namespace) -> Results | None:
 
 def _tune(args: argparse.Namespace) -> Results | None:
     state = start_processes()
+    disable_progress_bars()  # one for each set that is read
     making = settled(_making(args), state.device.type)
     threads = torch.get_num_threads()
     if making.device == "cpu":
@@ -127,7 +129,8 @@ def _tune(args: argparse.Namespace) -> Results | None:
     found = candidates(
         pipe.scheduler, args.passes, args.samplers, args.choice_temperatures, args.num_substeps, args.thresholds
     )
-    settings = {name: getattr(args, name) for name in DECIDING} | {"pipeline": bench.configuration}
+    samples = {name: value for name, value in bench.configuration.items() if name not in (*DECIDING, "num_samples")}
+    settings = {name: getattr(args, name) for name in DECIDING} | {"samples": samples}
     ledger = on_main_process(lambda: Ledger(args.output_dir, settings), state)
     search = _Search(args, bench, ledger, cache(lambda: judge_of(args, kind, pipe)), {one.key: one for one in found})
     results = _searched(search)

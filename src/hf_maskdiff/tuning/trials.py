@@ -109,6 +109,7 @@ class Bench:
     def make(self, candidate: Candidate, seed: int, num_samples: int) -> Path:
         """The set of a candidate and a seed, or what is missing of it, on all processes together."""
         self.pipe.register_modules(scheduler=candidate.scheduler)
+        self.source.counter.take()  # passes of a judge that is the model itself
         self.source.call = self.call | {"num_inference_steps": candidate.num_inference_steps}
         config = {name: one for name, one in candidate.scheduler.config.items() if not name.startswith("_")}
         own = {
