@@ -49,7 +49,7 @@ MEASURES = {"text": ("nats", "entropy"), "images": ("frechet", "within-class var
 # Bounds of each rule, for the two models.
 BOUNDS = {
     "text": {CONSTANT: [1, 2, 3, 4, 8], "entropy": [8, 14], "change": [0.4, 0.8], "stop": [0.05, 0.1]},
-    "images": {CONSTANT: [1, 2, 3, 4, 8], "entropy": [8, 14], "change": [0.4, 0.8], "stop": [0.05, 0.1]},
+    "images": {CONSTANT: [1, 2, 4, 8], "entropy": [8, 14], "change": [0.4], "stop": [0.05]},
 }
 
 
