@@ -15,8 +15,8 @@ For a machine without a network, download the packages that it lacks into `wheel
     PYTHONPATH=site python benchmarks/gpu.py
 
 (`--target` because the packages of such a machine may be read-only.) It needs torch, transformers, diffusers,
-safetensors, huggingface-hub, requests, Pillow and numpy; the package itself is taken from `src/`. Its kernels, which the
-sections `laws` and `step_time` try beside torch alone, need triton, which comes with torch for CUDA. The section
+safetensors, huggingface-hub, requests, Pillow and numpy; the package itself is taken from `src/`. Its kernels, which
+the sections `laws` and `step_time` try beside torch alone, need triton, which comes with torch for CUDA. The section
 `generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and reports in one line if they
 are missing.
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import AmusedPipeline
 from golden_data import GOLDEN, Model, cases, rows_left
 from replay import DrawAsAmused, round_as_recorded
+from transformers import pipeline
 
 from hf_maskdiff import (
     ConfidenceScheduler,
@@ -193,3 +194,16 @@ def test_from_the_pipeline_of_diffusers(amused: Model) -> None:
     assert ours.transformer is stock.transformer
     assert type(ours.scheduler) is MaskGITScheduler
     assert ours.scheduler.config.choice_temperature == [2.0, 0.0]
+
+
+def test_the_task_of_transformers(amused: Model, pipe: MaskedDiffusionTextToImagePipeline, tmp_path: Path) -> None:
+    prompts = settings(amused)["prompts"]
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    draw = pipeline("masked-diffusion-image-generation", model=str(tmp_path), scheduler="MomentScheduler")
+    call = {"num_inference_steps": 3, "guidance_scale": 2.0, "temperature": 4.0}
+    images = draw(prompts, generator=seeded(1, 2), batch_size=2, **call)
+    pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)
+    expected = pipe(prompts, generator=seeded(1, 2), **call).images
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
+    assert draw(prompts[1], generator=seeded(2)[0], num_images_per_prompt=2, **call)[0].size == images[0].size

@@ -208,6 +208,18 @@ class Marginals:
         rows = self._rows_of(wanted)
         return self._placed(self.log_prob_at(rows, tokens.flatten()[rows]), wanted)
 
+    def log_prob_of_and_largest(self, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """As `log_prob_of`, and `log max p_i`, in one reading of the logits; both float32 `(batch_size, L)`."""
+
+        def both(block: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = torch.log_softmax(block, -1, out=block)
+            found = log_probs.gather(1, tokens.clamp(max=self.num_tokens - 1)[:, None])[:, 0]
+            return found.masked_fill_(tokens >= self.num_tokens, -math.inf), log_probs.amax(-1)
+
+        rows = self._rows_of(wanted)
+        found, largest = self.reduce(both, rows, tokens.flatten()[rows])
+        return self._placed(found, wanted), self._placed(largest, wanted)
+
     def log_prob_at(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """`log p(x)` of one token per row, float32 `(M,)`; rows as of `draw`, tokens int64 `(M,)`."""
 

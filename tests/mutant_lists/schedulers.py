@@ -542,11 +542,19 @@ MUTANTS = [
         ("tests/schedulers/test_editing_scheduler.py::test_no_more_passes_than_allowed",),
     ),
     Mutant(
+        "changed-since-it-was-drawn",
+        "a probability is compared with that at which the token was drawn, not with that of the last pass",
+        "hf_maskdiff/schedulers/scheduling_editing.py",
+        "places = torch.where(context.revealed, places, now.numel())",
+        "places = torch.full_like(places, now.numel())",
+        ("tests/test_revising_laws.py::test_masks_for_what_has_changed_since_the_last_pass",),
+    ),
+    Mutant(
         "edits-of-the-unsure",
         "what the model is not sure of is edited too",
         _SCHEDULERS + "editing.py",
-        "edits = revealed & differs & (scores > math.log(self.config.editing_threshold))",
-        "edits = revealed & differs",
+        "((drawn != context.tokens) & (scores > threshold)).to(device)",
+        "(drawn != context.tokens).to(device)",
         ("tests/test_revising_laws.py::test_law[editing]",),
     ),
 ]
