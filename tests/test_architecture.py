@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "harness": {
         *("torch", "accelerate", "tqdm", "lm_eval"),
-        *("devices", "caching", "likelihood", "pipelines", "sets"),
+        *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
     },
     "demo": {
         *("torch", "PIL", "gradio"),

@@ -296,7 +296,8 @@ class MaskedDiffusionTextToImagePipeline(
             return text.encoded(self._encoded).map(lambda values: rows(values.to(device, self.transformer.dtype)))
 
         micro = (size, micro_conditioning_crop_coord, micro_conditioning_aesthetic_score, batch_size, device)
-        condition = TextCondition(features(positive), lambda: features(negative), micro_conditions(*micro))
+        noise = getattr(self.transformer, "takes_noise", False)
+        condition = TextCondition(features(positive), lambda: features(negative), micro_conditions(*micro), noise)
         if call.may_guide:
             condition.prepare()
         if image is None:
