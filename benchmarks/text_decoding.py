@@ -13,9 +13,9 @@ that the process computes, so that other work on the machine does not count. "pa
 and the positions computed in them, a row. "memory" is the peak that a run allocates besides the model, ours divided by
 theirs.
 
-`--parts` tells what the time is spent on, in a run of its own: matrix products and attention, which nobody can leave
-out, and all passes of the model, with the norms, rotations and sums around these. "least ratio" is the time of ours
-with nothing but its products and attention, and with nothing but its passes, each divided by all of theirs.
+`--parts` tells what the time is spent on: matrix products and attention, which nobody can leave out, and all passes of
+the model, with the norms, rotations and sums around these. "least ratio" is what "time" would be if ours took no more
+than its products and attention, and no more than its passes.
 
 Prints a table, and writes `text_decoding.json` after every line of it.
 """
@@ -27,6 +27,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from statistics import median
 from time import process_time
@@ -81,10 +82,13 @@ class CountedPasses:
         self.calls, self.positions = self.calls + 1, self.positions + inputs[0].shape[1]
 
 
-def parts_of(work: Callable[[], Any], holder: Any, name: str, seconds: Callable[[], float]) -> dict[str, float]:
-    """The seconds of a run, and of these what its products, its attention and its passes take.
+def add_parts(
+    runs: list[dict[str, float]], work: Callable[[], Any], holder: Any, name: str, seconds: Callable[[], float]
+) -> None:
+    """Run, and note the seconds of the run, and of these what its products, its attention and its passes take.
 
     Args:
+        runs: what was noted of others.
         work: the run.
         holder, name: where the function stands that makes a pass.
         seconds: the clock.
@@ -105,7 +109,7 @@ def parts_of(work: Callable[[], Any], holder: Any, name: str, seconds: Callable[
         for part, (where, what) in places.items():
             stack.enter_context(patch.object(where, what, timed(getattr(where, what), part)))
         timed(work, "all")()
-    return parts
+    runs.append(parts)
 
 
 def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int, with_parts: bool = False) -> Result:
@@ -135,15 +139,22 @@ def measure(name: str, setting: Setting, model: PreTrainedModel, repeats: int, w
     passes = {OURS: counted.calls, THEIRS: reference.calls}
     positions = {OURS: counted.positions, THEIRS: reference.positions}
     clock = process_time if device.type == "cpu" else now
-    times = take_turns({OURS: ours, THEIRS: theirs}, repeats, clock=clock, warm_up=False)
+    parts: dict[str, list[dict[str, float]]] = {OURS: [], THEIRS: []}
+    works = {OURS: ours, THEIRS: theirs}
+    if with_parts:
+        passes_of = {OURS: (transformers_denoiser, "run_pass"), THEIRS: (ReferenceModel, "__call__")}
+        works = {who: partial(add_parts, parts[who], work, *passes_of[who], clock) for who, work in works.items()}
+    times = take_turns(works, repeats, clock=clock, warm_up=False)
     ratios = [own / other for own, other in zip(times[OURS], times[THEIRS], strict=True)]
     more: Result = {}
     if with_parts:
-        own = parts_of(ours, transformers_denoiser, "run_pass", clock)
-        other = parts_of(theirs, ReferenceModel, "__call__", clock)
-        needed = {"products and attention": own["products"] + own["attention"], "passes": own["passes"]}
-        least = {part: time / other["all"] for part, time in needed.items()}
-        more = {"parts": {OURS: own, THEIRS: other}, "least ratio": least}
+        shown = {who: {part: median(run[part] for run in runs) for part in runs[0]} for who, runs in parts.items()}
+        turns = list(zip(parts[OURS], times[THEIRS], strict=True))
+        needed = {"products and attention": ("products", "attention"), "passes": ("passes",)}
+        least = {
+            name: median(sum(own[part] for part in of) / other for own, other in turns) for name, of in needed.items()
+        }
+        more = {"parts": shown, "least ratio": least}
     new = slice(setting.prompt_length, setting.prompt_length + setting.new_tokens)
     return {
         "contest": name,
