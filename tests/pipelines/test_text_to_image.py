@@ -477,3 +477,16 @@ def test_calls_in_several_threads_with_and_without_a_cache() -> None:
     expected = [draw(number) for number in range(6)]
     with ThreadPoolExecutor(3) as threads:
         assert all(map(torch.equal, threads.map(draw, range(6)), expected))
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_pipeline_is_opened_by_its_name(hub: object) -> None:
+    pipe = pipeline()
+    pipe.push_to_hub("me/drawings")
+    opened = DiffusionPipeline.from_pretrained("me/drawings")
+    assert type(opened) is MaskedDiffusionTextToImagePipeline
+    opened.set_progress_bar_config(disable=True)
+    made, expected = (one(**prompts(pipe, 1), generator=seeded(1), **CALL).images for one in (opened, pipe))
+    assert torch.equal(made, expected)
