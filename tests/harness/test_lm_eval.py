@@ -231,6 +231,7 @@ def test_a_cache_serves_answers_alone(
         ({"num_samples": 20}, "`num_samples` must be a multiple of 16"),
         ({"scheduler": "MomentSheduler"}, "Did you mean 'MomentScheduler'"),
         ({"scheduler.choice_temprature": 2}, "Did you mean"),
+        ({"block_lenght": 4}, "got 'block_lenght'. Did you mean 'block_length'"),
         ({"batch_size": "many"}, "`batch_size` must be at least 1"),
         ({"dtype": "float31"}, "`dtype` must be .* got 'float31'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections import Counter
@@ -25,6 +26,7 @@ from hf_maskdiff.likelihood.named import estimator_of
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.transformers_tasks import Repository
 from hf_maskdiff.sets.loading import set_scheduler
+from hf_maskdiff_cli.names import did_you_mean
 
 CACHES: dict[str, Callable[[], CacheConfig]] = {
     "prefix": PrefixCacheConfig,
@@ -33,6 +35,11 @@ CACHES: dict[str, Callable[[], CacheConfig]] = {
     "partial": lambda: PartialCacheConfig(num_substeps=2),
 }
 _OF_SCHEDULER = "scheduler."
+# Of `from_pretrained`.
+_OF_LOADING = (
+    *("revision", "cache_dir", "token", "local_files_only", "variant", "device_map", "attn_implementation"),
+    *("tokenizer", "attention", "block_size", "blocks_from", "shift_logits"),
+)
 # Of a task's `generation_kwargs`, or `--gen_kwargs`, what a call of a pipeline is told.
 _OF_CALL = ("num_inference_steps", "block_length", "guidance_scale", "repetition_penalty")
 _TOGETHER = 32  # requests whose likelihoods are computed before the harness's cache is told of them
@@ -362,6 +369,12 @@ def _open(name: str, dtype: str, more: dict[str, Any]) -> MaskedDiffusionTextPip
         raise ValueError(f'`dtype` must be "auto" or a type of torch, got {dtype!r}. Pass bfloat16, say.')
     kind = None if dtype == "auto" else getattr(torch, dtype)
     given = {key: value for key, value in more.items() if key != "trust_remote_code"}  # no code of a repository is run
+    if unknown := sorted(given.keys() - set(_OF_LOADING)):
+        arguments = [*inspect.signature(HarnessModel).parameters, *_OF_LOADING]
+        raise ValueError(
+            f"`model_args` must be arguments of HarnessModel, {_OF_SCHEDULER}KEY=VALUE, or {', '.join(_OF_LOADING)}, "
+            f"got {unknown[0]!r}. {did_you_mean(unknown[0], arguments) or 'Leave it out.'}"
+        )
     found = Repository.from_pretrained(name, dtype=kind, trust_remote_code=False, **given)
     return found.open(MDLMPipeline, MaskedDiffusionTextPipeline)
 
