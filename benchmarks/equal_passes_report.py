@@ -38,7 +38,7 @@ SHOWN: Mapping[str, Measures] = {
     "digits": Measures("frechet", "within-class variance", (2, 2), passes=8),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3), passes=32),
-    "chain": Measures("pairs", "entropy", (4, 3), curve=False),
+    "chain": Measures("pairs", "nats", (4, 3), curve=False),
 }
 
 
@@ -173,15 +173,15 @@ LABELS = {
 }
 
 
-def plot(results: Mapping[str, Any], path: Path, title: str = "Quality and diversity at equal passes") -> None:
+def plot(beds: Mapping[str, Summary], path: Path, title: str = "Quality and diversity at equal passes") -> None:
     """A panel for each bed: the uniform order's curve over temperatures, and each sampler as a point."""
-    names = [bed for bed in PANELS if bed in results]
+    names = [bed for bed in PANELS if bed in beds]
     if not names:
         return
     with figure(path, title=title, figsize=(11, 2.2 + 3.4 * ((len(names) + 1) // 2))) as page:
         panels = page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat
         for axis, bed in zip(panels, names, strict=False):
-            draw_panel(axis, summary_of(bed, results[bed]), bed)
+            draw_panel(axis, beds[bed], bed)
         for axis in list(panels)[len(names) :]:
             axis.set_visible(False)
         legends = (axis.get_legend_handles_labels() for axis in page.axes)

@@ -39,7 +39,7 @@ def test_runs_and_resumes(program: Callable[[str], Any], tmp_path: Path, capsys:
         bench.main(run)
     rows = json.loads((tmp_path / "summary" / "samplers_at_equal_passes.json").read_text())["rows"]
     assert {row["sampler"] for row in rows} == set(names)
-    assert all(f"{row['pairs'][0]:.4f}, {row['entropy'][0]:.3f}" in printed for row in rows)
+    assert all(f"{row['pairs'][0]:.4f}, {row['nats'][0]:.3f}" in printed for row in rows)
 
 
 def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:
