@@ -227,10 +227,72 @@ def test_a_machine_on_which_they_fail_is_told_once(monkeypatch: pytest.MonkeyPat
         assert not kernels._work_on(0)
     assert not kernels._work_on(0)
     kernels._work_on.cache_clear()
-    monkeypatch.setenv(kernels.SWITCH, "0")
-    assert not kernels._work_on(0)
-    kernels._work_on.cache_clear()
-    assert not kernels.usable(torch.device("cpu"))
+
+
+def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_work_on", lambda index: True)
+    for value, on in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv(kernels.SWITCH, value)
+        assert kernels.usable(torch.device("cuda:0")) == on
+        assert not kernels.usable(torch.device("cpu"))
+    monkeypatch.delenv(kernels.SWITCH)
+    assert not kernels.usable(torch.device("cuda:0"))
+
+
+# --- what an accelerator computes by torch alone ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("measure", [*MEASURES, partial(log_moment, beta=1e6)])
+def test_measures_in_few_passes(measure: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    rows = hard_logits(70, dtype).flatten(0, 1)
+    before, twin = rows.clone(), kernels.twin_of(measure)
+    assert twin is not None
+    torch.testing.assert_close(twin(rows), measure(rows.float().clone()), rtol=4e-6, atol=4e-6, equal_nan=True)
+    assert torch.equal(rows.nan_to_num(), before.nan_to_num())  # they are the model's
+
+
+def test_what_has_no_twin() -> None:
+    assert kernels.twin_of(partial(log_calibrated, surprisal=torch.ones(10), limit=1.0)) is None
+    assert kernels.twin_of(partial(log_moment, block=torch.zeros(1, 1), beta=2.0)) is None
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
+@pytest.mark.parametrize("of_places", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_k": 5}], ids=str)
+def test_an_accelerator_computes_the_same(
+    rows_at_a_time: int, of_places: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that selects nothing, on a CPU's tensors: with any size of the blocks the same tokens and scores."""
+    random = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(2, 9, 1300, generator=random)
+    wanted, changes = torch.rand(2, 9, generator=random) < 0.7, dict(settings)
+    if of_places:
+        places = torch.where(wanted.flatten(), torch.arange(18), -1)[torch.randperm(18, generator=random)]
+        changes |= {"places": places.view(2, 9), "num_places": 18}
+    noise, tokens = torch.rand(2, 9, dtype=torch.float64, generator=random), torch.randint(1302, (2, 9))
+    beta = 0.5 + 3 * torch.rand(2, 9, generator=random)
+    rows = torch.arange(18).view(2, 9)
+
+    def results() -> list[Tensor]:
+        marginals = Marginals(logits, 1299, **changes)
+        drawn, log_probs = marginals.draw_all(wanted, noise)
+        parts = [drawn, log_probs, marginals.log_prob_of(tokens, wanted)]
+        parts += [marginals.score(measure, wanted) for measure in MEASURES]
+        drawn = marginals.draw(rows[wanted], noise[wanted], beta[wanted])
+        return [drawn, *(part[wanted] for part in parts)]
+
+    expected = results()
+    monkeypatch.setattr("hf_maskdiff.marginals.on_cpu", lambda device: False)
+    monkeypatch.setattr(Marginals, "_rows_at_a_time", rows_at_a_time)
+    found = results()
+    marginals = Marginals(logits, 1299, **changes)
+    assert (marginals._views is None) == bool(settings)
+    for one, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, right, rtol=4e-6, atol=4e-6)
+    kept = marginals.draw_or_keep(rows, noise, beta, wanted, tokens)
+    assert torch.equal(kept[wanted], found[0])
+    assert torch.equal(kept[~wanted], tokens[~wanted])
 
 
 # --- how much a step asks of the host ---------------------------------------------------------------------------------

@@ -1,6 +1,18 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import blocks, caches, draws, lookahead, passes, pipelines, rest, schedulers, second_order, sets
+from mutant_lists import (
+    blocks,
+    caches,
+    draws,
+    lookahead,
+    meissonic,
+    passes,
+    pipelines,
+    rest,
+    schedulers,
+    second_order,
+    sets,
+)
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
@@ -12,6 +24,7 @@ MUTANTS: list[Mutant] = [
     *passes.MUTANTS,
     *caches.MUTANTS,
     *pipelines.MUTANTS,
+    *meissonic.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
 ]

@@ -12,6 +12,7 @@ import pytest
 import tiny_llada
 import torch
 from block_models import BLOCK, open_family
+from diffusers import FirstBlockCacheConfig
 from golden_data import cases
 from small_models import MASK, save_bert
 from text_replay import open_pipeline
@@ -362,3 +363,15 @@ def test_a_cache_that_is_not_exact_is_refused(bert: MaskedDiffusionTextPipeline)
     bert.enable_cache(PartialCacheConfig(num_substeps=2))  # which has no part in whole passes
     assert torch.equal(bert.log_likelihood(**given).log_likelihoods, plain)
     bert.disable_cache()
+
+
+def test_diffusers_caches_are_refused_too() -> None:
+    pipe = MDLMPipeline.from_pretrained("pipelines/mdlm-shakespeare")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    with pytest.raises(ValueError, match=r"needs exact passes, .* got diffusers' cache"):
+        pipe.log_likelihood("ROMEO:", " What", estimator=Chain())
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))  # of this package, at the model
+    held = pipe.log_likelihood("ROMEO:", " What light", estimator=Chain()).log_likelihoods
+    pipe.transformer.disable_cache()
+    assert torch.equal(pipe.log_likelihood("ROMEO:", " What light", estimator=Chain()).log_likelihoods, held)

@@ -99,7 +99,7 @@ def denoise(
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
             own = _of_unfinished_rows(generator, count)
             following = counts.timesteps[i + 1] if i + 1 < len(counts.timesteps) else None
-            untouched = _with_finished_rows(given, count)
+            untouched = given if len(unfinished) == len(count) else _with_finished_rows(given, count)
             step = StepInput(t, sample, starting_mask_ratio, own, count, untouched, following)
             choice = take_step.ahead(step)
             remaining, read = counts.remaining(i, count), sample == mask
@@ -137,7 +137,7 @@ def _fresh() -> torch.Generator:
 def _with_finished_rows(given: Tensor, counts: Tensor) -> Tensor:
     """What no step may touch, all of the finished rows among it, for which no logits are computed any more."""
     finished = (counts == 0).view(-1, *[1] * (given.ndim - 1))
-    return given | finished.to(given.device, non_blocking=True) if bool(finished.any()) else given
+    return given | finished.to(given.device, non_blocking=True)
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

@@ -186,11 +186,15 @@ class TextCondition:
         cond: features of the prompts, of each image.
         uncond: returns those of the negative prompts; called when a pass first needs them.
         micro_conds: `(batch_size, 5)`.
+        takes_noise: whether the model takes noise for the embeddings of the codes.
     """
 
-    is_given, takes_noise = True, False
+    is_given = True
 
-    def __init__(self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor) -> None:
+    def __init__(
+        self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor, takes_noise: bool = False
+    ) -> None:
+        self.takes_noise = takes_noise
         self._of_contexts, self._uncond, self.micro_conds = {COND: cond}, uncond, micro_conds
 
     def prepare(self) -> None:
