@@ -69,7 +69,7 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
 REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")  # more passes than positions are of use to them
-TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1)), "moment 16", "halton 16", *nucleus()]
+TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
