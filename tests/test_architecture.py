@@ -27,7 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "revising": {"torch", "orders"},
     "kept_tensors": {"torch"},
     "kernels": {"torch", "triton", "orders"},
-    "sampling": {"torch", "token_filters", "kept_tensors", "kernels"},
+    "draws": {"torch"},
+    "marginals": {"torch", "token_filters", "kernels", "draws"},
+    "sampling": {"torch", "kept_tensors", "kernels", "draws", "marginals"},
     "hub": {"huggingface_hub", "hf_maskdiff_cli"},
     "schedulers": {
         *("torch", "diffusers", "hub", "integers", "kept_tensors", "masking", "orders", "revising", "sampling"),

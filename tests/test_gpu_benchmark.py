@@ -181,6 +181,19 @@ def test_p_values_are_scipy_s(gpu: ModuleType) -> None:
         assert p_value(statistic, freedom) == pytest.approx(chi2.sf(statistic, freedom), rel=1e-6)
 
 
+def test_both_ways_where_a_gpu_has_both(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    measures = importlib.import_module("gpu_sections.measures")
+    switch = measures.kernels.SWITCH
+    monkeypatch.setenv(switch, "before")
+    monkeypatch.setattr(measures.kernels, "_work_on", lambda index: True)
+    card = measures.Bench(torch.device("cuda:0"))
+    assert measures.ways(card) == ["torch", "kernels"]
+    assert measures.ways(measures.Bench(torch.device("cpu"))) == ["torch"]
+    seen = [list(measures.in_a_way(way, lambda: iter([{"on": os.environ[switch]}]))) for way in measures.ways(card)]
+    assert seen == [[{"by": "torch", "on": "0"}], [{"by": "kernels", "on": "1"}]]
+    assert os.environ[switch] == "before"
+
+
 def test_the_places_that_wait_are_named(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that waits in the model, as torch says it: first by an error, then by warnings that name all places."""
     syncs = importlib.import_module("gpu_sections.syncs")

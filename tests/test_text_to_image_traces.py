@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AmusedPipeline
+from diffusers import AmusedInpaintPipeline, AmusedPipeline, AmusedScheduler
 from golden_data import GOLDEN, Model, cases, rows_left
 from replay import DrawAsAmused, round_as_recorded
 from transformers import pipeline
@@ -110,6 +110,15 @@ def test_a_recorded_run(
     assert np.array_equal((images * 255).round().astype("uint8"), (expected.numpy() * 255).round().astype("uint8"))
 
 
+def mask_of_diffusers(pipe: MaskedDiffusionTextToImagePipeline, mask_image: torch.Tensor) -> torch.Tensor:
+    """The codes that `AmusedInpaintPipeline` draws anew, as pixels: it takes a mean where ours takes any pixel."""
+    scheduler = AmusedScheduler(mask_token_id=pipe.scheduler.config.mask_token_id)
+    stock = AmusedInpaintPipeline(**(pipe.components | {"scheduler": scheduler}))
+    side = pipe.transformer.config.sample_size
+    mask = stock.mask_processor.preprocess(mask_image, side, side)
+    return mask.repeat_interleave(pipe.vae_scale_factor, 2).repeat_interleave(pipe.vae_scale_factor, 3)
+
+
 @same_draws
 @pytest.mark.parametrize("name", runs(edits=True))
 def test_a_recorded_edit(
@@ -133,7 +142,11 @@ def test_a_recorded_edit(
     whole = torch.full((call["num_inference_steps"] - len(left) + 1, left.shape[1]), recorded[0, 0].numel())
     round_as_recorded(monkeypatch, torch.cat([whole, left[:-1]]))
     DrawAsAmused(monkeypatch, draws)
-    call |= {"mask_image": given["mask_image"]} if "inpaint" in name else {}
+    if "inpaint" in name:
+        call["mask_image"] = mask_of_diffusers(pipe, given["mask_image"])
+        shares = call["mask_image"].flatten(1).mean(1)
+        if not bool((shares == shares[0]).all()):
+            pytest.skip("that pipeline reveals in each image what the mean of the batch's masks says, ours its own")
     latents = []
 
     def keep(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:

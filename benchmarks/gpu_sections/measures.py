@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
+
+from hf_maskdiff import kernels
 
 Row = dict[str, Any]
 Case = tuple[str, Callable[[], Iterable[Row]]]
@@ -122,6 +125,37 @@ def free_bytes(device: torch.device) -> float:
         return float("inf")
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
+
+
+# --- torch alone, and the package's kernels ---------------------------------------------------------------------------
+
+TORCH, KERNELS = "torch", "kernels"
+
+
+@contextmanager
+def computed_by(way: str) -> Iterator[None]:
+    """In this context steps use the kernels, or torch alone."""
+    before = os.environ.get(kernels.SWITCH)
+    os.environ[kernels.SWITCH] = str(int(way == KERNELS))
+    try:
+        yield
+    finally:
+        os.environ.pop(kernels.SWITCH)
+        if before is not None:
+            os.environ[kernels.SWITCH] = before
+
+
+def ways(bench: Bench) -> list[str]:
+    """Those in which this device can compute a step."""
+    with computed_by(KERNELS):
+        return [TORCH, KERNELS] if kernels.usable(bench.device) else [TORCH]
+
+
+def in_a_way(way: str, work: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a case, computed in this way, which they name."""
+    with computed_by(way):
+        for row in work():
+            yield {"by": way, **row}
 
 
 # --- weights and inputs -----------------------------------------------------------------------------------------------

@@ -241,6 +241,20 @@ def test_groups_of_weights_are_loaded_as_they_work() -> None:
     assert torch.equal(pipe(**given, generator=seeded(1, 2)).images, expected)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_cached_uncompiled(in_place: bool) -> None:
+    pipe, plain = pipeline(), pipeline()
+    if in_place:
+        pipe.transformer.compile(backend="eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    for cache in (None, PartialCacheConfig(num_substeps=2), None):
+        for one in (pipe, plain):
+            one.disable_cache() if cache is None else one.enable_cache(cache)
+        made, expected = (one(**prompts(plain, 1), generator=seeded(1), **CALL).images for one in (pipe, plain))
+        assert torch.equal(made, expected)
+
+
 def test_a_lora_is_loaded_weighed_and_unloaded(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     pipe = pipeline()
@@ -463,3 +477,16 @@ def test_calls_in_several_threads_with_and_without_a_cache() -> None:
     expected = [draw(number) for number in range(6)]
     with ThreadPoolExecutor(3) as threads:
         assert all(map(torch.equal, threads.map(draw, range(6)), expected))
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_pipeline_is_opened_by_its_name(hub: object) -> None:
+    pipe = pipeline()
+    pipe.push_to_hub("me/drawings")
+    opened = DiffusionPipeline.from_pretrained("me/drawings")
+    assert type(opened) is MaskedDiffusionTextToImagePipeline
+    opened.set_progress_bar_config(disable=True)
+    made, expected = (one(**prompts(pipe, 1), generator=seeded(1), **CALL).images for one in (opened, pipe))
+    assert torch.equal(made, expected)

@@ -153,14 +153,14 @@ class UVit2DDenoiser(CacheReadings):
             with alone(unwrap_module(self.model)):
                 logits = self.model(sample, **condition)
             return (logits.flatten(2).transpose(1, 2),)
-        model = unwrap_module(self.model)  # in a compiled one hooks that come later are not seen
+        model = unwrap_module(self.model)
         with alone(model), ExitStack() as hooks:
             if positions is None:
                 sample = self._fill(model, hooks, sample, cache)
             else:
                 sample = self._complete(model, hooks, sample, positions, cache)
                 condition["encoder_hidden_states"] = encoder_hidden_states[:, :0]  # what became of it is kept
-            logits = model(sample, **condition)
+            logits = model._call_impl(sample, **condition)  # not what `model.compile()` has made, which sees no hooks
         if cache.layers[0].key is None or cache.output is None:
             raise ValueError(
                 "the layers of a UVit2DModel must run uncompiled while caching is on, got layers that were compiled. "
