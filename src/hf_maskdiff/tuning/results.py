@@ -186,30 +186,38 @@ class Results:
 
         quality, diversity = (self.judge.quality, self.judge.diversity) if self.judge else ("value", "diversity")
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-        values = [one.held_out.value for one in self.found]
-        spread = [one.held_out.diversity for one in self.found]
-        sides = zip(
-            axes,
-            ([one.passes for one in self.found], [1000 * one.seconds for one in self.found]),
-            self.fronts(),
-            ([one.passes for one in self.first], [1000 * one.seconds for one in self.first]),
-            ("model passes", "milliseconds a sample"),
-            strict=True,
+        by_passes, by_seconds = self.fronts()
+        both: list[Found | Trial] = [*self.found, *self.first]
+        sides = (
+            (axes[0], [one.passes for one in both], by_passes, "model passes"),
+            (axes[1], [1000 * one.seconds for one in both], by_seconds, "milliseconds a sample"),
         )
-        for axis, costs, front, costs_of_first, label in sides:
-            axis.scatter(costs_of_first, [one.score.value for one in self.first], s=8, color="0.8", label="first round")
-            axis.errorbar(costs, values, [_or_zero(one.held_out.error) for one in self.found], fmt="none", color="0.5")
-            dots = axis.scatter(costs, values, c=spread, s=40, zorder=3, cmap="viridis", label="on new seeds")
-            axis.plot([costs[i] for i in front], [values[i] for i in front], color="C3", lw=1, label="front")
-            own = [i for i, one in enumerate(self.found) if one.candidate.name == AS_SHIPPED]
-            style = {"marker": "s", "s": 110, "facecolors": "none", "edgecolors": "k"}
-            axis.scatter([costs[i] for i in own], [values[i] for i in own], label="the pipeline's own", **style)
+        values = [one.held_out.value for one in self.found]
+        spread = [one.held_out.diversity for one in self.found] + [one.score.diversity for one in self.first]
+        colours: dict[str, Any] = {"vmin": min(spread), "vmax": max(spread), "cmap": "viridis"}
+        for axis, costs, front, label in sides:
+            of_first = list(zip(costs[len(values) :], (one.score for one in self.first), strict=True))
+            for lacks, style in ((False, "o"), (True, "x")):
+                some = [(cost, one.value, one.diversity) for cost, one in of_first if one.lacks(self.floor) == lacks]
+                x, y, colour = zip(*some, strict=True) if some else ((), (), ())
+                name = f"first round{', too little diversity' if lacks else ''}"
+                axis.scatter(x, y, s=14, c=colour, marker=style, alpha=0.5, label=name, **colours)
+            own = costs[: len(values)]
+            axis.errorbar(own, values, [_or_zero(one.held_out.error) for one in self.found], fmt="none", color="0.5")
+            dots = axis.scatter(own, values, c=spread[: len(values)], s=60, zorder=3, label="on new seeds", **colours)
+            axis.plot([own[i] for i in front], [values[i] for i in front], color="C3", lw=1, label="front")
+            shipped = [(own[i], values[i]) for i, one in enumerate(self.found) if one.candidate.name == AS_SHIPPED]
+            square = {"marker": "s", "s": 130, "facecolors": "none", "edgecolors": "k"}
+            axis.scatter(*zip(*shipped, strict=True), label="the pipeline's own", **square)
             axis.set(xlabel=label, xscale="log")
             axis.grid(alpha=0.3)
+        levels = sorted({one.candidate.level for one in self.found})
+        axes[0].set_xticks(levels, [str(level) for level in levels])
+        axes[0].minorticks_off()
         axes[0].set_ylabel(f"{quality} (less is better)")
-        axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=7)
         figure.colorbar(dots, ax=axes, label=diversity)
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=110)
         plt.close(figure)
 
 
