@@ -48,18 +48,8 @@ COLOURS = {CONSTANT: BLACK, "entropy": BLUE, "change": GREEN, "stop": VERMILLION
 MEASURES = {"text": ("nats", "entropy"), "images": ("frechet", "within-class variance")}
 # Bounds of each rule, for the two models.
 BOUNDS = {
-    "text": {
-        CONSTANT: [1, 2, 3, 4, 6, 8],
-        "entropy": [8, 14, 24],
-        "change": [0.3, 0.6, 1.2],
-        "stop": [0.03, 0.06, 0.12],
-    },
-    "images": {
-        CONSTANT: [1, 2, 3, 4, 6, 8],
-        "entropy": [4, 8, 14],
-        "change": [0.3, 0.6, 1.2],
-        "stop": [0.02, 0.05, 0.1],
-    },
+    "text": {CONSTANT: [1, 2, 3, 4, 8], "entropy": [8, 14], "change": [0.4, 0.8], "stop": [0.05, 0.1]},
+    "images": {CONSTANT: [1, 2, 4, 8], "entropy": [8, 14], "change": [0.4], "stop": [0.05]},
 }
 
 

@@ -274,14 +274,15 @@ def test_adapters_and_hooks_within_layers_take_part(calls: list[int]) -> None:
     model, hooked = make(), []
     plain = TransformersDenoiser(model)(tokens())
     model.model.layers[0].self_attn.q_proj = Adapted(model.model.layers[0].self_attn.q_proj)
-    model.model.layers[1].mlp.register_forward_hook(lambda *of: hooked.append(of[0]))
+    for part in (model.model.layers[1].mlp, model.model.layers[1].input_layernorm):
+        part.register_forward_hook(lambda *of: hooked.append(of[0]))
     denoiser = TransformersDenoiser(model)
     adapted = denoiser(tokens())
     made = len(calls)
     assert made
     hooked.clear()
     assert torch.equal(denoiser(tokens()), adapted)
-    assert len(hooked) == 1
+    assert len(hooked) == 2
     assert len(calls) == made + 1
     assert_same(its_own(denoiser)(tokens()), adapted)
     assert not torch.allclose(adapted, plain)

@@ -1,6 +1,7 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
 from mutant_lists import (
+    accelerators,
     blocks,
     caches,
     draws,
@@ -27,6 +28,7 @@ MUTANTS: list[Mutant] = [
     *meissonic.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
+    *accelerators.MUTANTS,
 ]
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -10,6 +10,8 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from test_masked_diffusion_text import MASK, seeds
 from test_masked_diffusion_text import make_pipeline as make_text_pipeline
+from test_text_to_image import CODES, Passes, encoded, meissonic
+from test_text_to_image import MASK as T2I_MASK
 
 from hf_maskdiff import (
     AncestralScheduler,
@@ -188,6 +190,33 @@ def test_an_image_does_not_depend_on_its_batch(images: MaskGITPipeline, kind: An
         assert torch.equal(pipe(class_labels=i, generator=seeds(i), **call).images[0], together[i])
     ahead(pipe, 1, kind)
     assert not torch.equal(pipe(class_labels=[0, 1, 2], generator=seeds(0, 1, 2), **call).images, together)
+
+
+def test_what_is_kept_of_an_image_is_never_touched(images: MaskGITPipeline) -> None:
+    ahead(images)
+    noise = torch.Generator().manual_seed(0)
+    pictures = torch.rand(2, 1, 8, 8, generator=noise)
+    editable = torch.rand(2, 1, 4, 4, generator=noise) < 0.6
+    edits = {"image": pictures, "mask_image": editable.float().repeat_interleave(2, 2).repeat_interleave(2, 3)}
+    call = {"num_inference_steps": 4, "output_type": "latent"}
+    made = images(class_labels=[0, 1], generator=seeds(0, 1), **edits, **call).images
+    codes = images.encode_image(images.preprocess_image(pictures))
+    assert torch.equal(made[~editable[:, 0]], codes[~editable[:, 0]])
+    one = {name: values[1:] for name, values in edits.items()}
+    assert torch.equal(images(class_labels=[1], generator=seeds(1), **one, **call).images[0], made[1])
+
+
+def test_an_image_of_a_text_is_told_the_time_of_the_next_step() -> None:
+    """Whose pass the one of the candidates is."""
+    pipe, steps = meissonic(MomentScheduler(mask_token_id=T2I_MASK, codebook_size=CODES, num_candidates=3)), 4
+    passes = Passes(pipe)
+    call = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": "latent"}
+    both = pipe(**encoded(1, 2), generator=seeds(1, 2), **call).images
+    told = [set(one["timestep"].tolist()) for one in passes.told]
+    assert told == [{float(n)} for n in range(steps - 1, -1, -1) for _ in range(2)]
+    assert [len(one["sample"]) for one in passes.told[:2]] == [2, 2]
+    assert all(2 < len(one["sample"]) <= 6 for one in passes.told[2:])
+    assert torch.equal(pipe(**encoded(2), generator=seeds(2), **call).images[0], both[1])
 
 
 @pytest.mark.parametrize("config", [PartialCacheConfig(num_substeps=2), DelayedCacheConfig(), FirstBlockCacheConfig()])

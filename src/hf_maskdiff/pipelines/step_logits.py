@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..schedulers import Choice, EmbeddingNoise
 
-# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
+# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V); where a scheduler looks ahead,
+# a row stands there once for each of its candidates. In a partial pass:
 # (tokens (num_rows, K), timestep, their rows, positions int64 (num_rows, K)) -> logits (num_rows, K, V)
 Denoiser = Callable[..., Tensor]
 
