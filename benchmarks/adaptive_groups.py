@@ -233,6 +233,7 @@ def plot(results: dict[str, Cells], path: Path, title: str = "Groups by row and 
                 draw_curve(axis, points, rule, color=colour)
                 ends[axis].append(End(rule, *points[-1][:2], colour))
             axis.set(xlabel="partial passes a sample", ylabel=measure, title=kind)
+            axis.autoscale_view()  # before names are written beside it
         label_ends(page, ends)
 
 

@@ -61,6 +61,11 @@ ARROWS: dict[str, set[str]] = {
         *("torch", "accelerate", "tqdm", "lm_eval"),
         *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
     },
+    "tuning": {
+        *("torch", "numpy", "accelerate", "datasets", "matplotlib", "huggingface_hub"),
+        *("devices", "caching", "likelihood", "schedulers", "pipelines"),
+        *("evaluation", "sets", "parallel", "hf_maskdiff_cli"),
+    },
     "demo": {
         *("torch", "PIL", "gradio"),
         *("__init__", "caching", "schedulers", "devices", "sets", "hf_maskdiff_cli"),
@@ -76,6 +81,7 @@ ARROWS: dict[str, set[str]] = {
         "demo",
         "harness",
         "lm_eval",
+        "tuning",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
@@ -242,6 +248,7 @@ def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
             "conversion",
             "sets",
             "harness",
+            "tuning",
             "demo",
             "parallel",
             "generation",

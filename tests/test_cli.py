@@ -222,12 +222,22 @@ def test_wrong_arguments_are_answered_before_anything_heavy_is_imported(folder: 
 
 def test_help_is_there_at_once() -> None:
     programs = [["hf-maskdiff"], ["hf-maskdiff", "convert"], ["hf-maskdiff", "generate"], ["hf-maskdiff", "evaluate"]]
-    programs += [["hf-maskdiff", "demo"], ["hf-maskdiff", "score"], ["hf-maskdiff", "lm_eval"]]
+    programs += [["hf-maskdiff", "demo"], ["hf-maskdiff", "score"], ["hf-maskdiff", "lm_eval"], ["hf-maskdiff", "tune"]]
     found = answers([[*program, "--help"] for program in [*programs, [GENERATE], [EVALUATE]]])
     assert all((answer["status"], answer["heavy"], answer["err"]) == (0, [], "") for answer in found["told"])
     first, *others = [answer["out"] for answer in found["told"]]
-    assert all(command in first for command in ("convert", "generate", "evaluate", "demo", "score", "lm_eval"))
-    said = ("--revision", "--num_substeps", "--judge", "--port", "--estimator", "lm_eval", "--num_substeps", "--judge")
+    assert all(command in first for command in ("convert", "generate", "evaluate", "demo", "score", "lm_eval", "tune"))
+    said = (
+        "--revision",
+        "--num_substeps",
+        "--judge",
+        "--port",
+        "--estimator",
+        "lm_eval",
+        "--max_passes",
+        "--num_substeps",
+        "--judge",
+    )
     for option, text in zip(said, others, strict=True):
         assert option in text
     assert found["seconds"] < 3

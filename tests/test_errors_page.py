@@ -195,6 +195,12 @@ hf-maskdiff compare digits
 hf-maskdiff score --pipeline digits --input pairs.jsonl --output new.jsonl
 hf-maskdiff score --pipeline plays --input pairs.jsonl --output new.jsonl --num_samples 0
 hf-maskdiff score --pipeline plays --input pairs.jsonl --output pairs.jsonl
+hf-maskdiff tune --pipeline plays --output_dir new
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000
+hf-maskdiff tune --pipeline digits --output_dir new --max_passes 1000 --own_likelihood 8
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --samplers MomentSheduler
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --passes 4 4
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --passes 4 --min_diversity 2
 """
 
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from hf_maskdiff import kernels
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -183,9 +185,9 @@ def test_p_values_are_scipy_s(gpu: ModuleType) -> None:
 
 def test_both_ways_where_a_gpu_has_both(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     measures = importlib.import_module("gpu_sections.measures")
-    switch = measures.kernels.SWITCH
+    switch = kernels.SWITCH
     monkeypatch.setenv(switch, "before")
-    monkeypatch.setattr(measures.kernels, "_work_on", lambda index: True)
+    monkeypatch.setattr(kernels, "_work_on", lambda index: True)
     card = measures.Bench(torch.device("cuda:0"))
     assert measures.ways(card) == ["torch", "kernels"]
     assert measures.ways(measures.Bench(torch.device("cpu"))) == ["torch"]

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from hf_maskdiff import kernels
-
 Row = dict[str, Any]
 Case = tuple[str, Callable[[], Iterable[Row]]]
 Work = Callable[[], Any]
@@ -135,18 +133,22 @@ TORCH, KERNELS = "torch", "kernels"
 @contextmanager
 def computed_by(way: str) -> Iterator[None]:
     """In this context steps use the kernels, or torch alone."""
-    before = os.environ.get(kernels.SWITCH)
-    os.environ[kernels.SWITCH] = str(int(way == KERNELS))
+    from hf_maskdiff.kernels import SWITCH  # here, since not all that is measured needs the package
+
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = str(int(way == KERNELS))
     try:
         yield
     finally:
-        os.environ.pop(kernels.SWITCH)
+        os.environ.pop(SWITCH)
         if before is not None:
-            os.environ[kernels.SWITCH] = before
+            os.environ[SWITCH] = before
 
 
 def ways(bench: Bench) -> list[str]:
     """Those in which this device can compute a step."""
+    from hf_maskdiff import kernels
+
     with computed_by(KERNELS):
         return [TORCH, KERNELS] if kernels.usable(bench.device) else [TORCH]
 

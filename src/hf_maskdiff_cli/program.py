@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import convert, demo, evaluate, generate, lm_eval, score
+from . import convert, demo, evaluate, generate, lm_eval, score, tune
 from .errors import USER_ERRORS, one_line
 
 # Set to anything in the environment, it shows where an error came from.
@@ -52,6 +52,14 @@ COMMANDS = {
         "that differ in their seed alone become one row with error bars.",
         evaluate.add_arguments,
         evaluate.run,
+    ),
+    "tune": Command(
+        "find the sampler, temperature and steps for a model: a search within a budget, judged again on new seeds",
+        "Search samplers, choice temperatures, groups of a step and thresholds at each number of passes, by successive "
+        "halving within a budget; judge the finalists on new seeds; write a table, a picture and presets. Stopped, the "
+        "same command goes on.",
+        tune.add_arguments,
+        tune.run,
     ),
     "score": Command(
         "how likely a model finds given texts, with error bars: JSON lines in, JSON lines out",
