@@ -24,7 +24,7 @@ from hf_maskdiff.caching import (
     fitting,
     places_of,
 )
-from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
+from hf_maskdiff.denoisers.attention_arguments import require_steady_rotations, reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
 from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask, require_evaluation
@@ -216,14 +216,16 @@ class TransformersDenoiser(CacheReadings):
         cache: SequenceCache | None,
         offsets: Tensor | None,
     ) -> Tensor:
-        abilities = self._probed(input_ids.device, input_ids.shape[1], needs_store=cache is not None)
+        length = input_ids.shape[1]
+        require_steady_rotations(self._config, length, attention_mask, cache is not None)
+        abilities = self._probed(input_ids.device, length, needs_store=cache is not None)
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if self.shift_logits:
             logits_at = (places if logits_at is None else logits_at).sub(1).clamp(min=0)
         store = None
         if cache is not None:
             store = cache.store = abilities.make_store()
-            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, input_ids.shape[1]
+            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, length
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
         return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at, offsets)
 
@@ -241,6 +243,7 @@ class TransformersDenoiser(CacheReadings):
                 f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
                 "context. Enable the cache, and call the model without `positions` first."
             )
+        require_steady_rotations(self._config, cache.length, None, stores=True)
         abilities = self._probed(tokens.device, 0, needs_store=False)  # the full pass has tested the store
         if self.shift_logits:
             sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
