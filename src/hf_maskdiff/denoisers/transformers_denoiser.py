@@ -27,7 +27,7 @@ from hf_maskdiff.caching import (
 from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
-from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask
+from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask, require_evaluation
 from hf_maskdiff.exclusive import alone
 
 
@@ -139,6 +139,10 @@ class TransformersDenoiser(CacheReadings):
         self.cache_config, self._by_hand = None, False
         self._reset_stateful_cache()
 
+    def take_over(self, other: TransformersDenoiser) -> None:
+        """Have the cache switched on that another denoiser of the same model has."""
+        self.cache_config, self._by_hand = other.cache_config, other._by_hand
+
     def new_cache(self) -> SequenceCache:
         """An empty cache, for the passes of one call."""
         return SequenceCache()
@@ -193,7 +197,7 @@ class TransformersDenoiser(CacheReadings):
             Logits `(batch_size, n, vocab_size)`.
 
         Raises:
-            ValueError: the probe refuses the model; a partial pass does not follow a full one.
+            ValueError: the probe refuses the model; it is in training; a partial pass does not follow a full one.
         """
         if cache is None and self._by_hand and self.cache_config is not None and self.cache_config.needs_store:
             cache = self._contexts.current
@@ -249,6 +253,7 @@ class TransformersDenoiser(CacheReadings):
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""
+        require_evaluation(self.model)  # also later: who samples while training may forget to call `eval()`
         window = smallest_window(self._config)
         size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:
