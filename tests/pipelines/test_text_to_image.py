@@ -524,3 +524,23 @@ def test_a_pushed_pipeline_is_opened_by_its_name(hub: object) -> None:
     opened.set_progress_bar_config(disable=True)
     made, expected = (one(**prompts(pipe, 1), generator=seeded(1), **CALL).images for one in (opened, pipe))
     assert torch.equal(made, expected)
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"prompt_embeds": torch.zeros(1, 6)}, r"a dictionary of 'latents' or an empty one, got \['prompt_embeds'\]"),
+        ({"sequences": None}, r"got \['sequences'\]"),
+        (None, "got None"),
+        ({"latents": torch.zeros(1, SIDE, SIDE)}, r"as torch.int64 \(1, 4, 4\), got torch.float32 \(1, 4, 4\)"),
+        ({"latents": torch.zeros(SIDE, SIDE, dtype=torch.int64)}, r"got torch.int64 \(4, 4\)"),
+    ],
+)
+def test_what_a_callback_returns_has_an_effect(returned: Any, message: str) -> None:
+    pipe = pipeline()
+    with pytest.raises(ValueError, match=message):
+        pipe(**prompts(pipe, 1), **CALL, callback_on_step_end=lambda *given: returned)
+    assert pipe(**prompts(pipe, 1), **CALL, callback_on_step_end=lambda *given: {}).images.shape == (1, SIDE, SIDE)
