@@ -89,6 +89,9 @@ def test_settings_of_a_task() -> None:
     given = {"until": "\n", "max_gen_toks": 7, "do_sample": False, "temperature": 0.7, "block_length": 4}
     assert settings_of_task(given, 256) == (["\n"], 7, 0.0, {"block_length": 4})
     assert settings_of_task({"do_sample": True, "temperature": 0.7}, 256) == ([], 256, 0.7, {})
+    assert settings_of_task({"do_sample": True}, 256) == ([], 256, 1.0, {})
+    assert settings_of_task({"do_sample": False}, 256) == settings_of_task({}, 256) == ([], 256, 0.0, {})
+    assert settings_of_task({"do_sample": True, "temperature": 0.0}, 256) == ([], 256, 0.0, {})
     assert settings_of_task({"until": None, "temperature": 0.5}, 5) == ([], 5, 0.5, {})
     assert settings_of_task({"until": ["a", "b"]}, 5) == (["a", "b"], 5, 0.0, {})
     assert "until" in given  # which belongs to the harness

@@ -143,6 +143,16 @@ def test_a_space_at_the_end_of_a_prompt_belongs_to_the_word_behind_it() -> None:
     assert (pipe.tokenizer.decode(cut.ids[own]), tokenize("What lig")) == ("ht", cut.ids[: own.start].tolist())
 
 
+def test_an_unknown_word_takes_nothing_of_a_continuation_in() -> None:
+    """The tokenizer would make one unknown word of the prompt's end and the continuation's beginning."""
+    from test_masked_diffusion_text import make_pipeline
+
+    pipe = make_pipeline()
+    glued, apart = (pipe.log_likelihood("w9 what", text, estimator=Chain()) for text in ("w7 w8", " w7 w8"))
+    assert glued.num_tokens.tolist() == apart.num_tokens.tolist() == [2]
+    assert torch.equal(glued.log_likelihoods, apart.log_likelihoods)
+
+
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 

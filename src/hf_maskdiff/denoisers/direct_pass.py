@@ -28,6 +28,10 @@ _FAMILIES: dict[type, tuple[type, type, type]] = {
     qwen3.Qwen3ForCausalLM: (qwen3.Qwen3Model, qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention),
 }
 _NORMS = {llama.LlamaRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm}
+# Their `forward` as transformers has it: some packages put another into the class, which then is not skipped.
+_FORWARDS: dict[type, Any] = {
+    known: known.forward for known in (*_NORMS, *_FAMILIES, *(part for parts in _FAMILIES.values() for part in parts))
+}
 # What torch calls beside a module's `forward`; it has such of single modules, and of all of them.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # On a CPU, MKL takes twice as long for a float32 product with 7 to 15 rows as for one with 16.
@@ -38,8 +42,9 @@ def runs_directly(model: PreTrainedModel) -> bool:
     """Whether `direct_pass` does all that the model's own `forward` would do.
 
     It skips the `forward` of the model, of its layers and of their attention, so these must be of classes that are
-    known, in evaluation, and without anything hung on them: hooks, another `forward` (as offloading sets), compilation.
-    Projections and the rest are called as modules; adapters, quantised layers and hooks there take part.
+    known, in evaluation, and without anything hung on them: hooks, another `forward` (as offloading sets, or of the
+    whole class), compilation. Projections and the rest are called as modules; adapters, quantised layers and hooks
+    there take part.
     """
     if model.training or type(model) not in _FAMILIES or model.config._attn_implementation != "sdpa":
         return False
@@ -60,6 +65,8 @@ def _skipped(model: PreTrainedModel) -> Iterator[tuple[nn.Module, type]]:
 
 def _is_plain(module: nn.Module) -> bool:
     own = vars(module)
+    if module.training or type(module).forward is not _FORWARDS[type(module)]:
+        return False
     return "forward" not in own and not own.get("_compiled_call_impl") and not any(own[name] for name in _HOOKS)
 
 

@@ -150,6 +150,7 @@ def settings_of_task(given: dict[str, Any], default_tokens: int) -> tuple[list[s
     until = rest.pop("until", None) or []
     lengths = [rest.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
     length = next((int(one) for one in lengths if one is not None), default_tokens)
-    temperature = float(rest.pop("temperature", 0.0) or 0.0)
-    samples = rest.pop("do_sample", temperature > 0)
+    asked = rest.pop("temperature", None)
+    samples = bool(rest.pop("do_sample", (asked or 0) > 0))
+    temperature = float(samples if asked is None else asked)  # as in transformers, 1 where it is only said to sample
     return [until] if isinstance(until, str) else list(until), length, temperature if samples else 0.0, rest

@@ -13,7 +13,7 @@ from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .step_counts import StepCounts
 from .step_input import StepInput
-from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, whole_pass
+from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, guidance_of, whole_pass
 from .substeps import WholeStep, step_of
 
 # (step index, timestep, sample) -> sample
@@ -112,10 +112,12 @@ def denoise(
                 logits = pass_of_step(sample, t, now)
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
-            before = sample
+            before, guidance = sample, guidance_of(denoiser)
             sample = take_step(logits, step, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
+            if guidance_of(denoiser) != guidance:
+                logits = None  # the same tokens have others now
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
                 given = torch.where(returned != sample, returned != mask, given)
                 counts.depart(returned, given)

@@ -202,7 +202,7 @@ class TextCondition:
         if UNCOND not in self._of_contexts:
             self._of_contexts[UNCOND] = self._uncond()
 
-    def arguments(self, context: str, rows: Tensor | slice, steps_left: float) -> Arguments:
+    def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """See `ImageCondition`."""
         if context == UNCOND:
             self.prepare()
@@ -211,6 +211,8 @@ class TextCondition:
             "encoder_hidden_states": features.hidden[rows],
             "pooled_projections": features.pooled[rows],
             "micro_conds": micro_conds,
-            "timestep": torch.full((len(micro_conds),), steps_left, device=micro_conds.device),
+            "timestep": torch.as_tensor(steps_left, dtype=torch.float32, device=micro_conds.device).expand(
+                len(micro_conds)
+            ),
         }
         return (), named

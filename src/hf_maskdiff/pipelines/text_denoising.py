@@ -14,7 +14,7 @@ from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
 from ..denoisers.transformers_pass import is_compiled
 from ..sampling import Generators, first_rows, ranks
-from .calls import CallCaches, PipelineCall, as_pair
+from .calls import CallCaches, GuidanceScale, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
@@ -72,6 +72,11 @@ class WindowDenoiser:
         in_blocks = self._num_masks = (batch.sample == batch.mask_token_id).sum(-1)
         self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
+
+    @property
+    def guidance(self) -> GuidanceScale:
+        """How strongly the logits are guided; a callback may change it."""
+        return self.call.guidance_scale
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
 
