@@ -241,6 +241,15 @@ def test_errors(arguments: dict[str, Any], message: str) -> None:
         HarnessModel(PLAYS, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"num_sample": 3}, "got 'num_sample'. Did you mean 'num_samples'"), ({"dtype": "float16"}, "got 'dtype'")],
+)
+def test_an_open_pipeline_takes_nothing_that_opens_one(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HarnessModel(MDLMPipeline.from_pretrained(PLAYS), **arguments)
+
+
 def test_a_chat_template_is_needed_for_chats(evaluate: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="--apply_chat_template needs a tokenizer with a `chat_template`"):
         evaluate("choice", args=f"pretrained={PLAYS}", apply_chat_template=True)

@@ -115,6 +115,12 @@ class HarnessModel(LM):
         settings = [name for name in more if name.startswith(_OF_SCHEDULER)]
         pairs = [f"{name.removeprefix(_OF_SCHEDULER)}={json.dumps(more.pop(name))}" for name in settings]
         self.pipe: Any = _open(pretrained, dtype, more) if isinstance(pretrained, str) else pretrained
+        if not isinstance(pretrained, str) and (more or dtype != "auto"):
+            name = min(more, default="dtype")
+            raise ValueError(
+                f"an open pipeline takes none of the arguments that open one, got {name!r}. "
+                f"{did_you_mean(name, inspect.signature(HarnessModel).parameters) or 'Leave it out.'}"
+            )
         set_scheduler(self.pipe, scheduler, pairs)
         if cache is not None and cache not in CACHES:
             raise ValueError(f"`cache` must be one of {', '.join(CACHES)}, got {cache!r}. Leave it out for none.")
