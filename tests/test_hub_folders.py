@@ -95,7 +95,7 @@ def test_a_pipeline_folder_is_what_saving_it_writes(folder: Path, tmp_path: Path
 @pytest.mark.parametrize("folder", PIPELINES, ids=name)
 def test_a_pipeline_folder_is_small_and_holds_no_pickles(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 10e6
+    assert sum(path.stat().st_size for path in files) < 8e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
 
 
