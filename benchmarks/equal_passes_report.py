@@ -23,22 +23,24 @@ class Measures:
 
     Args:
         curve: whether a sampler can be compared with the uniform order at other temperatures.
+        log: whether the picture's axis of the quality is logarithmic.
     """
 
     quality: str
     diversity: str
     digits: tuple[int, int]
-    passes: int = 16
+    passes: int = 8
     curve: bool = True
+    log: bool = False
 
 
 SHOWN: Mapping[str, Measures] = {
     "antibodies": Measures("nats", "apart", (3, 3)),
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
-    "digits": Measures("frechet", "within-class variance", (2, 2), passes=8),
+    "digits": Measures("frechet", "within-class variance", (2, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3), passes=32),
-    "chain": Measures("pairs", "entropy", (4, 3), curve=False),
+    "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),
 }
 
 
@@ -73,8 +75,14 @@ def curve_of(summary: Summary, shown: Measures, steps: int) -> list[tuple[float,
 
 
 def beyond_curve(row: Row, shown: Measures, curve: Sequence[tuple[float, Value]]) -> Value | None:
-    """Quality minus that of the uniform order at the temperature with as much diversity; None outside the curve."""
-    at, (value, error) = row[shown.diversity][0], row[shown.quality]
+    """Quality minus that of the uniform order at the temperature with as much diversity.
+
+    What is more diverse than all of the curve is compared with its end, which is at the model's own temperature; None
+    for what is less diverse than all of it.
+    """
+    if not curve:
+        return None
+    at, (value, error) = min(row[shown.diversity][0], curve[-1][0]), row[shown.quality]
     for (low, (first, first_error)), (high, (last, last_error)) in pairwise(curve):
         if low <= at <= high and low < high:
             share = (at - low) / (high - low)
@@ -163,9 +171,10 @@ LOOKS = {
     "freecorrection-uniform": (GREY, "X", "FreeCorrection, uniform"),
     "editing-mask": (BROWN, "v", "editing, to masks"),
 }
-PANELS = ("antibodies", "digits", "text", "long text")
+PANELS = ("antibodies", "digits", "text", "long text", "chain")
 LABELS = {
     "nats": "nats, lower is better",
+    "pairs": "KL of adjacent pairs, nats",
     "frechet": "Frechet distance, lower is better",
     "apart": "share of places at which two chains differ",
     "within-class variance": "variance within a class, relative to real",
@@ -173,15 +182,15 @@ LABELS = {
 }
 
 
-def plot(results: Mapping[str, Any], path: Path, title: str = "Quality and diversity at equal passes") -> None:
+def plot(beds: Mapping[str, Summary], path: Path, title: str = "Quality and diversity at equal passes") -> None:
     """A panel for each bed: the uniform order's curve over temperatures, and each sampler as a point."""
-    names = [bed for bed in PANELS if bed in results]
+    names = [bed for bed in PANELS if bed in beds]
     if not names:
         return
     with figure(path, title=title, figsize=(11, 2.2 + 3.4 * ((len(names) + 1) // 2))) as page:
         panels = page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat
         for axis, bed in zip(panels, names, strict=False):
-            draw_panel(axis, summary_of(bed, results[bed]), bed)
+            draw_panel(axis, beds[bed], bed)
         for axis in list(panels)[len(names) :]:
             axis.set_visible(False)
         legends = (axis.get_legend_handles_labels() for axis in page.axes)
@@ -206,7 +215,8 @@ def draw_panel(axis: Any, summary: Summary, bed: str) -> None:
             colour, marker, label = look
             style = {"color": colour, "marker": marker, "markersize": 8, "linestyle": "", "label": label}
             axis.plot(*point, markerfacecolor=colour if " " in name else "white", zorder=3, **style)
-    axis.set(xlabel=LABELS[shown.diversity], ylabel=LABELS[shown.quality], title=f"{bed}, {steps} passes")
-    if bed == "digits":
+    across = "nats a token; data have those of the star" if shown.diversity == "nats" else LABELS[shown.diversity]
+    axis.set(xlabel=across, ylabel=LABELS[shown.quality], title=f"{bed}, {steps} passes")
+    if shown.log:
         axis.set_yscale("log")
-        set_ticks(axis.yaxis, (5, 7, 10, 15, 20, 30, 40))
+        set_ticks(axis.yaxis, (0.03, 0.05, 0.1, 0.2, 0.5, 1, 5, 7, 10, 15, 20, 30, 40, 60))

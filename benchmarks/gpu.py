@@ -9,13 +9,16 @@ It checks samplers' laws and host waits, and measures times, memory and compilat
 For a machine without a network, download the packages that it lacks into `wheels/`, which git ignores:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
-        diffusers==0.42.1 requests importlib_metadata datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
-    pip install --no-index --no-deps --target site wheels/*.whl && PYTHONPATH=site python benchmarks/gpu.py    # there
+        diffusers==0.42.1 requests importlib_metadata \
+        datasets==5.2.0 "dill<0.4.2" "multiprocess<0.70.20"
+    pip install --no-index --no-deps --target site wheels/*.whl     # on that machine
+    PYTHONPATH=site python benchmarks/gpu.py
 
 (`--target` because the packages of such a machine may be read-only.) It needs torch, transformers, diffusers,
-safetensors, huggingface-hub, requests, Pillow and numpy; the package itself is taken from `src/`, and its kernels need
-triton, which comes with torch for CUDA. The section `generation` also needs accelerate, datasets (with dill and
-multiprocess) and pyarrow, and reports in one line if they are missing.
+safetensors, huggingface-hub, requests, Pillow and numpy; the package itself is taken from `src/`. Its kernels, which
+the sections `laws` and `step_time` try beside torch alone, need triton, which comes with torch for CUDA. The section
+`generation` also needs accelerate, datasets (with dill and multiprocess) and pyarrow, and reports in one line if they
+are missing.
 
 Every section (`gpu_sections/__init__.py` lists them) runs in a process of its own, which is killed after the section's
 time limit. So an error, a broken GPU context or a timeout costs only the remaining rows of that section. The process of

@@ -31,6 +31,8 @@ def page(results: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in machine.items())
     header = f"{results['date']}, {card}. {versions}."
     parts = [HEADER, f"\n{_filled(header)}\n"]
+    if "since" in results:
+        parts.append(f"\n{_filled(results['since'])}\n")
     if results["tiny"]:
         parts.append("\n**A try with tiny sizes: the numbers say nothing.**\n")
     for name, section in results["sections"].items():

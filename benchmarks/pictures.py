@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import entropy_bound
+import equal_passes_report
 import equivalence
 import markov_chain
 import second_order
@@ -84,6 +85,14 @@ def draw_second_order(path: Path) -> None:
     second_order.plot(read_rows("second_order"), path, title)
 
 
+def draw_samplers_at_equal_passes(path: Path) -> None:
+    beds: dict[str, Summary] = {}
+    for row in read_rows("samplers_at_equal_passes"):
+        beds.setdefault(row.pop("bed"), {})[row.pop("sampler"), row.pop("steps")] = row
+    title = "Taking tokens back gains nothing beyond a lower temperature; a better order does"
+    equal_passes_report.plot(beds, path, title)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "chain": draw_chain,
     "text": draw_text,
@@ -92,6 +101,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "partial_caching": draw_partial_caching,
     "samplers_images": draw_samplers_images,
     "second_order": draw_second_order,
+    "samplers_at_equal_passes": draw_samplers_at_equal_passes,
 }
 
 

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from hf_maskdiff import (
     AncestralScheduler,
     ConfidenceScheduler,
+    EditingScheduler,
     EntropyBoundedScheduler,
     ExtrapolatingScheduler,
     FreeCorrectionScheduler,
@@ -64,6 +65,8 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "ReMDMScheduler, moment": lambda **shared: ReMDMScheduler(
         **shared, eta=0.05, exact_order="moment", choice_temperature=6.0
     ),
+    "EditingScheduler": EditingScheduler,
+    "EditingScheduler, doubt": lambda **shared: EditingScheduler(**shared, edits="mask", doubt="changed"),
     "FreeCorrectionScheduler": FreeCorrectionScheduler,
     "PathPlanningScheduler": PathPlanningScheduler,
     "PathPlanningScheduler, moment": lambda **shared: PathPlanningScheduler(

@@ -27,7 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "revising": {"torch", "orders"},
     "kept_tensors": {"torch"},
     "kernels": {"torch", "triton", "orders"},
-    "sampling": {"torch", "token_filters", "kept_tensors", "kernels"},
+    "draws": {"torch"},
+    "marginals": {"torch", "token_filters", "kernels", "draws"},
+    "sampling": {"torch", "kept_tensors", "kernels", "draws", "marginals"},
     "hub": {"huggingface_hub", "hf_maskdiff_cli"},
     "schedulers": {
         *("torch", "diffusers", "hub", "integers", "kept_tensors", "masking", "orders", "revising", "sampling"),
@@ -55,6 +57,15 @@ ARROWS: dict[str, set[str]] = {
         *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
         *("__init__", "caching", "pipelines", "schedulers", "devices", "hf_maskdiff_cli"),
     },
+    "harness": {
+        *("torch", "accelerate", "tqdm", "lm_eval"),
+        *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
+    },
+    "tuning": {
+        *("torch", "numpy", "accelerate", "datasets", "matplotlib", "huggingface_hub"),
+        *("devices", "caching", "likelihood", "schedulers", "pipelines"),
+        *("evaluation", "sets", "parallel", "hf_maskdiff_cli"),
+    },
     "demo": {
         *("torch", "PIL", "gradio"),
         *("__init__", "caching", "schedulers", "devices", "sets", "hf_maskdiff_cli"),
@@ -68,6 +79,9 @@ ARROWS: dict[str, set[str]] = {
         "sets",
         "evaluation",
         "demo",
+        "harness",
+        "lm_eval",
+        "tuning",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},
@@ -229,7 +243,18 @@ def test_what_an_import_of_the_package_needs_is_installed_with_it() -> None:
     required = {name.lower().replace("-", "_") for name in names} | {"PIL"}
     needed = set()
     for path in sources():
-        if room_of(path) in ("evaluation", "conversion", "sets", "demo", "parallel", "generation", "cli", "__main__"):
+        if room_of(path) in (
+            "evaluation",
+            "conversion",
+            "sets",
+            "harness",
+            "tuning",
+            "demo",
+            "parallel",
+            "generation",
+            "cli",
+            "__main__",
+        ):
             continue
         if path.name == "row_kernels.py":  # imported where a GPU needs it; without Triton torch does the work
             continue

@@ -64,11 +64,12 @@ class Passes:
         self.count = self.positions = 0
         ids = torch.zeros(1, 4, dtype=torch.int64)  # so that the probe's passes are not counted
         pipe.denoiser(ids, cache=pipe.denoiser.new_cache())
-        pipe.transformer.register_forward_pre_hook(self._look, with_kwargs=True)
+        model = pipe.transformer
+        embedding = getattr(model, "get_input_embeddings", lambda: model)()  # a hook there leaves passes direct
+        embedding.register_forward_pre_hook(self._look)
 
-    def _look(self, model: object, args: tuple, given: dict[str, Any]) -> None:
-        ids = given["input_ids"] if "input_ids" in given else args[0]
-        self.count, self.positions = self.count + 1, self.positions + ids.shape[1]
+    def _look(self, embedding: object, args: tuple[Tensor]) -> None:
+        self.count, self.positions = self.count + 1, self.positions + args[0].shape[1]
 
 
 def even(total: int, num_steps: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from hf_maskdiff import (
     UniformScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig
+from hf_maskdiff.denoisers import transformers_denoiser
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
 from hf_maskdiff.pipelines.text_denoising import WindowDenoiser
 from hf_maskdiff.sampling import Marginals
@@ -116,10 +118,14 @@ class Ours:
         pipe.denoiser(torch.zeros(1, 4, dtype=torch.int64))  # the probe's passes are not the run's
         if pipe.denoiser.plan is not None:
             pipe.denoiser(torch.zeros(1, 4, dtype=torch.int64), cache=pipe.denoiser.new_cache())
-        pipe.transformer.register_forward_pre_hook(self.note, with_kwargs=True)
+        run = transformers_denoiser.run_pass
 
-    def note(self, model: object, args: object, kwargs: dict[str, Tensor]) -> None:
-        self.positions.append(kwargs["position_ids"])
+        def noted_pass(model: object, abilities: Any, store: object, ids: Tensor, places: Tensor, *more: Any) -> Tensor:
+            assert abilities.direct  # so that these passes are held against the originals' passes
+            self.positions.append(places)
+            return run(model, abilities, store, ids, places, *more)
+
+        monkeypatch.setattr(transformers_denoiser, "run_pass", noted_pass)
 
 
 def replay(path: Path, cache: CachePlanConfig | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_runs_and_resumes(program: Callable[[str], Any], tmp_path: Path, capsys:
         bench.main(run)
     rows = json.loads((tmp_path / "summary" / "samplers_at_equal_passes.json").read_text())["rows"]
     assert {row["sampler"] for row in rows} == set(names)
-    assert all(f"{row['pairs'][0]:.4f}, {row['entropy'][0]:.3f}" in printed for row in rows)
+    assert all(f"{row['pairs'][0]:.4f}, {row['nats'][0]:.3f}" in printed for row in rows)
 
 
 def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:
@@ -68,7 +68,7 @@ def test_the_chain_s_planner_knows_every_token_s_law_given_all_others(program: C
 
 
 def test_beyond_the_curve(program: Callable[[str], Any]) -> None:
-    """A point on the line between two temperatures is 0; one outside all of them is not compared."""
+    """A point on the line between two temperatures is 0; one less diverse than all of them is not compared."""
     report = program("equal_passes_report")
     shown = report.SHOWN["text"]
 
@@ -82,7 +82,9 @@ def test_beyond_the_curve(program: Callable[[str], Any]) -> None:
     assert value == pytest.approx(0)
     assert error == pytest.approx(0.3 * (1 + 0.75**2 + 0.25**2) ** 0.5)
     assert report.beyond_curve(row(1.1, 3.5), shown, curve)[0] == pytest.approx(-0.4)
+    assert report.beyond_curve(row(2.5, 4.2), shown, curve)[0] == pytest.approx(0.5)
     assert report.beyond_curve(row(1.1, 2.9), shown, curve) is None
+    assert report.beyond_curve(row(1.1, 3.5), shown, []) is None
 
 
 def test_errors_over_chains_where_their_variance_is_known(program: Callable[[str], Any]) -> None:

@@ -155,6 +155,7 @@ EntropyBoundedScheduler(mask_token_id=16, entropy_bound=-1)
 ThresholdScheduler(mask_token_id=16, threshold=-1)
 ThresholdScheduler(mask_token_id=16, factor=1.0)
 KLASSScheduler(mask_token_id=16, history_length=0)
+EditingScheduler(mask_token_id=16, doubt="improbable")
 OneStepScheduler(mask_token_id=16, initial_mask_ratio=0)
 OneStepScheduler(mask_token_id=16).set_timesteps(8)
 OneStepScheduler(mask_token_id=16, codebook_size=16).start_run(sample[:, :1] * 0)
@@ -191,6 +192,15 @@ hf-maskdiff convert ./model.pth new
 hf-maskdiff convert weights.safetensors full
 hf-maskdiff convert notes.txt new
 hf-maskdiff compare digits
+hf-maskdiff score --pipeline digits --input pairs.jsonl --output new.jsonl
+hf-maskdiff score --pipeline plays --input pairs.jsonl --output new.jsonl --num_samples 0
+hf-maskdiff score --pipeline plays --input pairs.jsonl --output pairs.jsonl
+hf-maskdiff tune --pipeline plays --output_dir new
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000
+hf-maskdiff tune --pipeline digits --output_dir new --max_passes 1000 --own_likelihood 8
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --samplers MomentSheduler
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --passes 4 4
+hf-maskdiff tune --pipeline plays --output_dir new --max_passes 1000 --own_likelihood 8 --passes 4 --min_diversity 2
 """
 
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from hf_maskdiff import kernels
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -179,6 +181,19 @@ def test_p_values_are_scipy_s(gpu: ModuleType) -> None:
     p_value = importlib.import_module("gpu_sections.measures").chi_square_p_value
     for statistic, freedom in ((3.2, 4), (60.0, 53), (90.0, 53), (250.0, 80), (1e4, 40)):
         assert p_value(statistic, freedom) == pytest.approx(chi2.sf(statistic, freedom), rel=1e-6)
+
+
+def test_both_ways_where_a_gpu_has_both(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    measures = importlib.import_module("gpu_sections.measures")
+    switch = kernels.SWITCH
+    monkeypatch.setenv(switch, "before")
+    monkeypatch.setattr(kernels, "_work_on", lambda index: True)
+    card = measures.Bench(torch.device("cuda:0"))
+    assert measures.ways(card) == ["torch", "kernels"]
+    assert measures.ways(measures.Bench(torch.device("cpu"))) == ["torch"]
+    seen = [list(measures.in_a_way(way, lambda: iter([{"on": os.environ[switch]}]))) for way in measures.ways(card)]
+    assert seen == [[{"by": "torch", "on": "0"}], [{"by": "kernels", "on": "1"}]]
+    assert os.environ[switch] == "before"
 
 
 def test_the_places_that_wait_are_named(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ from hf_maskdiff import (
     MomentScheduler,
     UniformScheduler,
     kernels,
-    sampling,
 )
 from hf_maskdiff.orders import log_calibrated, log_confidence, log_margin, log_moment, negative_entropy
 from hf_maskdiff.sampling import Marginals, Purpose, position_noise
@@ -227,10 +226,72 @@ def test_a_machine_on_which_they_fail_is_told_once(monkeypatch: pytest.MonkeyPat
         assert not kernels._work_on(0)
     assert not kernels._work_on(0)
     kernels._work_on.cache_clear()
-    monkeypatch.setenv(kernels.SWITCH, "0")
-    assert not kernels._work_on(0)
-    kernels._work_on.cache_clear()
-    assert not kernels.usable(torch.device("cpu"))
+
+
+def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_work_on", lambda index: True)
+    for value, on in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv(kernels.SWITCH, value)
+        assert kernels.usable(torch.device("cuda:0")) == on
+        assert not kernels.usable(torch.device("cpu"))
+    monkeypatch.delenv(kernels.SWITCH)
+    assert not kernels.usable(torch.device("cuda:0"))
+
+
+# --- what an accelerator computes by torch alone ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("measure", [*MEASURES, partial(log_moment, beta=1e6)])
+def test_measures_in_few_passes(measure: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    rows = hard_logits(70, dtype).flatten(0, 1)
+    before, twin = rows.clone(), kernels.twin_of(measure)
+    assert twin is not None
+    torch.testing.assert_close(twin(rows), measure(rows.float().clone()), rtol=4e-6, atol=4e-6, equal_nan=True)
+    assert torch.equal(rows.nan_to_num(), before.nan_to_num())  # they are the model's
+
+
+def test_what_has_no_twin() -> None:
+    assert kernels.twin_of(partial(log_calibrated, surprisal=torch.ones(10), limit=1.0)) is None
+    assert kernels.twin_of(partial(log_moment, block=torch.zeros(1, 1), beta=2.0)) is None
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
+@pytest.mark.parametrize("of_places", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_k": 5}], ids=str)
+def test_an_accelerator_computes_the_same(
+    rows_at_a_time: int, of_places: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that selects nothing, on a CPU's tensors: with any size of the blocks the same tokens and scores."""
+    random = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(2, 9, 1300, generator=random)
+    wanted, changes = torch.rand(2, 9, generator=random) < 0.7, dict(settings)
+    if of_places:
+        places = torch.where(wanted.flatten(), torch.arange(18), -1)[torch.randperm(18, generator=random)]
+        changes |= {"places": places.view(2, 9), "num_places": 18}
+    noise, tokens = torch.rand(2, 9, dtype=torch.float64, generator=random), torch.randint(1302, (2, 9))
+    beta = 0.5 + 3 * torch.rand(2, 9, generator=random)
+    rows = torch.arange(18).view(2, 9)
+
+    def results() -> list[Tensor]:
+        marginals = Marginals(logits, 1299, **changes)
+        drawn, log_probs = marginals.draw_all(wanted, noise)
+        parts = [drawn, log_probs, marginals.log_prob_of(tokens, wanted)]
+        parts += [marginals.score(measure, wanted) for measure in MEASURES]
+        drawn = marginals.draw(rows[wanted], noise[wanted], beta[wanted])
+        return [drawn, *(part[wanted] for part in parts)]
+
+    expected = results()
+    monkeypatch.setattr("hf_maskdiff.marginals.on_cpu", lambda device: False)
+    monkeypatch.setattr(Marginals, "_rows_at_a_time", rows_at_a_time)
+    found = results()
+    marginals = Marginals(logits, 1299, **changes)
+    assert (marginals._views is None) == bool(settings)
+    for one, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, right, rtol=4e-6, atol=4e-6)
+    kept = marginals.draw_or_keep(rows, noise, beta, wanted, tokens)
+    assert torch.equal(kept[wanted], found[0])
+    assert torch.equal(kept[~wanted], tokens[~wanted])
 
 
 # --- how much a step asks of the host ---------------------------------------------------------------------------------
@@ -253,24 +314,42 @@ class Issued(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize(
-    ("make", "most"),
-    [
-        (MomentScheduler, 30),
-        (HybridScheduler, 41),
-        (MaskGITScheduler, 30),
-        (ConfidenceScheduler, 26),
-        (partial(ConfidenceScheduler, measure="entropy"), 26),
-        (UniformScheduler, 24),
-        (HaltonScheduler, 26),
-        (AncestralScheduler, 29),
-    ],
-)
-def test_a_step_issues_few_operations(
+STEPS = [
+    # a scheduler, and the most operations of a step with kernels and by torch alone
+    (MomentScheduler, 30, 64),
+    (HybridScheduler, 41, 76),
+    (MaskGITScheduler, 30, 67),
+    (ConfidenceScheduler, 26, 53),
+    (partial(ConfidenceScheduler, measure="entropy"), 26, 55),
+    (UniformScheduler, 24, 50),
+    (HaltonScheduler, 26, 52),
+    (AncestralScheduler, 29, 55),
+]
+
+
+def issued_by_a_step(scheduler: MaskedDiffusionScheduler) -> list[str]:
+    """On a GPU each operation costs the host about ten microseconds. The meta device takes the ways of an accelerator,
+    and fails where a value is read."""
+    scheduler.set_timesteps(8)
+    logits, sample = torch.empty(2, 16, 40, device="meta"), torch.empty(2, 16, dtype=torch.int64, device="meta")
+    arguments: Any = {"starting_mask_ratio": 1.0, "max_count": 3}
+    scheduler.step(logits, scheduler.timesteps[3], sample, **arguments)  # which makes the constants
+    with Issued() as issued:
+        scheduler.step(logits, scheduler.timesteps[3], sample, **arguments)
+    return issued.names
+
+
+@pytest.mark.parametrize(("make", "most"), [(make, most) for make, _, most in STEPS])
+def test_operations_of_a_step_by_torch_alone(make: Callable[..., MaskedDiffusionScheduler], most: int) -> None:
+    names = issued_by_a_step(make(mask_token_id=40))
+    assert len(names) <= most, " ".join(names)
+
+
+@pytest.mark.parametrize(("make", "most"), [(make, most) for make, most, _ in STEPS])
+def test_operations_of_a_step_with_kernels(
     make: Callable[..., MaskedDiffusionScheduler], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU each costs the host about ten microseconds. The meta device takes the ways of an accelerator, and
-    fails where a value is read; the kernels, one operation each, are replaced by others that compute nothing."""
+    """The kernels, one operation each, are replaced by others that compute nothing."""
     launched: list[str] = []
 
     def noise(keys: Tensor, length: int, purposes: tuple[int, ...], all_purposes: int) -> Tensor:
@@ -286,14 +365,6 @@ def test_a_step_issues_few_operations(
     monkeypatch.setitem(sys.modules, "hf_maskdiff.kernels.row_kernels", type(sys)("row_kernels"))
     for name in ("row_scores", "row_draws"):
         setattr(sys.modules["hf_maskdiff.kernels.row_kernels"], name, None)
-    scheduler = make(mask_token_id=40)
-    scheduler.set_timesteps(8)
-    logits, sample = torch.empty(2, 16, 40, device="meta"), torch.empty(2, 16, dtype=torch.int64, device="meta")
-    arguments: Any = {"starting_mask_ratio": 1.0, "max_count": 3}
-    scheduler.step(logits, scheduler.timesteps[3], sample, **arguments)  # which makes the constants
-    launched.clear()
-    with Issued() as issued:
-        scheduler.step(logits, scheduler.timesteps[3], sample, **arguments)
-    assert len(issued.names) + len(launched) <= most, " ".join([*issued.names, *launched])
+    names = issued_by_a_step(make(mask_token_id=40))
     assert launched
-    assert sampling.position_noise is position_noise
+    assert len(names) + len(launched) // 2 <= most, " ".join(names)  # of two steps

@@ -29,11 +29,13 @@ from hf_maskdiff import (
 from hf_maskdiff.evaluation.laws import Law, State
 from hf_maskdiff.evaluation.revising_laws import (
     StepLaw,
+    changing_run_law,
     corrected_run_law,
     counted_step_law,
     doubtful_run_law,
     editing_step_law,
     independent_step_law,
+    moment_planned_step_law,
     planned_step_law,
     revising_run_law,
 )
@@ -69,9 +71,11 @@ def model(sample: Tensor) -> Tensor:
     return LOGITS[(sample * (V + 1) ** torch.arange(N)).sum(-1)]
 
 
-def generate(scheduler: MaskedDiffusionScheduler, start: State, rounds: int, steps: int, first: int = 0) -> dict:
+def generate(
+    scheduler: MaskedDiffusionScheduler, start: State, rounds: int, steps: int, first: int = 0, num_steps: int = T
+) -> dict:
     generator = torch.Generator().manual_seed(0)
-    scheduler.set_timesteps(T)
+    scheduler.set_timesteps(num_steps)
     sample = torch.tensor(start).masked_fill(torch.tensor(start) == MASKED, MASK_ID).expand(rounds, N)
     memory, ratio = scheduler.new_memory(), start.count(MASKED) / N
     for t in scheduler.timesteps[first : first + steps]:
@@ -224,6 +228,23 @@ def planned(start: State, steps: int = T, **config: Any) -> Case:
     )
 
 
+def planned_by_moments(start: State, steps: int = T, eta: float = 0.6, alpha: float = 1.5) -> Case:
+    masks = start.count(MASKED)
+    left = [masks - (masks * (n + 1)) // T for n in range(T)]
+
+    def law(eta: float = eta, alpha: float = alpha) -> Law:
+        middle = [moment_planned_step_law(n, eta, alpha) for n in left[:-1]]
+        return revising_run_law(MARGINALS.__getitem__, [*middle, planned_step_law(0, eta)][:steps], start)
+
+    def scheduler(eta: float = eta, alpha: float = alpha) -> PathPlanningScheduler:
+        config = {"choice_temperature": alpha, "choice_temperature_schedule": "constant", "measure": "moment"}
+        return PathPlanningScheduler(MASK_ID, rounding="floor_revealed", eta=eta, **config)
+
+    mutants = {"eta twice": law(eta=2 * eta), "alpha twice": law(alpha=2 * alpha)}
+    built = {"eta twice": scheduler(eta=2 * eta), "alpha twice": scheduler(alpha=2 * alpha)}
+    return Case(scheduler(), law(), mutants, built, start, steps)
+
+
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +270,34 @@ def edited(start: State, edits: str, threshold: float = 0.6, editing_threshold: 
     return Case(EditingScheduler(MASK_ID, **config), law(editing_threshold), mutants, built, start, steps)
 
 
+def improbable(start: State, editing_threshold: float, threshold: float = 0.6) -> Case:
+    """Masked again: what has become improbable."""
+    masks = start.count(MASKED)
+    fewest = [max(1, masks // T + (n < masks % T)) for n in range(T - 1)]
+
+    def law(editing: float) -> Law:
+        def is_doubted(i: int, state: State, p: np.ndarray) -> bool:
+            return bool(p[i, state[i]] < editing)
+
+        middle = [editing_step_law(threshold, 0, n, doubt=is_doubted) for n in fewest]
+        last = editing_step_law(threshold, 0, N, doubt=lambda i, state, p: False)
+        return revising_run_law(MARGINALS.__getitem__, [*middle, last], start)
+
+    def scheduler(editing: float, doubt: str = "improbable") -> EditingScheduler:
+        settings = {"drawn": True, "edits": "mask", "threshold": threshold}
+        return EditingScheduler(MASK_ID, **settings, doubt=doubt, editing_threshold=editing)
+
+    other = editing_threshold / 2
+    plain = edited(start, "mask", threshold, editing_threshold)
+    return Case(
+        scheduler(editing_threshold),
+        law(editing_threshold),
+        {"half the threshold": law(other), "other tokens": plain.law},
+        {"half the threshold": scheduler(other), "other tokens": scheduler(editing_threshold, "other")},
+        start,
+    )
+
+
 CASES = {
     "cap": lambda: remdm(EMPTY, T, 0.4, remasking="cap", eta=0.4),
     "cap, two steps": lambda: remdm(EMPTY, 2, 0.4, remasking="cap", eta=0.4),
@@ -265,7 +314,12 @@ CASES = {
     "editing, two steps": lambda: edited(EMPTY, "overwrite", steps=2),
     "editing, with a prompt": lambda: edited(PROMPT, "overwrite"),
     "editing to masks": lambda: edited(EMPTY, "mask"),
+    "masks for what is improbable": lambda: improbable(EMPTY, 0.4),
+    "masks for what is improbable, with a prompt": lambda: improbable(PROMPT, 0.4),
     "planned at random": lambda: planned(EMPTY, eta=2.0, measure="uniform"),
+    "planned by moments": lambda: planned_by_moments(EMPTY),
+    "planned by moments, two steps": lambda: planned_by_moments(EMPTY, 2),
+    "planned by moments, with a prompt": lambda: planned_by_moments(PROMPT),
 }
 
 
@@ -283,6 +337,26 @@ def test_law(name: str) -> None:
         if mutant in telling:
             found = goodness_of_fit(generate(scheduler, case.start, rounds, case.steps), case.law)
             assert found.p_value < FALSE_ALARM, mutant
+
+
+@pytest.mark.parametrize("start", [EMPTY, PROMPT])
+def test_masks_for_what_has_changed_since_the_last_pass(start: State) -> None:
+    """Five steps, so that there are passes to compare that are not those in which tokens were drawn."""
+    fewest = [1, 1, 1, 1, N]
+
+    def law(most_change: float, since_drawn: bool = False) -> Law:
+        return changing_run_law(MARGINALS.__getitem__, 0.6, most_change, fewest, start, since_drawn)
+
+    right, mutants = law(0.2), [law(0.2, since_drawn=True), law(0.4), law(1.0)]
+    telling = [mutant for mutant in mutants if differs(mutant, right)]
+    assert len(telling) >= 2
+    rounds = max(20_000, *(rounds_for_power(right, mutant) for mutant in telling))
+    settings = {"drawn": True, "edits": "mask", "threshold": 0.6, "doubt": "changed"}
+    scheduler = EditingScheduler(MASK_ID, **settings, editing_threshold=0.2)
+    counts = generate(scheduler, start, rounds, len(fewest), num_steps=len(fewest))
+    assert goodness_of_fit(counts, right).p_value > FALSE_ALARM
+    for mutant in telling:
+        assert goodness_of_fit(counts, mutant).p_value < FALSE_ALARM
 
 
 def differs(law: Law, other: Law) -> bool:

@@ -10,6 +10,7 @@ here leaves no mask, is compared where it revealed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from golden_data import later_cases, read, settings_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_maskdiff import FreeCorrectionScheduler, PathPlanningScheduler, ReMDMScheduler, StepContext, revising
+from hf_maskdiff import (
+    FreeCorrectionScheduler,
+    MDLMTransformer,
+    PathPlanningScheduler,
+    ReMDMScheduler,
+    StepContext,
+    revising,
+)
 from hf_maskdiff.sampling import Marginals, Purpose
 from hf_maskdiff.schedulers.run_memory import LifeMemory
 from hf_maskdiff.schedulers.scheduling_remdm import remasking_of
@@ -39,8 +47,21 @@ def toy_logits(path: Path, sample: Tensor, mask: int, which: str = "toy") -> Ten
 
 
 def is_known(path: Path) -> bool:
-    """With a strategy of ours, of the toy model; the corrector of flow matching is none of them."""
-    return settings_of(path).get("sampler") in STRATEGIES and path.name.startswith("trace_toy")
+    """With a strategy of ours; the corrector of flow matching is none of them."""
+    return settings_of(path).get("sampler") in STRATEGIES
+
+
+@cache
+def transformer_of(folder: Path) -> MDLMTransformer:
+    return MDLMTransformer.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits_of(path: Path, sample: Tensor, mask: int) -> Tensor:
+    """Of the toy, or of the transformer of the same folder."""
+    if path.name.startswith("trace_toy"):
+        return toy_logits(path, sample, mask)
+    return transformer_of(path.parent)(sample).logits.clone()
 
 
 def nucleus(probs: Tensor, p: float) -> Tensor:
@@ -67,7 +88,7 @@ def draws_of(trace: dict[str, Tensor], settings: dict[str, str]) -> Iterator[Ten
 
 def marginals_of(path: Path, sample: Tensor, settings: dict[str, str]) -> Tensor:
     mask = int(settings["mask_id"])
-    logits = toy_logits(path, sample, mask)
+    logits = logits_of(path, sample, mask)
     logits[..., mask] = -torch.inf
     return nucleus(logits.softmax(-1), float(settings["nucleus_p"]))
 

@@ -34,8 +34,12 @@ def test_ours_makes_the_same_passes_and_tokens(
         assert row["ratio"] > 0
         assert 0 < row["memory"]["ours"] < row["memory"]["theirs"]
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
-    more = decoding.main([*arguments, "--shapes", "qwen3", "--contests", "dLLM, dual", "--resume"])
+    more = decoding.main([*arguments, "--shapes", "qwen3", "--contests", "dLLM, dual", "--resume", "--parts"])
     assert more[: len(rows)] == rows
+    for row in more[len(rows) :]:
+        for parts in row["parts"].values():
+            assert 0 < parts["products"] + parts["attention"] < parts["passes"] < parts["all"]
+        assert 0 < row["least ratio"]["products and attention"] < row["least ratio"]["passes"]
     assert json.loads((tmp_path / "text_decoding.json").read_text()) == more
     assert [(row["shape"], row["same tokens"]) for row in more[len(rows) :]] == [("qwen3", 1), ("qwen3", 1)]
 

@@ -40,7 +40,7 @@ SECTIONS = {
         and of the finished row (4 positions, 3 tokens, logits that depend on what was drawn). A right sampler fails a
         test with the stated false-alarm rate; the last tests hold a sampler against the law of another, and pass when
         it is rejected. Then steps from the same logits and generators on the CPU and on the device: the share of the
-        revealed positions that got the same token on both.
+        revealed positions that got the same token on both. All of it by torch alone, and by the package's kernels.
         """,
     ),
     "syncs": _section(
@@ -59,8 +59,8 @@ SECTIONS = {
         """
         A whole 8-step cosine run on fixed logits, divided by 8, against `logits.amax(-1)`; the goal is 1.5 reads.
         `ms to issue` is what the host needs for a step: where it is as long as the step, the step waits for the host
-        and not for memory. `by torch alone` is the way without the package's kernels. The last column is the time of
-        diffusers' `AmusedScheduler` over ours.
+        and not for memory. `by` says whether torch alone computes it, or the package's kernels
+        (`HF_MASKDIFF_KERNELS=1`). The last column is the time of diffusers' `AmusedScheduler` over ours.
         """,
     ),
     "partial_passes": _section(

@@ -26,7 +26,7 @@ from hf_maskdiff import (
 from hf_maskdiff.evaluation import laws
 from hf_maskdiff.evaluation.laws import Law, State
 
-from .measures import Bench, Case, Row, chi_square_p_value
+from .measures import Bench, Case, Row, chi_square_p_value, in_a_way, ways
 
 N, V, K = 4, 3, 2  # positions, tokens, positions of the first round
 ALPHA = 1.5
@@ -99,12 +99,15 @@ MUTANTS = (("moment", "MaskGIT"), ("uniform", "uniform, alpha"), ("Halton", "uni
 
 def cases(bench: Bench) -> Iterator[Case]:
     rounds = bench.pick(400_000, 40_000)
-    for name in SAMPLERS:
-        yield name, partial(against_the_law, name, name, rounds, bench.device)
-    for name, other in MUTANTS:
-        yield f"{name} against the law of {other}", partial(against_the_law, name, other, rounds, bench.device)
-    for name in SAMPLERS:
-        yield f"{name} on both", partial(on_both_devices, name, bench)
+    for way in ways(bench):
+        for name in SAMPLERS:
+            work = partial(against_the_law, name, name, rounds, bench.device)
+            yield f"{name}, by {way}", partial(in_a_way, way, work)
+        for name, other in MUTANTS:
+            work = partial(against_the_law, name, other, rounds, bench.device)
+            yield f"{name} against the law of {other}, by {way}", partial(in_a_way, way, work)
+        for name in SAMPLERS:
+            yield f"{name} on both, by {way}", partial(in_a_way, way, partial(on_both_devices, name, bench))
 
 
 # --- chi-square -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -122,6 +123,41 @@ def free_bytes(device: torch.device) -> float:
         return float("inf")
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
+
+
+# --- torch alone, and the package's kernels ---------------------------------------------------------------------------
+
+TORCH, KERNELS = "torch", "kernels"
+
+
+@contextmanager
+def computed_by(way: str) -> Iterator[None]:
+    """In this context steps use the kernels, or torch alone."""
+    from hf_maskdiff.kernels import SWITCH  # here, since not all that is measured needs the package
+
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = str(int(way == KERNELS))
+    try:
+        yield
+    finally:
+        os.environ.pop(SWITCH)
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+def ways(bench: Bench) -> list[str]:
+    """Those in which this device can compute a step."""
+    from hf_maskdiff import kernels
+
+    with computed_by(KERNELS):
+        return [TORCH, KERNELS] if kernels.usable(bench.device) else [TORCH]
+
+
+def in_a_way(way: str, work: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a case, computed in this way, which they name."""
+    with computed_by(way):
+        for row in work():
+            yield {"by": way, **row}
 
 
 # --- weights and inputs -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,10 +20,9 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MomentScheduler,
     UniformScheduler,
-    kernels,
 )
 
-from .measures import Bench, Case, Row, free_bytes, milliseconds, milliseconds_to_issue
+from .measures import Bench, Case, Row, free_bytes, in_a_way, milliseconds, milliseconds_to_issue, ways
 
 # Shapes and dtypes: each pair of a vocabulary and a dtype takes some seconds to compile kernels for.
 KINDS = (
@@ -35,8 +33,6 @@ KINDS = (
     ((32, 1024, 50257), torch.float32),
 )
 TINY_KINDS = (((2, 16, 40), torch.float32), ((2, 16, 40), torch.bfloat16))
-# Those that are timed without kernels too.
-BY_TORCH_ALONE = ("moment", "MaskGIT")
 STEPS = 8
 GOAL = 1.5  # reads of the logits
 # diffusers' step holds probabilities, noise and copies of the logits; this is a generous multiple of their size.
@@ -77,7 +73,8 @@ def cases(bench: Bench) -> Iterator[Case]:
     for shape, dtype in bench.pick(KINDS, TINY_KINDS):
         kind = Logits(shape, dtype)
         yield f"{kind}, AmusedScheduler", partial(amused, kind, bench, baselines)
-        yield f"{kind}, ours", partial(ours, kind, bench, baselines)
+        for way in ways(bench):
+            yield f"{kind}, ours by {way}", partial(in_a_way, way, partial(ours, kind, bench, baselines))
 
 
 @torch.no_grad()
@@ -103,10 +100,6 @@ def ours(kind: Logits, bench: Bench, baselines: dict[Logits, float]) -> Iterator
         most = [None] * STEPS if counts is None else counts.amax(-1).tolist()
         work = partial(run, scheduler, logits, most)
         step = milliseconds(work, device, repeats=bench.pick(5, 2)) / STEPS
-        alone = None
-        if name in BY_TORCH_ALONE:
-            with without_kernels():
-                alone = milliseconds(work, device, repeats=2, warm_up=1) / STEPS
         yield {
             "logits (B, L, V)": str(kind),
             "scheduler": name,
@@ -115,20 +108,8 @@ def ours(kind: Logits, bench: Bench, baselines: dict[Logits, float]) -> Iterator
             "ms to read once": reading,
             "reads": step / reading,
             "goal": GOAL,
-            "ms by torch alone": alone,
             "times faster than AmusedScheduler": None if baseline is None else baseline / step,
         }
-
-
-@contextmanager
-def without_kernels() -> Iterator[None]:
-    """In this context steps take the way of a machine without Triton."""
-    before = kernels.usable
-    kernels.usable = lambda device: False
-    try:
-        yield
-    finally:
-        kernels.usable = before
 
 
 def run(scheduler: Any, logits: Tensor, most: list[int | None]) -> None:

@@ -17,12 +17,18 @@ GOAL = 0.02  # for the share of time outside the model
 
 
 class ModelClock:
-    """Time stamps before and after every call of a pipeline's model."""
+    """Time stamps before and after every call of a pipeline's model.
+
+    Those of a model of transformers are at its embeddings and its head: one that is itself hooked is called in full,
+    not in the shorter way that passes take otherwise.
+    """
 
     def __init__(self, pipe: Any, clock: Clock) -> None:
         self.clock, self.stamps = clock, []
-        before = pipe.transformer.register_forward_pre_hook(lambda *_: self.stamps.append(clock.stamp()))
-        after = pipe.transformer.register_forward_hook(lambda *_: self.stamps.append(clock.stamp()))
+        model = pipe.transformer
+        ends = (model.get_input_embeddings(), model.lm_head) if hasattr(model, "lm_head") else (model, model)
+        before = ends[0].register_forward_pre_hook(lambda *_: self.stamps.append(clock.stamp()))
+        after = ends[1].register_forward_hook(lambda *_: self.stamps.append(clock.stamp()))
         self.handles = (before, after)
 
     def take(self) -> tuple[float, int]:

@@ -165,14 +165,15 @@ class ModelCardMixin(_Base):
 class PipelineRepositoryMixin(ModelCardMixin):
     """Makes a saved pipeline a complete repository: card, `pipeline.py` for `custom_pipeline=`, `config.json`.
 
-    The tokenizer of a pipeline that transformers has a task for lies at the root too, where
-    `AutoTokenizer.from_pretrained(repo)` looks for it.
+    A text pipeline's tokenizer lies at the root too, where `AutoTokenizer.from_pretrained(repo)` looks for it.
 
         card_task: the task of transformers that opens it.
+        tokenizer_at_root: whether a tokenizer, if it has one, is what its users look for.
     """
 
     card_variable = "pipe"
     card_task: str | None = None
+    tokenizer_at_root = True
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As diffusers does, with `pipeline.py`, `config.json` and a `README.md` where there is none.
@@ -184,7 +185,7 @@ class PipelineRepositoryMixin(ModelCardMixin):
         self.save_pipeline_file(folder)
         config = json.dumps(self.transformers_config(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
-        if self.card_task and (tokenizer := self.components.get("tokenizer")) is not None:
+        if self.tokenizer_at_root and (tokenizer := self.components.get("tokenizer")) is not None:
             tokenizer.save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not (folder / CARD).exists():

@@ -31,6 +31,19 @@ SCHEDULERS = (
     "TrapezoidalScheduler",
     "UniformScheduler",
 )
+# Estimators of a likelihood, the default first; those of `hf_maskdiff.likelihood.named`.
+ESTIMATORS = (
+    "sobol",
+    "stratified",
+    "antithetic",
+    "llada",
+    "nelbo",
+    "independent",
+    "all_masks",
+    "random_orders",
+    "left_to_right",
+    "pseudo",
+)
 # What each pipeline makes.
 PIPELINES = {"MaskGITPipeline": IMAGES, "MDLMPipeline": TEXTS, "MaskedDiffusionTextPipeline": TEXTS}
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import convert, demo, evaluate, generate
+from . import convert, demo, evaluate, generate, lm_eval, score, tune
 from .errors import USER_ERRORS, one_line
 
 # Set to anything in the environment, it shows where an error came from.
@@ -53,6 +53,27 @@ COMMANDS = {
         evaluate.add_arguments,
         evaluate.run,
     ),
+    "tune": Command(
+        "find the sampler, temperature and steps for a model: a search within a budget, judged again on new seeds",
+        "Search samplers, choice temperatures, groups of a step and thresholds at each number of passes, by successive "
+        "halving within a budget; judge the finalists on new seeds; write a table, a picture and presets. Stopped, the "
+        "same command goes on.",
+        tune.add_arguments,
+        tune.run,
+    ),
+    "score": Command(
+        "how likely a model finds given texts, with error bars: JSON lines in, JSON lines out",
+        "Write how likely a text model finds each continuation of a prompt, in nats, with its standard error. Stopped, "
+        "the same command completes the file.",
+        score.add_arguments,
+        score.run,
+    ),
+    "lm_eval": Command(
+        "run lm-evaluation-harness on a text model: hf-maskdiff lm_eval --model_args pretrained=... --tasks ...",
+        "Run the program of lm-evaluation-harness with the model `hf_maskdiff`; all arguments are the harness's own.",
+        lm_eval.add_arguments,
+        lm_eval.run,
+    ),
     "demo": Command(
         "a page on which two samplers are watched side by side",
         "Serve a page on which two samplers fill in the same masks, step by step, and images are edited by painting.",
@@ -82,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 where the words are not those of a command, and with 0 after `--help`.
     """
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["lm_eval"] and given[1:] not in (["-h"], ["--help"]):  # another program's options
+        given.insert(1, "--")
+    options = parser().parse_args(given)
     try:
         options.run(options)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import LoopbackHub, Repository
 from huggingface_hub import ModelCard
 from meissonic_folder import CODES, ROWS, save_meissonic
 from meissonic_reference import MeissonicReference
@@ -23,10 +24,12 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MeissonicTransformer2DModel,
     MomentScheduler,
+    OneStepScheduler,
     PartialCacheConfig,
 )
 from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.meissonic import meissonic
+from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff_cli import main
 
 SIZE = {"height": 16, "width": 24}  # pixels, two a code
@@ -160,6 +163,57 @@ def test_images_are_edited(converted: Path) -> None:
     assert 0 < (varied == codes).sum() < codes.numel()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("downsample", [False, True])
+def test_a_transformer_for_one_pass_draws_as_di_m_o(downsample: bool, tmp_path: Path) -> None:
+    """Random codes and masks, noise on what they are looked up as, no step left: over the reference, to the code."""
+    reference = save_meissonic(tmp_path / "whole", downsample)
+    shutil.copytree(tmp_path / "whole" / "transformer", tmp_path / "alone" / "transformer")
+    pipe = opened(convert(tmp_path / "alone", tmp_path / "out", tmp_path / "whole"))
+    settings = {"mask_token_id": ROWS - 1, "codebook_size": CODES, "initial_mask_ratio": 0.6, "embedding_noise": 0.3}
+    pipe.scheduler = OneStepScheduler(**settings)
+    call = {**SIZE, "num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    codes = pipe("a red house", **call, generator=torch.Generator().manual_seed(3)).images
+
+    scheduler, generator = OneStepScheduler(**settings), torch.Generator().manual_seed(3)
+    scheduler.set_timesteps(1)
+    masked = torch.full((1, SIZE["height"] // 2, SIZE["width"] // 2), ROWS - 1)
+    start = scheduler.start_run(masked, None, generator)
+
+    def disturb(module: Any, args: Any, states: Tensor) -> Tensor:  # (batch, width, rows, columns)
+        return start.embedding_noise(states.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(states)
+
+    reference.embed.register_forward_hook(disturb)
+    pooled, hidden = pipe.encode_prompt("a red house")
+    micro_conds = torch.tensor([[SIZE["width"], SIZE["height"], 0.0, 0.0, 6.0]])
+    logits = reference(start.sample, hidden, pooled, micro_conds, torch.zeros(1))
+    kept = torch.zeros_like(start.sample, dtype=torch.bool)  # all codes are drawn, those of the start too
+    last = (logits, scheduler.timesteps[0], start.sample)
+    expected = scheduler.step(*last, generator=generator, given=kept).prev_sample
+    assert torch.equal(codes, expected)
+    without = OneStepScheduler(**(settings | {"embedding_noise": 0.0}))
+    pipe.scheduler = without
+    assert not torch.equal(pipe("a red house", **call, generator=torch.Generator().manual_seed(3)).images, codes)
+
+
+def test_a_folder_in_a_repository_of_the_hub(
+    published: tuple[Path, MeissonicReference], hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """Di[M]O's holds two models; only the folder that is asked for is fetched."""
+    folder, one, whole = published[0], Repository(), Repository()
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    transformer = {f"meissonic/{name}": data for name, data in files.items() if name.startswith("transformer/")}
+    one.commit({**transformer, "maskgit/pytorch_model.bin": b"not fetched"}, "weights")
+    whole.commit(files, "weights")
+    hub.repositories |= {"them/dimo": one, "they/meissonic": whole}
+    output = convert("them/dimo/meissonic", tmp_path / "out", "they/meissonic")
+    assert opened(output).transformer.config.downsample
+    card = ModelCard.load(output / "README.md")
+    assert "Converted from `them/dimo/meissonic` at revision" in card.text
+    assert "Its tokenizer is that of `they/meissonic` at revision" in card.text
+    assert not any("maskgit" in str(request) for request in hub.requests)
+
+
 # --- partial caching --------------------------------------------------------------------------------------------------
 
 
@@ -283,5 +337,14 @@ def test_text_encoder_and_transformer_must_fit(published: tuple[Path, MeissonicR
     save_meissonic(folder, joint_attention_dim=20)
     with pytest.raises(ValueError, match=r"`joint_attention_dim` must be those of the text_encoder, got 20 and 24"):
         convert(folder, tmp_path / "out")
+    shutil.copytree(published[0] / "transformer", tmp_path / "alone" / "transformer")
+    with pytest.raises(MissingOptions, match=r"there is a transformer alone.*'MeissonFlow/Meissonic'"):
+        convert(tmp_path / "alone", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"`--tokenizer` must be left out for a whole Meissonic, got \['vqvae', "):
+        convert(published[0], tmp_path / "out", published[0])
+    with pytest.raises(
+        ValueError, match=r"`tokenizer` must hold all parts .* \['vqvae', 'text_encoder', 'tokenizer'\]"
+    ):
+        convert(tmp_path / "alone", tmp_path / "out", tmp_path / "alone")
     with pytest.raises(ValueError, match="`--block_size` must be left out for Meissonic"):
         convert(published[0], tmp_path / "out", block_size=4)

@@ -274,14 +274,15 @@ def test_adapters_and_hooks_within_layers_take_part(calls: list[int]) -> None:
     model, hooked = make(), []
     plain = TransformersDenoiser(model)(tokens())
     model.model.layers[0].self_attn.q_proj = Adapted(model.model.layers[0].self_attn.q_proj)
-    model.model.layers[1].mlp.register_forward_hook(lambda *of: hooked.append(of[0]))
+    for part in (model.model.layers[1].mlp, model.model.layers[1].input_layernorm):
+        part.register_forward_hook(lambda *of: hooked.append(of[0]))
     denoiser = TransformersDenoiser(model)
     adapted = denoiser(tokens())
     made = len(calls)
     assert made
     hooked.clear()
     assert torch.equal(denoiser(tokens()), adapted)
-    assert len(hooked) == 1
+    assert len(hooked) == 2
     assert len(calls) == made + 1
     assert_same(its_own(denoiser)(tokens()), adapted)
     assert not torch.allclose(adapted, plain)
@@ -297,3 +298,27 @@ def test_gradients_pass_through() -> None:
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     for mine, expected in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_none_where_a_class_has_another_forward_or_a_part_is_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(attention_dropout=0.5)
+    parts = [type(part) for part in (model, model.model, model.model.layers[0], model.model.layers[0].self_attn)]
+    for part in parts:
+        with monkeypatch.context() as patch:
+            own = part.forward
+            patch.setattr(part, "forward", lambda self, *given, own=own, **named: own(self, *given, **named))
+            assert not runs_directly(model)
+    assert runs_directly(model)
+    model.model.layers[1].self_attn.train()
+    assert not runs_directly(model)
+
+
+def test_a_model_in_training_is_refused_after_the_first_use_too() -> None:
+    denoiser = TransformersDenoiser(make())
+    with torch.no_grad():
+        cache = denoiser.new_cache()
+        denoiser(tokens(), cache=cache)
+        denoiser.model.train()
+        for given in ({}, {"cache": cache, "positions": torch.arange(LENGTH).expand(3, -1)}):
+            with pytest.raises(ValueError, match="must be in evaluation mode, got LlamaForCausalLM in training"):
+                denoiser(tokens(), **given)

@@ -329,6 +329,34 @@ def test_another_attention_is_probed_anew() -> None:
     assert denoiser._abilities.implementation == "eager"
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@torch.no_grad()
+def test_frequencies_that_depend_on_other_texts_or_passes_are_refused(kind: str) -> None:
+    """Without the refusal a short text is another one beside a long one, and a partial pass of old tokens differs."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **(factors if kind == "longrope" else {})}
+    sizes = {"rope_parameters": rope, "max_position_embeddings": 64 if kind == "longrope" else 16}
+    denoiser = TransformersDenoiser(make("llama", **sizes))
+    cache, length = denoiser.new_cache(), torch.tensor([[LENGTH], [LENGTH], [9]])
+    mixed = denoiser(tokens(0), attention_mask=torch.arange(LENGTH) < length)
+    torch.testing.assert_close(mixed[2:, :9], denoiser(tokens(0)[2:, :9]), atol=2e-4, rtol=2e-4)
+    full = denoiser(tokens(0), cache=cache)
+    torch.testing.assert_close(
+        denoiser(tokens(0)[:, :5], positions=torch.arange(5).expand(3, -1), cache=cache), full[:, :5]
+    )
+    long, padded = tokens(0, length=24), torch.arange(24) < torch.tensor([[24], [24], [9]])
+    with pytest.raises(ValueError, match="frequencies change beyond 16 tokens"):
+        denoiser(long, cache=denoiser.new_cache())
+    with pytest.raises(ValueError, match="frequencies change beyond 16 tokens"):
+        denoiser(long, attention_mask=padded)
+    if kind == "longrope":
+        padded = torch.arange(24) < torch.tensor([[24], [24], [19]])
+        mixed = denoiser(long, attention_mask=padded)
+        torch.testing.assert_close(mixed[2:, :19], denoiser(long[2:, :19]), atol=2e-4, rtol=2e-4)
+    with pytest.raises(ValueError, match="frequencies change beyond 16 tokens"):
+        denoiser(tokens(0)[:, :5], positions=torch.arange(5).expand(3, -1), cache=cache, length=24)
+
+
 # --- what stays behind ------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,20 @@ def test_what_partial_passes_gave_is_there_for_the_next(model: Any) -> None:
 
 
 @torch.no_grad()
+def test_the_text_is_read_once(model: Any) -> None:
+    denoiser, given = UVit2DDenoiser(model), condition(model)
+    cache, positions, sample = denoiser.new_cache(), positions_of(2, 5), codes()
+    (logits,) = denoiser(sample, **given, cache=cache)
+    lengths = []
+    hook = model.encoder_proj.register_forward_hook(lambda part, given, out: lengths.append(out.shape[1]))
+    told = given | {"encoder_hidden_states": torch.full_like(given["encoder_hidden_states"], torch.nan)}
+    (partial,) = denoiser(sample.flatten(1).gather(1, positions), **told, positions=positions, cache=cache)
+    hook.remove()
+    assert lengths == [0]
+    torch.testing.assert_close(partial, at(logits, positions), **CLOSE)
+
+
+@torch.no_grad()
 def test_rows_that_are_taken_and_put_back(model: Any) -> None:
     denoiser, given = UVit2DDenoiser(model), condition(model)
     whole, row = denoiser.new_cache(), torch.tensor([1])
@@ -138,6 +152,7 @@ def test_rows_that_are_taken_and_put_back(model: Any) -> None:
     part, own = whole.take(row), {name: values[1:] for name, values in given.items()}
     positions, tokens = positions_of(1, 5), codes(1, seed=8).flatten(1)[:, :5]
     (alone,) = denoiser(tokens, **own, positions=positions, cache=part)
+    assert all(len(states) == 1 for states in part.text)
     both = whole.take(torch.tensor([0, 1]))
     (together,) = denoiser(tokens.expand(2, -1), **given, positions=positions.expand(2, -1), cache=both)
     torch.testing.assert_close(together[1:], alone, **CLOSE)

@@ -1,6 +1,19 @@
 """The bugs that `mutants.py` puts into the package one at a time, and the fast tests that shall notice each."""
 
-from mutant_lists import blocks, caches, draws, lookahead, passes, pipelines, rest, schedulers, second_order, sets
+from mutant_lists import (
+    accelerators,
+    blocks,
+    caches,
+    draws,
+    lookahead,
+    meissonic,
+    passes,
+    pipelines,
+    rest,
+    schedulers,
+    second_order,
+    sets,
+)
 from mutant_lists.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
@@ -12,8 +25,10 @@ MUTANTS: list[Mutant] = [
     *passes.MUTANTS,
     *caches.MUTANTS,
     *pipelines.MUTANTS,
+    *meissonic.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
+    *accelerators.MUTANTS,
 ]
 
 __all__ = ["MUTANTS", "Mutant"]

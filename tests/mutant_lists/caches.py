@@ -165,7 +165,7 @@ MUTANTS = [
     Mutant(
         "places-of-logits-mixed-up",
         "logits of some positions are taken for those of the positions after them",
-        _SAMPLING,
+        "hf_maskdiff/marginals.py",
         "return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))",
         "return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device).roll(1))",
         ("tests/schedulers/test_logits_at.py::test_it_is_the_step_with_all_logits",),

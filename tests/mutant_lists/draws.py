@@ -243,7 +243,7 @@ MUTANTS = [
     Mutant(
         "inverse-cdf-side",
         "a level that meets a cumulative mass takes the token below it",
-        _SAMPLING,
+        "hf_maskdiff/draws.py",
         "return torch.searchsorted(cumulative, level, right=True), level, cumulative",
         "return torch.searchsorted(cumulative, level, right=False), level, cumulative",
         ("tests/test_sampling.py::test_the_cumulative_mass_must_exceed_the_level",),
@@ -251,7 +251,7 @@ MUTANTS = [
     Mutant(
         "draw-at-the-inverse-temperature",
         "draws divide by beta",
-        _SAMPLING,
+        "hf_maskdiff/draws.py",
         "block.sub_(block.amax(-1, keepdim=True)).mul_(beta)",
         "block.sub_(block.amax(-1, keepdim=True)).div_(beta)",
         ("tests/test_sampling.py::test_drawing_at_a_temperature",),
@@ -275,7 +275,7 @@ MUTANTS = [
     Mutant(
         "temperature-after-top-p",
         "the model's temperature is left out of what top-p counts",
-        _SAMPLING,
+        "hf_maskdiff/marginals.py",
         "keep_top_p(block, self.top_p)",
         "keep_top_p(block.mul_(self.temperature), self.top_p), block.div_(self.temperature)",
         ("tests/test_sampling.py::test_filters_are_those_of_transformers",),
@@ -283,7 +283,7 @@ MUTANTS = [
     Mutant(
         "half-precision-not-raised",
         "float16 logits are computed with as they are, and overflow",
-        _SAMPLING,
+        "hf_maskdiff/marginals.py",
         "return self._filtered(self._flat.index_select(0, rows).float())",
         "return self._filtered(self._flat.index_select(0, rows))",
         ("tests/test_sampling.py::test_every_float_dtype_is_computed_in_float32",),
@@ -291,7 +291,7 @@ MUTANTS = [
     Mutant(
         "mask-can-be-drawn",
         "a mask among the columns is a token like others",
-        _SAMPLING,
+        "hf_maskdiff/marginals.py",
         "if 0 <= self.mask_token_id < self.num_tokens:",
         "if 0 < self.mask_token_id < 0:",
         ("tests/test_sampling.py::test_mask_and_padding_are_out_of_reach",),

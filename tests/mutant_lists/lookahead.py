@@ -14,6 +14,48 @@ _AGAIN = f"{_PIPELINES}::test_a_pass_is_used_again_only_where_nothing_has_change
 
 MUTANTS = [
     Mutant(
+        "seen-with-the-guidance-before",
+        "logits of a pass before a callback are read although it has changed their guidance",
+        _STEP,
+        " and guidance_of(self.denoiser) == self._guidance",
+        "",
+        (f"{_PIPELINES}::test_guidance_that_a_callback_changes_holds_from_the_next_step_on",),
+    ),
+    Mutant(
+        "kept-with-the-guidance-before",
+        "a row in which nothing was revealed keeps its logits although a callback has changed their guidance",
+        "hf_maskdiff/pipelines/denoising.py",
+        "if guidance_of(denoiser) != guidance:",
+        "if False:",
+        (f"{_PIPELINES}::test_guidance_that_a_callback_changes_holds_where_a_step_has_revealed_nothing",),
+    ),
+    Mutant(
+        "steps-left-of-the-longest",
+        "every image is told how many steps the one with the most masks has left",
+        "hf_maskdiff/pipelines/image_denoising.py",
+        "        if not scheduler.steps_by_masks:\n            return self.call.steps_left_after(t)",
+        "        if True:\n            return self.call.steps_left_after(t)",
+        ("tests/pipelines/test_text_to_image.py::test_each_image_is_told_how_many_steps_it_has_left_itself",),
+    ),
+    Mutant(
+        "frequencies-of-the-batch",
+        "short and long texts share a pass whose rotary frequencies are those of the long ones",
+        "hf_maskdiff/denoisers/attention_arguments.py",
+        "    if shortest <= limit:",
+        "    if shortest < 0:",
+        (
+            "tests/models/test_transformers_denoiser.py::test_frequencies_that_depend_on_other_texts_or_passes_are_refused",
+        ),
+    ),
+    Mutant(
+        "unknown-word-takes-all-in",
+        "an unknown word at a prompt's end takes in the beginning of the continuation",
+        "hf_maskdiff/pipelines/likelihood_pairs.py",
+        "if ends_unknown and not",
+        "if False and not",
+        ("tests/pipelines/test_text_likelihood.py::test_an_unknown_word_takes_nothing_of_a_continuation_in",),
+    ),
+    Mutant(
         "candidates-of-one-noise",
         "all candidates are drawn with the noise of the step",
         _MATHEMATICS,

@@ -9,6 +9,7 @@ _EDITING = "hf_maskdiff/pipelines/image_editing.py"
 _CONDITIONS = "hf_maskdiff/pipelines/image_conditions.py"
 _IMAGE_PASSES = "hf_maskdiff/pipelines/image_denoising.py"
 _CALLS = "hf_maskdiff/pipelines/calls.py"
+_GUIDANCE = "hf_maskdiff/pipelines/guidance.py"
 _RUN = "hf_maskdiff/pipelines/text_run.py"
 _PROMPTS = "hf_maskdiff/pipelines/text_prompts.py"
 _WINDOWS = "hf_maskdiff/pipelines/text_windows.py"
@@ -70,9 +71,9 @@ MUTANTS = [
     Mutant(
         "guidance-ramp-too-slow",
         "a pair of scales stops short of its end",
-        _CALLS,
-        "* step / max(num_steps - 1, 1)",
-        "* step / num_steps",
+        _GUIDANCE,
+        "return (step / (num_steps - 1).clamp(min=1).double()).clamp(max=1)",
+        "return (step / num_steps.clamp(min=1).double()).clamp(max=1)",
         ("tests/pipelines/test_pipeline_maskgit.py::test_a_pair_of_scales_is_the_published_ramp",),
     ),
     Mutant(
@@ -247,9 +248,9 @@ MUTANTS = [
     Mutant(
         "guidance-pair-swapped",
         "a pair of scales is read as (end, start)",
-        _CALLS,
-        "    start, end = guidance_scale if",
-        "    end, start = guidance_scale if",
+        _GUIDANCE,
+        "return guidance_scale[0], guidance_scale[1]",
+        "return guidance_scale[1], guidance_scale[0]",
         ("tests/pipelines/test_pipeline_maskgit.py::test_a_pair_of_scales_is_the_published_ramp",),
     ),
     Mutant(

@@ -10,8 +10,11 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from test_masked_diffusion_text import MASK, seeds
 from test_masked_diffusion_text import make_pipeline as make_text_pipeline
+from test_text_to_image import CODES, Passes, encoded, meissonic
+from test_text_to_image import MASK as T2I_MASK
 
 from hf_maskdiff import (
+    AncestralScheduler,
     DelayedCacheConfig,
     DualCacheConfig,
     HaltonScheduler,
@@ -20,6 +23,8 @@ from hf_maskdiff import (
     MomentScheduler,
     PartialCacheConfig,
 )
+from hf_maskdiff.pipelines import text_denoising
+from hf_maskdiff.pipelines.denoising import denoise
 from hf_maskdiff.pipelines.looking_ahead import StepLookingAhead
 
 PROMPTS = ["w1 w2 [MASK:9] w3", "w4 [MASK:5] w5 w6 [MASK:4]", "w7 [MASK:3]"]
@@ -111,6 +116,60 @@ def test_a_pass_is_used_again_only_where_nothing_has_changed(
     assert [other - own for own, other in zip(ours.num_model_passes, anew.num_model_passes, strict=True)] == [saved] * 2
 
 
+def no_guidance_from_the_third_step_on(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if step == 1:
+        pipe._guidance_scale = 1.0
+    return values
+
+
+def guided_all_along(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+    return values
+
+
+def test_guidance_that_a_callback_changes_holds_from_the_next_step_on(
+    text: MaskedDiffusionTextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the pass that the step begins with was run before the callback, with the old scale."""
+
+    def written(callback: Any) -> list[list[int]]:
+        call = {"num_inference_steps": 5, "stop_at_eos": False, "guidance_scale": 6.0}
+        found = text(["w11 [MASK:12]"] * 4, generator=seeds(0, 1, 2, 3), callback_on_step_end=callback, **call)
+        return [ids.tolist() for ids in found.sequences]
+
+    ours, guided = written(no_guidance_from_the_third_step_on), written(guided_all_along)
+    monkeypatch.setattr(StepLookingAhead, "passes", lambda self, pass_of_step: pass_of_step)
+    assert ours == written(no_guidance_from_the_third_step_on) != guided
+
+
+def test_guidance_that_a_callback_changes_holds_where_a_step_has_revealed_nothing(
+    text: MaskedDiffusionTextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text.scheduler = AncestralScheduler(MASK)
+
+    def written() -> list[list[int]]:
+        call: dict[str, Any] = {"num_inference_steps": 24, "stop_at_eos": False, "guidance_scale": 6.0}
+        call["callback_on_step_end"] = no_guidance_from_the_third_step_on
+        return [ids.tolist() for ids in text(["w11 [MASK:6]"] * 8, generator=seeds(*range(8)), **call).sequences]
+
+    ours = written()
+    monkeypatch.setattr(
+        text_denoising, "denoise", lambda *given, **named: denoise(*given, **named | {"reuse_logits": False})
+    )
+    assert ours == written()
+
+
+def test_a_row_that_has_ended_costs_the_others_no_pass(text: MaskedDiffusionTextPipeline) -> None:
+    ends = torch.nn.functional.one_hot(torch.tensor(3), text.transformer.config.vocab_size) * 3.0
+    text.transformer.lm_head.register_forward_hook(lambda head, inputs, logits: logits + ends)
+    prompts, call = ["w11 [MASK:12]"] * 6, {"num_inference_steps": 6, "stop_at_eos": True, "block_length": 12}
+    together = text(prompts, generator=seeds(*range(6)), **call)
+    assert len(set(together.num_model_passes)) > 1
+    for row, prompt in enumerate(prompts):
+        alone = text(prompt, generator=seeds(row), **call)
+        assert alone.num_model_passes == [together.num_model_passes[row]]
+        assert torch.equal(alone.sequences[0], together.sequences[row])
+
+
 @pytest.mark.parametrize("config", [PartialCacheConfig(num_substeps=2), DualCacheConfig(), DelayedCacheConfig()])
 def test_no_cache_of_a_text(text: MaskedDiffusionTextPipeline, config: Any) -> None:
     text.enable_cache(config)
@@ -131,6 +190,33 @@ def test_an_image_does_not_depend_on_its_batch(images: MaskGITPipeline, kind: An
         assert torch.equal(pipe(class_labels=i, generator=seeds(i), **call).images[0], together[i])
     ahead(pipe, 1, kind)
     assert not torch.equal(pipe(class_labels=[0, 1, 2], generator=seeds(0, 1, 2), **call).images, together)
+
+
+def test_what_is_kept_of_an_image_is_never_touched(images: MaskGITPipeline) -> None:
+    ahead(images)
+    noise = torch.Generator().manual_seed(0)
+    pictures = torch.rand(2, 1, 8, 8, generator=noise)
+    editable = torch.rand(2, 1, 4, 4, generator=noise) < 0.6
+    edits = {"image": pictures, "mask_image": editable.float().repeat_interleave(2, 2).repeat_interleave(2, 3)}
+    call = {"num_inference_steps": 4, "output_type": "latent"}
+    made = images(class_labels=[0, 1], generator=seeds(0, 1), **edits, **call).images
+    codes = images.encode_image(images.preprocess_image(pictures))
+    assert torch.equal(made[~editable[:, 0]], codes[~editable[:, 0]])
+    one = {name: values[1:] for name, values in edits.items()}
+    assert torch.equal(images(class_labels=[1], generator=seeds(1), **one, **call).images[0], made[1])
+
+
+def test_an_image_of_a_text_is_told_the_time_of_the_next_step() -> None:
+    """Whose pass the one of the candidates is."""
+    pipe, steps = meissonic(MomentScheduler(mask_token_id=T2I_MASK, codebook_size=CODES, num_candidates=3)), 4
+    passes = Passes(pipe)
+    call = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": "latent"}
+    both = pipe(**encoded(1, 2), generator=seeds(1, 2), **call).images
+    told = [set(one["timestep"].tolist()) for one in passes.told]
+    assert told == [{float(n)} for n in range(steps - 1, -1, -1) for _ in range(2)]
+    assert [len(one["sample"]) for one in passes.told[:2]] == [2, 2]
+    assert all(2 < len(one["sample"]) <= 6 for one in passes.told[2:])
+    assert torch.equal(pipe(**encoded(2), generator=seeds(2), **call).images[0], both[1])
 
 
 @pytest.mark.parametrize("config", [PartialCacheConfig(num_substeps=2), DelayedCacheConfig(), FirstBlockCacheConfig()])

@@ -272,6 +272,21 @@ def test_a_row_does_not_depend_on_its_batch(
         assert [together.sequences[2][i] for i in (0, 4)] == [13, 14]
 
 
+@pytest.mark.parametrize("first_group_fraction", [None, 0.5])
+def test_full_passes_of_a_row_s_groups_do_not_depend_on_its_batch(first_group_fraction: float | None) -> None:
+    """One position a step is one group, however many another row draws."""
+    pipe = make_pipeline()
+    groups = {"num_substeps": 3, "first_group_fraction": first_group_fraction}
+    pipe.enable_cache(PartialCacheConfig(**groups, full_pass_threshold=0))
+    prompts = ["w7 [MASK:3] w8", "w9 [MASK:12]", "w7 [MASK:6]"]
+    call = {"num_inference_steps": 3, "stop_at_eos": False}
+    together = pipe(prompts, generator=seeds(0, 1, 2), **call)
+    alone = [pipe(prompt, generator=seeds(i), **call) for i, prompt in enumerate(prompts)]
+    assert [one.sequences[0].tolist() for one in alone] == [ids.tolist() for ids in together.sequences]
+    assert [one.num_model_passes[0] for one in alone] == together.num_model_passes
+    assert together.num_model_passes[0] == 3
+
+
 def test_guidance_compares_with_a_hidden_prompt() -> None:
     pipe = make_pipeline()
     pipe.scheduler = ConfidenceScheduler(mask_token_id=MASK, token_temperature=0)

@@ -227,3 +227,20 @@ def test_parts_that_do_not_fit_are_refused(pipe: MDLMPipeline) -> None:
     pipe.tokenizer.add_tokens([f"<{i}>" for i in range(5)])
     with pytest.raises(ValueError, match="at most 29 tokens"):
         pipe("a")
+
+
+def test_a_compiled_model_is_one_graph_in_all_steps(pipe: MDLMPipeline) -> None:
+    """CUDA graphs need constant shapes: how many positions a step reads must not show in them."""
+    torch.compiler.reset()
+    graphs: list[Any] = []
+    call: Any = {"num_inference_steps": 4, "num_return_sequences": 2, "output_type": "ids"}
+
+    def ids() -> list[list[int]]:
+        return [row.tolist() for row in pipe(**call, generator=torch.Generator().manual_seed(0)).sequences]
+
+    expected = ids()
+    pipe.transformer.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)  # type: ignore[func-returns-value]
+    assert ids() == expected
+    assert ids() == expected
+    assert len(graphs) == 1
+    torch.compiler.reset()

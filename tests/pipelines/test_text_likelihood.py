@@ -12,6 +12,7 @@ import pytest
 import tiny_llada
 import torch
 from block_models import BLOCK, open_family
+from diffusers import FirstBlockCacheConfig
 from golden_data import cases
 from small_models import MASK, save_bert
 from text_replay import open_pipeline
@@ -140,6 +141,16 @@ def test_a_space_at_the_end_of_a_prompt_belongs_to_the_word_behind_it() -> None:
     # Where words are cut elsewhere, each is encoded by itself: nothing of the continuation is lost.
     cut, own = encode_pair(encoder, "What lig", "ht")
     assert (pipe.tokenizer.decode(cut.ids[own]), tokenize("What lig")) == ("ht", cut.ids[: own.start].tolist())
+
+
+def test_an_unknown_word_takes_nothing_of_a_continuation_in() -> None:
+    """The tokenizer would make one unknown word of the prompt's end and the continuation's beginning."""
+    from test_masked_diffusion_text import make_pipeline
+
+    pipe = make_pipeline()
+    glued, apart = (pipe.log_likelihood("w9 what", text, estimator=Chain()) for text in ("w7 w8", " w7 w8"))
+    assert glued.num_tokens.tolist() == apart.num_tokens.tolist() == [2]
+    assert torch.equal(glued.log_likelihoods, apart.log_likelihoods)
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -362,3 +373,15 @@ def test_a_cache_that_is_not_exact_is_refused(bert: MaskedDiffusionTextPipeline)
     bert.enable_cache(PartialCacheConfig(num_substeps=2))  # which has no part in whole passes
     assert torch.equal(bert.log_likelihood(**given).log_likelihoods, plain)
     bert.disable_cache()
+
+
+def test_diffusers_caches_are_refused_too() -> None:
+    pipe = MDLMPipeline.from_pretrained("pipelines/mdlm-shakespeare")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    with pytest.raises(ValueError, match=r"needs exact passes, .* got diffusers' cache"):
+        pipe.log_likelihood("ROMEO:", " What", estimator=Chain())
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(PartialCacheConfig(num_substeps=2))  # of this package, at the model
+    held = pipe.log_likelihood("ROMEO:", " What light", estimator=Chain()).log_likelihoods
+    pipe.transformer.disable_cache()
+    assert torch.equal(pipe.log_likelihood("ROMEO:", " What light", estimator=Chain()).log_likelihoods, held)

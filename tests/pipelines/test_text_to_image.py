@@ -17,6 +17,7 @@ from tiny_text_to_image import CODES, MASK, SCALE, SIDE, pipeline, prompts, seed
 from tiny_weights import draw_weights
 
 from hf_maskdiff import (
+    FirstHittingScheduler,
     MaskedDiffusionTextToImagePipeline,
     MaskGITScheduler,
     MeissonicTransformer2DModel,
@@ -198,6 +199,27 @@ def overflowing(pipe: MaskedDiffusionTextToImagePipeline) -> None:
         pipe.vqvae.decoder.conv_in.weight.mul_(3e4 / pipe.vqvae.decoder.conv_in.weight.abs().max())
 
 
+def test_each_image_is_told_how_many_steps_it_has_left_itself() -> None:
+    """First hitting takes as many steps as an image has masks, and this model is told how many are left."""
+    pipe = pipeline(FirstHittingScheduler(mask_token_id=MASK, codebook_size=CODES))
+    sizes: dict[str, Any] = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
+    sizes |= {"attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 8}
+    sizes |= {"sample_size": SIDE, "codebook_size": CODES, "vocab_size": MASK + 1, "pooled_projection_dim": 6}
+    given, latents = prompts(pipe, 1, 2), torch.zeros(2, SIDE, SIDE, dtype=torch.int64)
+    pipe.transformer = MeissonicTransformer2DModel(**sizes).eval()
+    draw_weights(pipe.transformer)
+    latents[0, 0], latents[1] = MASK, MASK
+    call = {"guidance_scale": 3.0, "output_type": "latent"}
+    passes = Passes(pipe)
+    together = pipe(**given, latents=latents, generator=seeded(1, 2), **call).images
+    assert [told["timestep"].tolist() for told in passes.told[:2]] == [[SIDE - 1.0, SIDE * SIDE - 1.0]] * 2
+    for row in range(2):
+        one = {name: value if name.startswith("negative") else value[[row]] for name, value in given.items()}
+        assert torch.equal(
+            pipe(**one, latents=latents[[row]], generator=seeded(row + 1), **call).images[0], together[row]
+        )
+
+
 def test_float16_gives_no_nan() -> None:
     pipe = pipeline()
     pipe.vqvae.quantize.embedding.weight.data.clamp_(-1, 1)
@@ -239,6 +261,20 @@ def test_groups_of_weights_are_loaded_as_they_work() -> None:
     expected = pipe(**given, generator=seeded(1, 2)).images
     pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules="vqvae")
     assert torch.equal(pipe(**given, generator=seeded(1, 2)).images, expected)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_cached_uncompiled(in_place: bool) -> None:
+    pipe, plain = pipeline(), pipeline()
+    if in_place:
+        pipe.transformer.compile(backend="eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    for cache in (None, PartialCacheConfig(num_substeps=2), None):
+        for one in (pipe, plain):
+            one.disable_cache() if cache is None else one.enable_cache(cache)
+        made, expected = (one(**prompts(plain, 1), generator=seeded(1), **CALL).images for one in (pipe, plain))
+        assert torch.equal(made, expected)
 
 
 def test_a_lora_is_loaded_weighed_and_unloaded(tmp_path: Path) -> None:
@@ -313,6 +349,18 @@ def test_an_amused_scheduler_becomes_ours() -> None:
     config = pipe.scheduler.config
     assert (config.choice_temperature, config.codebook_size) == ([2.0, 0.0], CODES)
     assert (config.mask_token_id, config.masking_schedule) == (MASK, "linear")
+
+
+def test_a_cache_stays_on_when_the_model_is_compiled() -> None:
+    pipe, config = pipeline(), PartialCacheConfig(num_substeps=2)
+    plain = pipe.transformer
+    pipe.enable_cache(config)
+    pipe.transformer = torch.compile(plain)
+    assert pipe.partial_cache == config
+    pipe.transformer = plain
+    assert pipe.partial_cache == config
+    pipe.transformer = pipeline().transformer
+    assert pipe.partial_cache is None  # it was another model's
 
 
 def test_caches_are_this_pipelines_alone() -> None:
@@ -463,3 +511,36 @@ def test_calls_in_several_threads_with_and_without_a_cache() -> None:
     expected = [draw(number) for number in range(6)]
     with ThreadPoolExecutor(3) as threads:
         assert all(map(torch.equal, threads.map(draw, range(6)), expected))
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_pipeline_is_opened_by_its_name(hub: object) -> None:
+    pipe = pipeline()
+    pipe.push_to_hub("me/drawings")
+    opened = DiffusionPipeline.from_pretrained("me/drawings")
+    assert type(opened) is MaskedDiffusionTextToImagePipeline
+    opened.set_progress_bar_config(disable=True)
+    made, expected = (one(**prompts(pipe, 1), generator=seeded(1), **CALL).images for one in (opened, pipe))
+    assert torch.equal(made, expected)
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"prompt_embeds": torch.zeros(1, 6)}, r"a dictionary of 'latents' or an empty one, got \['prompt_embeds'\]"),
+        ({"sequences": None}, r"got \['sequences'\]"),
+        (None, "got None"),
+        ({"latents": torch.zeros(1, SIDE, SIDE)}, r"as torch.int64 \(1, 4, 4\), got torch.float32 \(1, 4, 4\)"),
+        ({"latents": torch.zeros(SIDE, SIDE, dtype=torch.int64)}, r"got torch.int64 \(4, 4\)"),
+    ],
+)
+def test_what_a_callback_returns_has_an_effect(returned: Any, message: str) -> None:
+    pipe = pipeline()
+    with pytest.raises(ValueError, match=message):
+        pipe(**prompts(pipe, 1), **CALL, callback_on_step_end=lambda *given: returned)
+    assert pipe(**prompts(pipe, 1), **CALL, callback_on_step_end=lambda *given: {}).images.shape == (1, SIDE, SIDE)

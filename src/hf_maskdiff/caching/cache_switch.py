@@ -52,6 +52,10 @@ class CacheSwitch(CacheReadings):
         else:
             self.model.enable_cache(config)
 
+    def take_over(self, other: CacheSwitch) -> None:
+        """Have the cache switched on that another switch of the same model has."""
+        self._own = other._own
+
     def disable_cache(self) -> None:
         """Switch caching off, also where it was switched on at the model."""
         own, self._own = self._own, None

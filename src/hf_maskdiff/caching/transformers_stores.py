@@ -78,9 +78,9 @@ class PositionalCacheLayer(CacheLayerMixin):
         if self.targets is None:
             self.lazy_initialization(key_states)
             self._hold(KeptStates(key_states, dim=2), KeptStates(value_states, dim=2))
-            return key_states, value_states
-        keys, values = self._kept
-        self.keys, self.values = keys.write(key_states, self.targets), values.write(value_states, self.targets)
+        else:
+            keys, values = self._kept
+            self.keys, self.values = keys.write(key_states, self.targets), values.write(value_states, self.targets)
         return self.keys, self.values
 
     def _hold(self, keys: KeptStates, values: KeptStates) -> None:

@@ -228,9 +228,14 @@ def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
 
 
 def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("Meissonic", **asdict(given))
-    description = Description(meissonic.NAME, meissonic.LICENCE, meissonic.NOTES)
-    return _pipeline_writer(meissonic.open_meissonic(found.path), found, output, description)
+    _leave_out("Meissonic", **{**asdict(given), "tokenizer": None})
+    others, origin = None, None
+    if given.tokenizer is not None:
+        beside = locate(given.tokenizer, argument="tokenizer")
+        others, origin = beside.path, f"{beside.origin}, as are its text encoder and the tokenizer of images"
+    pipe = meissonic.open_meissonic(found.path, others)
+    description = Description(meissonic.NAME, meissonic.LICENCE, meissonic.NOTES, tokenizer=origin)
+    return _pipeline_writer(pipe, found, output, description)
 
 
 def _titok_writer(found: Source, output: Path, given: _Given) -> Write:

@@ -13,6 +13,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from hf_maskdiff.conversion.amused import amused
 from hf_maskdiff.conversion.components import open_component, require_safetensors
+from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff.conversion.sources import read_settings
 from hf_maskdiff.conversion.upstream import Component, Preset, renamed, require_key
 from hf_maskdiff.models import MeissonicTransformer2DModel
@@ -97,17 +98,20 @@ def _marks(settings: Mapping[str, Any]) -> bool:
     return "num_single_layers" in settings and "codebook_size" in settings
 
 
-def open_meissonic(folder: Path) -> MaskedDiffusionTextToImagePipeline:
+def open_meissonic(folder: Path, others: Path | None = None) -> MaskedDiffusionTextToImagePipeline:
     """The pipeline of a folder as published, in memory; the transformer's weights stay on the disk until they are read.
 
+    Args:
+        others: the folder of the other parts, where the transformer was published alone.
+
     Raises:
+        MissingOptions: a `ValueError`: there is a transformer alone, and no `others`.
         ValueError: components that are missing, whose weights do not fit their settings or are no numbers, or that do
-            not fit each other.
+            not fit each other; `others` of what is whole.
     """
-    missing = [name for name in _PARTS if not (folder / name).is_dir()]
-    if missing:
-        raise ValueError(f"`source` must hold all parts of a Meissonic, {missing} are not there. Fetch it again.")
+    _check_parts(folder, others)
     transformer = _open_transformer(folder / "transformer")
+    folder = others or folder
     vqvae = open_component(folder, "vqvae", VQModel)
     text_encoder = open_component(folder, "text_encoder", CLIPTextModelWithProjection)
     with refusing("'tokenizer'", "Fetch its files again."):
@@ -130,6 +134,22 @@ def open_meissonic(folder: Path) -> MaskedDiffusionTextToImagePipeline:
     preset = meissonic(config.codebook_size, sampler.get("mask_token_id", config.vocab_size - 1))
     defaults = {"num_inference_steps": preset.num_inference_steps, "guidance_scale": preset.guidance_scale}
     return MaskedDiffusionTextToImagePipeline(vqvae, tokenizer, text_encoder, transformer, preset.scheduler, defaults)
+
+
+def _check_parts(folder: Path, others: Path | None) -> None:
+    """Raise the error of parts that are missing, or there twice."""
+    there = [name for name in _PARTS[1:] if (folder / name).is_dir()]
+    if others is None and not there:
+        needed = (
+            "there is a transformer alone, whose images and prompts other parts read. Pass the Meissonic that it was"
+        )
+        raise MissingOptions({"tokenizer": f"{needed} made from, for example 'MeissonFlow/Meissonic'."})
+    if others is not None and there:
+        raise ValueError(f"`--tokenizer` must be left out for a whole Meissonic, got {there} twice. Leave it out.")
+    missing = [name for name in _PARTS[1:] if not ((others or folder) / name).is_dir()]
+    if missing:
+        name = "source" if others is None else "tokenizer"
+        raise ValueError(f"`{name}` must hold all parts of a Meissonic, {missing} are not there. Fetch it again.")
 
 
 def _open_transformer(folder: Path) -> MeissonicTransformer2DModel:

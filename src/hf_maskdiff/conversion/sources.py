@@ -66,9 +66,14 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
     if CARD in names:
         licence = ModelCard.load(hf_hub_download(repo_id, CARD, revision=info.sha)).data.get("license")
     details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
+    written = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
+    if file is not None and file not in names and any(name.startswith(f"{file}/") for name in names):
+        patterns = [f"{file}/{pattern}" for pattern in written]
+        folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
+        return Source(Path(folder, file), source, **details)
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), source, **details)
-    patterns = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
+    patterns = written
     if not {"model_index.json", "config.json", "transformer/config.json"} & set(names):
         patterns = [name for name in names if may_be_checkpoint(Path(name))]
         if len(patterns) > 2:

@@ -49,3 +49,42 @@ def smallest_window(config: Any) -> int | None:
     layers = getattr(config, "layer_types", None)
     slides = getattr(config, "use_sliding_window", True) if layers is None else "sliding_attention" in layers
     return window if slides else None
+
+
+def require_steady_rotations(config: Any, length: int, attention_mask: Tensor | None, stores: bool) -> None:
+    """Raise `ValueError` where the rotary frequencies of a text depend on more than the text itself.
+
+    With `rope_type` "longrope" a pass that reaches beyond a length takes other frequencies, for all of its rows and
+    queries; with "dynamic" also later passes do. So a short text would change with what it shares a batch with, and
+    stored keys would be turned otherwise than a partial pass's queries.
+
+    Args:
+        config: of the model.
+        length: of the longest text, with padding.
+        attention_mask: bool `(batch_size, L)`, False for padding; None for none.
+        stores: whether keys are stored for later passes, or are those of earlier ones.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    # Some models have such of each kind of layer.
+    kinds = {found.get("rope_type"): found for found in (given, *given.values()) if isinstance(found, dict)}
+    kind = next((name for name in ("dynamic", "longrope") if name in kinds), None)
+    if kind is None:
+        return
+    limit = config.max_position_embeddings
+    if kind == "longrope":
+        limit = kinds[kind].get("original_max_position_embeddings") or limit
+    if length <= limit:
+        return
+    if stores or kind == "dynamic":
+        raise ValueError(
+            f"with `rope_type` {kind!r} frequencies change beyond {limit} tokens, so that texts must be shorter"
+            f"{' where keys are stored' if kind == 'longrope' else ''}, got {length}. "
+            + ("Call `disable_cache()`, or pass shorter texts." if kind == "longrope" else "Pass shorter texts.")
+        )
+    shortest = length if attention_mask is None else int(attention_mask.sum(-1).min())
+    if shortest <= limit:
+        raise ValueError(
+            f"with `rope_type` {kind!r} frequencies change beyond {limit} tokens, so that all texts of a pass must be "
+            f"longer, or none, got one of {shortest} beside {length}. Pass them in calls of their own, or for "
+            "likelihoods a `batch_size` of 1."
+        )

@@ -24,10 +24,10 @@ from hf_maskdiff.caching import (
     fitting,
     places_of,
 )
-from hf_maskdiff.denoisers.attention_arguments import reserved_positions, smallest_window
+from hf_maskdiff.denoisers.attention_arguments import require_steady_rotations, reserved_positions, smallest_window
 from hf_maskdiff.denoisers.shifted_logits import with_predecessors
 from hf_maskdiff.denoisers.transformers_pass import Abilities, run_pass
-from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask
+from hf_maskdiff.denoisers.transformers_probe import PROBE_LENGTH, Probe, named_mask, require_evaluation
 from hf_maskdiff.exclusive import alone
 
 
@@ -139,6 +139,10 @@ class TransformersDenoiser(CacheReadings):
         self.cache_config, self._by_hand = None, False
         self._reset_stateful_cache()
 
+    def take_over(self, other: TransformersDenoiser) -> None:
+        """Have the cache switched on that another denoiser of the same model has."""
+        self.cache_config, self._by_hand = other.cache_config, other._by_hand
+
     def new_cache(self) -> SequenceCache:
         """An empty cache, for the passes of one call."""
         return SequenceCache()
@@ -193,7 +197,7 @@ class TransformersDenoiser(CacheReadings):
             Logits `(batch_size, n, vocab_size)`.
 
         Raises:
-            ValueError: the probe refuses the model; a partial pass does not follow a full one.
+            ValueError: the probe refuses the model; it is in training; a partial pass does not follow a full one.
         """
         if cache is None and self._by_hand and self.cache_config is not None and self.cache_config.needs_store:
             cache = self._contexts.current
@@ -212,14 +216,16 @@ class TransformersDenoiser(CacheReadings):
         cache: SequenceCache | None,
         offsets: Tensor | None,
     ) -> Tensor:
-        abilities = self._probed(input_ids.device, input_ids.shape[1], needs_store=cache is not None)
+        length = input_ids.shape[1]
+        require_steady_rotations(self._config, length, attention_mask, cache is not None)
+        abilities = self._probed(input_ids.device, length, needs_store=cache is not None)
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if self.shift_logits:
             logits_at = (places if logits_at is None else logits_at).sub(1).clamp(min=0)
         store = None
         if cache is not None:
             store = cache.store = abilities.make_store()
-            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, input_ids.shape[1]
+            cache.attention_mask, cache.offsets, cache.length = attention_mask, offsets, length
             cache.tokens = input_ids if self.shift_logits else input_ids[:, :0]
         return run_pass(self.model, abilities, store, input_ids, places, None, attention_mask, logits_at, offsets)
 
@@ -237,6 +243,7 @@ class TransformersDenoiser(CacheReadings):
                 f"`positions` need a full pass over the same {len(tokens)} rows before them, in the same cache "
                 "context. Enable the cache, and call the model without `positions` first."
             )
+        require_steady_rotations(self._config, cache.length, None, stores=True)
         abilities = self._probed(tokens.device, 0, needs_store=False)  # the full pass has tested the store
         if self.shift_logits:
             sequence = F.pad(cache.tokens, (0, cache.length - cache.tokens.shape[1]))
@@ -249,6 +256,7 @@ class TransformersDenoiser(CacheReadings):
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""
+        require_evaluation(self.model)  # also later: who samples while training may forget to call `eval()`
         window = smallest_window(self._config)
         size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:

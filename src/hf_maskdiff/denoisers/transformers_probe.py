@@ -102,7 +102,7 @@ class Probe:
 
     def _bidirectional(self, implementation: str) -> Abilities:
         """The first way in which real tokens, but not padding, affect the logits before them."""
-        self._require_evaluation()
+        require_evaluation(self.model)
         reason = ""
         for attention in (native, not_causal, explicit):
             found = Abilities(implementation, attention)
@@ -120,7 +120,7 @@ class Probe:
 
     def _in_blocks(self, implementation: str) -> Abilities:
         """With a mask for each query, tokens affect the logits of their blocks and of later ones, and no others."""
-        self._require_evaluation()
+        require_evaluation(self.model)
         found, reason = Abilities(implementation, by_query, rule=BlockCausal(_PROBE_BLOCK)), ""
         try:
             if smallest_window(self.config) is None and self._shows(found, self._effects_in_blocks(found)):
@@ -134,12 +134,6 @@ class Probe:
             f"{self.name}, which does not with {implementation!r} attention{reason}. Load it with "
             '`attn_implementation="sdpa"`.'
         )
-
-    def _require_evaluation(self) -> None:
-        if self.model.training:
-            raise ValueError(
-                f"a denoiser must be in evaluation mode, got {self.name} in training. Call `model.eval()`."
-            )
 
     def _shows(self, found: Abilities, effects: tuple[float, float, float]) -> bool:
         """Whether what is to be seen is seen, and what is not is hidden; takes note of the noise."""
@@ -242,6 +236,15 @@ class Probe:
         if not agree(all_new[real], run(None, other, places, None, padded)[rows, order][real]):
             return "with all positions new it is not a full pass"
         return None
+
+
+def require_evaluation(model: PreTrainedModel) -> None:
+    """Raise `ValueError` for a model in training, whose dropout would be in every logit."""
+    plain = unwrap_module(model)
+    if plain.training:
+        raise ValueError(
+            f"a denoiser must be in evaluation mode, got {type(plain).__name__} in training. Call `model.eval()`."
+        )
 
 
 def named_mask(config: Any) -> int | None:

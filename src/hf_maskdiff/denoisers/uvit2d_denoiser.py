@@ -25,21 +25,25 @@ from hf_maskdiff.exclusive import alone
 
 
 class UVit2DCache(CodeCache):
-    """What passes keep: keys and values, the codes, and what left the layers.
+    """What passes keep: keys and values, those of the text, the codes, and what left the layers.
 
     Attributes:
         output: what the last of the layers that are cached made of each cell, `(batch_size, num_cells, channels)`.
+        text: keys and values of the text in all attentions, in the order of `_text_projections`, each `(batch_size,
+            num_tokens, channels)`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.output: KeptStates | None = None
+        self.text: list[Tensor] = []
 
     def take(self, rows: Tensor) -> UVit2DCache:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
         taken, codes = UVit2DCache(), super().take(rows)
         taken.__dict__.update(codes.__dict__)
         taken.output = None if self.output is None else self.output.take(rows)
+        taken.text = [states[rows] for states in self.text]
         return taken
 
     def put(self, rows: Tensor, other: KeyValueCache) -> None:
@@ -47,6 +51,8 @@ class UVit2DCache(CodeCache):
         super().put(rows, other)
         if isinstance(other, UVit2DCache) and self.output is not None and other.output is not None:
             self.output.put(rows, other.output)
+            for states, new in zip(self.text, other.text, strict=True):
+                states[rows] = new
 
 
 class UVit2DDenoiser(CacheReadings):
@@ -58,7 +64,7 @@ class UVit2DDenoiser(CacheReadings):
     attend to the keys and values that all others had in the last pass that computed them. What the layers make of all
     others is kept from that pass too, although a new code beside them would change it a little: that, and the kept
     keys and values, is what a partial pass approximates. A pass over all positions is exact, and so is one in which no
-    code has changed.
+    code has changed. The text does not change within a call, so its keys and values are those of the full pass.
 
     Where the model halves its grid (amused-512), the layers see cells of 2 x 2 codes, and a partial pass computes the
     cells of the queried codes, each once.
@@ -147,13 +153,14 @@ class UVit2DDenoiser(CacheReadings):
             with alone(unwrap_module(self.model)):
                 logits = self.model(sample, **condition)
             return (logits.flatten(2).transpose(1, 2),)
-        model = unwrap_module(self.model)  # in a compiled one hooks that come later are not seen
+        model = unwrap_module(self.model)
         with alone(model), ExitStack() as hooks:
             if positions is None:
                 sample = self._fill(model, hooks, sample, cache)
             else:
                 sample = self._complete(model, hooks, sample, positions, cache)
-            logits = model(sample, **condition)
+                condition["encoder_hidden_states"] = encoder_hidden_states[:, :0]  # what became of it is kept
+            logits = model._call_impl(sample, **condition)  # not what `model.compile()` has made, which sees no hooks
         if cache.layers[0].key is None or cache.output is None:
             raise ValueError(
                 "the layers of a UVit2DModel must run uncompiled while caching is on, got layers that were compiled. "
@@ -169,6 +176,10 @@ class UVit2DDenoiser(CacheReadings):
             for name, projection in (("key", layer.attn1.to_k), ("value", layer.attn1.to_v)):
                 hooks.enter_context(_on_output(projection, partial(_keep, kept, name)))
         hooks.enter_context(_on_output(model.project_from_hidden, partial(_keep, cache, "output")))
+        projections = _text_projections(model)
+        cache.text = [sample.new_empty(0)] * len(projections)
+        for index, projection in enumerate(projections):
+            hooks.enter_context(_on_output(projection, partial(_keep_text, cache.text, index)))
         return sample
 
     def _complete(self, model: Any, hooks: ExitStack, codes: Tensor, positions: Tensor, cache: UVit2DCache) -> Tensor:
@@ -187,6 +198,8 @@ class UVit2DDenoiser(CacheReadings):
             hooks.enter_context(_on_output(layer.attn1.to_k, partial(_written, kept.key, targets)))
             hooks.enter_context(_on_output(layer.attn1.to_v, partial(_written, kept.value, targets)))
         hooks.enter_context(_on_output(model.project_from_hidden, partial(_written, cache.output, targets)))
+        for projection, states in zip(_text_projections(model), cache.text, strict=True):
+            hooks.enter_context(_on_output(projection, partial(_instead, states)))
         wanted = places_of(positions)
         hooks.enter_context(_on_input(model.mlm_layer, lambda states: _columns_at(states, wanted)))
         return cache.with_codes(codes, positions).unflatten(1, cache.size)
@@ -234,6 +247,23 @@ def _on_input(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterato
 def _keep(holder: LayerCache | UVit2DCache, name: str, states: Tensor) -> Tensor:
     setattr(holder, name, KeptStates(states))
     return states
+
+
+def _instead(states: Tensor, computed: Tensor) -> Tensor:
+    return states
+
+
+def _keep_text(held: list[Tensor], index: int, states: Tensor) -> Tensor:
+    held[index] = states
+    return states
+
+
+def _text_projections(model: Any) -> list[nn.Module]:
+    """All that makes keys or values of the text, always in the same order."""
+    attentions = [layer.attn2 for layer in model.transformer_layers]
+    for block in (model.down_block, model.up_block):
+        attentions += [attention for part in block.attention_blocks for attention in (part.attn1, part.attn2)]
+    return [projection for attention in attentions for projection in (attention.to_k, attention.to_v)]
 
 
 def _written(kept: KeptStates | None, targets: tuple[Tensor, Tensor], states: Tensor) -> Tensor:

@@ -48,14 +48,17 @@ def threshold_round_law(
     return choose_then_sample_law({chosen: 1.0}, marginals)
 
 
-def apart_subsets(log_weights: ArrayLike, k: int, min_distance: int) -> Subsets:
+def apart_subsets(log_weights: ArrayLike, k: int, min_distance: int, places: Sequence[int] | None = None) -> Subsets:
     """The law of the k positions of a sequence that a race with these weights reveals at a distance.
+
+    `places` says where in the sequence each of the positions is, if they are not all of it.
 
     Going down the order in which the bells ring, a position is passed over if it is nearer than `min_distance` to one
     that was taken; where no others are left, those passed over are taken in the same order. By enumeration of orders.
     """
     weights = np.exp(np.asarray(log_weights, dtype=np.float64) - np.max(log_weights))
     check_count(k, len(weights))
+    places = range(len(weights)) if places is None else places
     subsets: dict[tuple[int, ...], float] = {}
     for order in permutations(range(len(weights))):
         left, chance = float(weights.sum()), 1.0
@@ -63,7 +66,7 @@ def apart_subsets(log_weights: ArrayLike, k: int, min_distance: int) -> Subsets:
         for position in order:
             chance *= weights[position] / left
             left = max(left - weights[position], 1e-300)
-            if all(abs(position - other) >= min_distance for other in taken):
+            if all(abs(places[position] - places[other]) >= min_distance for other in taken):
                 taken.append(position)
         chosen = (taken + [position for position in order if position not in taken])[:k]
         key = tuple(sorted(chosen))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .exponential_race import MASK, Law, State, race_subsets
-from .laws import accumulate, uniform_subsets
+from .laws import accumulate, moments, uniform_subsets
 
 Denoiser = Callable[[State], ArrayLike]
 # (state, its marginals, which positions are given) -> law of the next state
@@ -159,16 +159,73 @@ def planned_step_law(masks_left: int, eta: float, measure: str = "drawn", standi
     return step_law
 
 
+def moment_planned_step_law(masks_left: int, eta: float, choice_temperature: float) -> StepLaw:
+    """Path planning by the moment order: masked positions compete with noise, revealed ones by what stands there.
+
+    With beta = 1 + 1 / alpha and m_i = sum p_i^beta, a masked position's score is `(log m_i + G_i) / beta`, a revealed
+    one's `eta log p_i(x_i)`. As `exp(-beta score)` these are bells that ring at rates m_i, and fixed times.
+
+    Args:
+        masks_left: as in `planned_step_law`.
+        eta: above 0.
+        choice_temperature: alpha of this step.
+    """
+
+    def step_law(state: State, marginals: np.ndarray, given: tuple[bool, ...]) -> Law:
+        masked = [i for i, token in enumerate(state) if token == MASK]
+        revealed = [i for i, token in enumerate(state) if token != MASK and not given[i]]
+        kept = len(masked) + len(revealed) - max(min(masks_left, len(masked) - 1), 0)
+        log_moments, tempered = moments(marginals, choice_temperature)
+        rates, beta = np.exp(log_moments), 1 + 1 / choice_temperature
+        with np.errstate(divide="ignore"):
+            times = {i: float(np.exp(-beta * eta * np.log(marginals[i, state[i]]))) for i in revealed}
+        stays = sorted(revealed, key=times.__getitem__)
+        law: Law = {}
+        for number in range(max(0, kept - len(masked)), min(kept, len(revealed)) + 1):
+            after = times[stays[number - 1]] if number else 0.0
+            before = times[stays[number]] if number < len(stays) else np.inf
+            for fresh in combinations(masked, kept - number):
+                others = float(rates[[i for i in masked if i not in fresh]].sum())
+                chance = _rings_between(rates[list(fresh)], others, after, before)
+                tokens = marginals if len(fresh) == len(masked) else tempered  # a row's last masks are drawn plainly
+                accumulate(law, _moved(state, stays[number:], fresh, tokens), chance)
+        return law
+
+    return step_law
+
+
+def _rings_between(rates: np.ndarray, others: float, after: float, before: float) -> float:
+    """The probability that bells of these rates ring before others, of that rate together, which ring after the time
+    `after`, and that the last of them rings before the time `before`."""
+    # The last one rings by the time t with probability sum_U (-1)^|U| exp(-t sum of U), over all sets U of them.
+    total = 0.0
+    for size in range(len(rates) + 1):
+        for chosen in combinations(rates.tolist(), size):
+            own, sign = sum(chosen), (-1.0) ** size
+            total += sign * float(np.exp(-(own + others) * after))  # by `after`, and the others not yet
+            if own:
+                late, early = (float(np.exp(-(own + others) * t)) for t in (before, after))
+                total += sign * own / (own + others) * (late - early)
+    return total
+
+
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
-def editing_step_law(threshold: float, editing_threshold: float, fewest: int, to_mask: bool = False) -> StepLaw:
+# (position, state, marginals) -> whether the token that stands there is doubted.
+Doubt = Callable[[int, State, np.ndarray], bool]
+
+
+def editing_step_law(
+    threshold: float, editing_threshold: float, fewest: int, to_mask: bool = False, doubt: Doubt | None = None
+) -> StepLaw:
     """Threshold decoding of tokens drawn at all positions, which also replaces revealed ones that are drawn otherwise.
 
     Args:
         threshold, editing_threshold: of the probability of the token drawn, at masked and at revealed positions.
         fewest: how many masked positions are revealed at least, the surest first.
         to_mask: mask what would be replaced.
+        doubt: instead of the editing threshold, what is masked.
     """
 
     def step_law(state: State, marginals: np.ndarray, given: tuple[bool, ...]) -> Law:
@@ -185,12 +242,53 @@ def editing_step_law(threshold: float, editing_threshold: float, fewest: int, to
             for i in free:
                 if i in order[:count]:
                     after[i] = tokens[i]
-                elif i not in masked and tokens[i] != state[i] and sure[i] > editing_threshold:
+                elif i not in masked and doubt is None and tokens[i] != state[i] and sure[i] > editing_threshold:
                     after[i] = MASK if to_mask else tokens[i]
+                elif i not in masked and doubt is not None and doubt(i, state, marginals):
+                    after[i] = MASK
             accumulate(law, {tuple(after): 1.0}, float(np.prod(list(sure.values()))))
         return law
 
     return step_law
+
+
+def changing_run_law(
+    denoiser: Denoiser,
+    threshold: float,
+    most_change: float,
+    fewest: Sequence[int],
+    start: State,
+    since_drawn: bool = False,
+) -> Law:
+    """As `editing_step_law`, a step for each of `fewest`, where a token is masked if its probability is not what it was
+    in the pass before; the last step masks none. `since_drawn` compares with the pass that it was drawn from."""
+    given = tuple(token != MASK for token in start)
+    paths = {(start, (0.0,) * len(start)): 1.0}
+    for n, number in enumerate(fewest):
+        most = most_change if n + 1 < len(fewest) else np.inf
+        following: dict[tuple[State, tuple[float, ...]], float] = {}
+        for (state, before), chance in paths.items():
+            marginals = np.asarray(denoiser(state), dtype=np.float64)
+            step_law = editing_step_law(threshold, 0, number, doubt=_changed_since(before, most))
+            for after, probability in step_law(state, marginals, given).items():
+                seen = tuple(
+                    before[i]
+                    if since_drawn and state[i] != MASK
+                    else float(marginals[i, token])
+                    if token != MASK
+                    else 0.0
+                    for i, token in enumerate(after)
+                )
+                following[after, seen] = following.get((after, seen), 0.0) + chance * probability
+        paths = following
+    law: Law = {}
+    for (state, _), chance in paths.items():
+        accumulate(law, {state: 1.0}, chance)
+    return law
+
+
+def _changed_since(before: tuple[float, ...], most_change: float) -> Doubt:
+    return lambda i, state, marginals: abs(float(marginals[i, state[i]]) - before[i]) > most_change
 
 
 # --- the mean of a token's life ---------------------------------------------------------------------------------------

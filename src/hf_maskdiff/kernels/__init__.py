@@ -1,8 +1,9 @@
-"""Fused kernels for a GPU: a score or a draw reads the logits once and copies nothing.
+"""What a GPU computes otherwise than a CPU: measures in few passes, and fused kernels for who asks for them.
 
-Torch alone needs ten to thirty passes over them, since each of its functions reads and writes all of a block. The
-kernels compute what `hf_maskdiff.orders` and `hf_maskdiff.sampling` do, but for rounding, and need Triton, which comes
-with torch for CUDA. Where it is missing or does not work, and inside `torch.compile`, the functions there are used.
+A fused kernel for scores or draws reads the logits once and copies nothing; torch alone needs several passes, since
+each of its functions reads and writes all of a block. The kernels compute what `hf_maskdiff.orders` and
+`hf_maskdiff.sampling` do, but for rounding, and need Triton, which comes with torch for CUDA. **They are off unless
+`HF_MASKDIFF_KERNELS=1` is set:** they were run by Triton's interpreter and compiled for a GPU, but not yet run on one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,23 @@ import torch
 from torch import Tensor
 
 from ..orders import log_confidence, log_margin, log_moment, negative_entropy
+from .few_passes import log_softmax_of, softmax_of, twin_of
 
-# Set this to 0 to do without the kernels.
+__all__ = [
+    "SWITCH",
+    "Rows",
+    "log_softmax_of",
+    "measured",
+    "position_noise",
+    "row_draws",
+    "row_log_probs",
+    "row_scores",
+    "softmax_of",
+    "twin_of",
+    "usable",
+]
+
+# Set this to 1 to use the kernels.
 SWITCH = "HF_MASKDIFF_KERNELS"
 # Columns that a program holds at a time.
 _MOST_COLUMNS = 4096
@@ -28,8 +44,8 @@ _NOISE_BLOCK = 256
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on this device: a GPU with Triton, outside `torch.compile`, which fuses by itself."""
-    if device.type != "cuda" or torch.compiler.is_compiling():
+    """Whether the kernels run on this device: a GPU with Triton, of a user who has switched them on."""
+    if device.type != "cuda" or os.environ.get(SWITCH) != "1":
         return False
     return _work_on(torch.cuda.current_device() if device.index is None else device.index)
 
@@ -37,8 +53,6 @@ def usable(device: torch.device) -> bool:
 @lru_cache(maxsize=64)
 def _work_on(index: int) -> bool:
     """Whether they do, found out by a trial of each: a machine may lack Triton, or the compiler that it calls."""
-    if os.environ.get(SWITCH) == "0":
-        return False
     try:
         device = torch.device("cuda", index)
         rows = Rows(torch.zeros(1, 1, 2, device=device), 2, -1, 1.0)
@@ -47,7 +61,7 @@ def _work_on(index: int) -> bool:
     except Exception as error:  # whatever Triton raises, torch can do the work
         warnings.warn(
             f"Triton's kernels do not run on cuda:{index} ({type(error).__name__}: {error}): steps use torch alone, "
-            f"and are slower. Install triton and a C compiler, or set {SWITCH}=0 to do without.",
+            f"and are slower. Install triton and a C compiler, or leave out {SWITCH}=1.",
             stacklevel=2,
         )
         return False

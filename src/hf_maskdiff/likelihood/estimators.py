@@ -277,9 +277,11 @@ class Chain(Estimator):
 
 @dataclass(frozen=True)
 class RandomOrders(Estimator):
-    """The mean over random orders of the exact likelihood along each: n passes a sample, small error.
+    """The mean over random orders of the exact likelihood along each: n passes a sample; best of short texts.
 
-    Of the same passes as `Independent`, each reads one token alone: for the spread between orders, not for speed.
+    Where a model's conditionals fit together, every order gives the same number, so that few orders are enough. On
+    `pipelines/mdlm-shakespeare`, 8 orders of 8 tokens have 0.4 of the error of `Sobol` at equal passes, and 2 orders of
+    40 tokens 1.3 times as much.
     """
 
     def patterns(self, num_tokens: int, num_samples: int, generator: torch.Generator) -> Patterns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from hf_maskdiff.caching import CacheContexts, CodeCache, PartialCacheMixin, places_of
+from hf_maskdiff.models.image_tokens import with_noise
 from hf_maskdiff.models.meissonic_layers import MeissonicJointBlock, MeissonicSingleBlock, rotary_of
 from hf_maskdiff.models.patch_grid import PatchGrid, grid_of
 from hf_maskdiff.models.sized_model import SizedModelMixin
@@ -112,6 +113,7 @@ class MeissonicTransformer2DModel(
         ValueError: If a size is too small, or sizes do not fit each other.
     """
 
+    takes_noise = True
     _contexts: CacheContexts[CodeCache] | None = None  # type: ignore[assignment]
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MeissonicJointBlock", "MeissonicSingleBlock"]  # noqa: RUF012 (diffusers' convention)
@@ -172,6 +174,7 @@ class MeissonicTransformer2DModel(
         return_dict: bool = True,
         positions: Tensor | None = None,
         cache: CodeCache | None = None,
+        embedding_noise: Callable[[Tensor], Tensor] | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict every position's code from all the others and a text.
 
@@ -191,6 +194,9 @@ class MeissonicTransformer2DModel(
                 `-p - 1` is computed, but neither its code nor its key and value are kept.
             cache: Stores codes, keys and values between the passes of a call, from `new_cache()`. With None, the cache
                 of the current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+            embedding_noise: Maps what the codes are looked up as, `(batch_size, height * width, width of a position)`,
+                for models that were distilled with noise there; see `OneStepScheduler`. None leaves it as it is. Only
+                in full passes.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits `(batch_size, height * width,
@@ -209,7 +215,12 @@ class MeissonicTransformer2DModel(
         layers = self.layers_of_pass(store, queries, len(blocks), len(sample))
         codes = _codes(grid, sample, positions, store, patches, within)
 
-        hidden_states = self.proj_in(self.square_in(self.code_in(self.token_embedding(codes))))
+        if embedding_noise is None:
+            embeddings = self.code_in(self.token_embedding(codes))
+        else:  # one noise for each code, in their order
+            embeddings = with_noise(self.code_in(self.token_embedding(sample.flatten(1))), embedding_noise, positions)
+            embeddings = embeddings[:, grid.members(patches)]
+        hidden_states = self.proj_in(self.square_in(embeddings))
         text = self.context_norm(self.context_embedder(encoder_hidden_states))
         temb = self._condition(pooled_projections, micro_conds, timestep)
         rotary = rotary_of(*grid.coordinates(patches), text.shape[1], self.config.axes_dims_rope)

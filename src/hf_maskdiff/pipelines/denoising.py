@@ -13,7 +13,7 @@ from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .step_counts import StepCounts
 from .step_input import StepInput
-from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, whole_pass
+from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, guidance_of, whole_pass
 from .substeps import WholeStep, step_of
 
 # (step index, timestep, sample) -> sample
@@ -99,7 +99,7 @@ def denoise(
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]
             own = _of_unfinished_rows(generator, count)
             following = counts.timesteps[i + 1] if i + 1 < len(counts.timesteps) else None
-            untouched = _with_finished_rows(given, count)
+            untouched = given if len(unfinished) == len(count) else _with_finished_rows(given, count)
             step = StepInput(t, sample, starting_mask_ratio, own, count, untouched, following)
             choice = take_step.ahead(step)
             remaining, read = counts.remaining(i, count), sample == mask
@@ -112,10 +112,12 @@ def denoise(
                 logits = pass_of_step(sample, t, now)
             elif rows:
                 logits.replace_rows(pass_of_step(sample, t, now))
-            before = sample
+            before, guidance = sample, guidance_of(denoiser)
             sample = take_step(logits, step, choice)
             counts.note(sample)
             returned = on_step_end(i, t, sample)
+            if guidance_of(denoiser) != guidance:
+                logits = None  # the same tokens have others now
             if returned is not sample and not torch.equal(returned, sample):  # whatever has changed, passes see it
                 given = torch.where(returned != sample, returned != mask, given)
                 counts.depart(returned, given)
@@ -137,7 +139,7 @@ def _fresh() -> torch.Generator:
 def _with_finished_rows(given: Tensor, counts: Tensor) -> Tensor:
     """What no step may touch, all of the finished rows among it, for which no logits are computed any more."""
     finished = (counts == 0).view(-1, *[1] * (given.ndim - 1))
-    return given | finished.to(given.device, non_blocking=True) if bool(finished.any()) else given
+    return given | finished.to(given.device, non_blocking=True)
 
 
 def _of_unfinished_rows(generator: Generators, counts: Tensor) -> Generators:

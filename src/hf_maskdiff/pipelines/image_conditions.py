@@ -22,13 +22,13 @@ class ImageCondition(Protocol):
     is_given: bool
     takes_noise: bool
 
-    def arguments(self, context: str, rows: Tensor | slice, steps_left: float) -> Arguments:
+    def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """What the denoiser takes after the tokens.
 
         Args:
             context: `COND`, or `UNCOND` for the pass that guidance leads away from.
             rows: of the batch, int64 `(num_rows,)` or a slice.
-            steps_left: how many steps follow this one.
+            steps_left: how many steps follow this one: of all rows, or of each, `(num_rows,)`.
         """
         ...
 
@@ -48,6 +48,6 @@ class ClassCondition:
         self.is_given = is_given
         self._of_contexts = {COND: classes, UNCOND: torch.full_like(classes, no_class)}
 
-    def arguments(self, context: str, rows: Tensor | slice, steps_left: float) -> Arguments:
+    def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """See `ImageCondition`."""
         return (self._of_contexts[context][rows],), {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 
 from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
 from ..denoisers import image_denoiser
 from ..schedulers import EmbeddingNoise
-from .calls import CallCaches, PipelineCall, as_pair
+from .calls import CallCaches, GuidanceScale, PipelineCall, as_pair
 from .image_conditions import COND, UNCOND, ImageCondition
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
@@ -26,7 +27,10 @@ class ImageCachingMixin:
     @property
     def _cache_switch(self) -> CacheSwitch:
         if self._switch is None or self._switch[0] is not self.transformer:
-            self._switch = self.transformer, CacheSwitch(image_denoiser(self.transformer))
+            made, before = CacheSwitch(image_denoiser(self.transformer)), self._switch
+            if before is not None and unwrap_module(before[0]) is unwrap_module(self.transformer):
+                made.take_over(before[1])  # the same model, compiled or not any more
+            self._switch = self.transformer, made
         return self._switch[1]
 
     @property
@@ -76,6 +80,11 @@ class ImageDenoiser:
         self._planned: PlannedPasses | None = None
         self._noise: EmbeddingNoise | None = None
 
+    @property
+    def guidance(self) -> GuidanceScale:
+        """How strongly the logits are guided; a callback may change it."""
+        return self.call.guidance_scale
+
     def pass_of_step(self, sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
         """The logits of the images that need a pass; the plan says what is computed for them."""
         if not self.condition.takes_noise:
@@ -117,7 +126,7 @@ class ImageDenoiser:
     ) -> Tensor:
         self.call.current_timestep = t  # diffusers' caches ask for it
         noise = {} if self._noise is None else {"embedding_noise": self._noise.of_rows(rows)}
-        steps_left = self.call.steps_left_after(t)
+        steps_left = self._steps_left(t, rows)
 
         def logits(context: str) -> Tensor:
             arguments, named = self.condition.arguments(context, rows, steps_left)
@@ -131,6 +140,14 @@ class ImageDenoiser:
         if not self.call.scheduler.steps_by_masks and self.call.guidance_scale_at(t) <= 1:
             return cond
         return self.call.guided(uncond, cond, t, self._num_masks[rows], least=1)
+
+    def _steps_left(self, t: Tensor, rows: Tensor | slice) -> float | Tensor:
+        """How many steps follow this one; where each row takes as many steps as it has masks, one number for each."""
+        scheduler = self.call.scheduler
+        if not scheduler.steps_by_masks:
+            return self.call.steps_left_after(t)
+        step = round((1 - float(t)) * (scheduler.num_inference_steps or 1))
+        return (self._num_masks[rows] - 1 - step).clamp(min=0).float()
 
     def _runs_without(self, t: Tensor) -> bool:
         """Whether the step needs the pass without the condition, for its logits or for what later steps read of it."""

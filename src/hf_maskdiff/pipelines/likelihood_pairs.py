@@ -58,6 +58,9 @@ def encode_pair(encoder: PromptEncoder, prompt: Prompt | None, continuation: str
             break
         before, whole = encoder.encode(text), encoder.encode(prompt + continuation)
         end = len(before.ids) - before.num_after
+        ends_unknown = end > 0 and int(before.ids[end - 1]) == encoder.tokenizer.unk_token_id
+        if ends_unknown and not (prompt + continuation)[len(text)].isspace():
+            continue  # one unknown word, which would take in the continuation's beginning
         if end < len(whole.ids) - whole.num_after and torch.equal(whole.ids[:end], before.ids[:end]):
             return _continued(encoder, before, whole)
     return _joined(encoder, encoder.encode(prompt), continuation)

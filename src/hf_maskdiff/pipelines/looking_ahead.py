@@ -8,7 +8,7 @@ from torch import Tensor
 from ..sampling import first_rows
 from ..schedulers import Choice, ChooseThenSampleScheduler, MaskedDiffusionScheduler
 from .step_input import StepInput
-from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows
+from .step_logits import Denoiser, PassOfStep, StepLogits, StepRows, guidance_of
 
 
 class StepLookingAhead:
@@ -22,19 +22,23 @@ class StepLookingAhead:
     def __init__(self, denoiser: Denoiser, scheduler: ChooseThenSampleScheduler) -> None:
         self.denoiser, self.scheduler, self.memory = denoiser, scheduler, scheduler.new_memory()
         self._taken: Tensor | None = None
-        self._seen = StepLogits(torch.empty(0), rows=[])
+        self._seen, self._guidance = StepLogits(torch.empty(0), rows=[]), guidance_of(denoiser)
 
     def ahead(self, step: StepInput) -> None:
         """Nothing is chosen before the logits are there."""
 
     def passes(self, pass_of_step: PassOfStep) -> PassOfStep:
-        """The passes that steps begin with: of tokens that were seen when they were chosen there need be no other."""
+        """The passes that steps begin with: of tokens that were seen when they were chosen there need be no other.
+
+        Unless a callback has changed the tokens, or how strongly they are guided. Rows may have ended meanwhile.
+        """
 
         def seen_or_new(sample: Tensor, t: Tensor, now: StepRows) -> StepLogits:
             seen, taken, self._seen = self._seen, self._taken, StepLogits(torch.empty(0), rows=[])
-            if taken is None or now.rows != seen.rows or not _equal_in(now.rows, taken, sample):
+            is_as_seen = set(now.rows) <= set(seen.rows or []) and guidance_of(self.denoiser) == self._guidance
+            if taken is None or not is_as_seen or not _equal_in(now.rows, taken, sample):
                 return pass_of_step(sample, t, now)
-            return seen
+            return seen.of_rows(now.rows)
 
         return seen_or_new
 
@@ -45,6 +49,7 @@ class StepLookingAhead:
         numbers, rows = candidates.to_score()
         if step.following is None or not len(rows):
             return candidates.samples[0].clone()  # a tensor that may enter a graph
+        self._guidance = guidance_of(self.denoiser)
         values = self.denoiser(candidates.samples[numbers, rows], step.following, rows)
         if values.ndim == 4:
             values = values.flatten(2).transpose(1, 2)

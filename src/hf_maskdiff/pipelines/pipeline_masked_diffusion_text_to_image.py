@@ -78,6 +78,8 @@ class MaskedDiffusionTextToImagePipeline(
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
     card_pipeline_tag = "text-to-image"
     card_tags = ("text-to-image",)
+    card_task = "masked-diffusion-image-generation"
+    tokenizer_at_root = False
     card_example = 'pipe("a small red house by the sea").images[0].save("image.png")'
     upcasts_half = True
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and type
@@ -294,7 +296,8 @@ class MaskedDiffusionTextToImagePipeline(
             return text.encoded(self._encoded).map(lambda values: rows(values.to(device, self.transformer.dtype)))
 
         micro = (size, micro_conditioning_crop_coord, micro_conditioning_aesthetic_score, batch_size, device)
-        condition = TextCondition(features(positive), lambda: features(negative), micro_conditions(*micro))
+        noise = getattr(self.transformer, "takes_noise", False)
+        condition = TextCondition(features(positive), lambda: features(negative), micro_conditions(*micro), noise)
         if call.may_guide:
             condition.prepare()
         if image is None:

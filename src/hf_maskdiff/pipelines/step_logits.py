@@ -10,9 +10,15 @@ from torch import Tensor
 
 from ..schedulers import Choice, EmbeddingNoise
 
-# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V). In a partial pass:
+# (sample (num_rows, ...), timestep, their rows in the batch) -> logits (num_rows, L, V); where a scheduler looks ahead,
+# a row stands there once for each of its candidates. In a partial pass:
 # (tokens (num_rows, K), timestep, their rows, positions int64 (num_rows, K)) -> logits (num_rows, K, V)
 Denoiser = Callable[..., Tensor]
+
+
+def guidance_of(denoiser: Denoiser) -> object:
+    """What a callback may change between steps, so that the same tokens have other logits; None if there is nothing."""
+    return getattr(denoiser, "guidance", None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,13 @@ class StepLogits:
     values: Tensor
     places: Tensor | None = None
     rows: list[int] | None = None
+
+    def of_rows(self, rows: list[int]) -> StepLogits:
+        """Those of some of the rows that it holds, in their order; of logits with `places` and `rows`."""
+        if self.rows is None or self.places is None or rows == self.rows:
+            return self
+        index = torch.tensor([self.rows.index(row) for row in rows], device=self.values.device)
+        return StepLogits(self.values[index], self.places[index], rows)
 
     def replace_rows(self, newer: StepLogits) -> None:
         """Overwrite the logits of the rows that `newer` holds, in place."""

@@ -82,13 +82,15 @@ class StepInGroups:
         lengths = torch.tensor(sample[0].numel()) if self.lengths is None else self.lengths
         large = (count > self.partial_cache.full_pass_threshold * lengths)[count > 0]
         in_full = large.nonzero()[:, 0].to(sample.device, non_blocking=True)  # so that the host need not wait
+        num_groups = num_groups_of(count[count > 0], self.partial_cache)
         partial = own.valid.index_fill(0, in_full, False)  # partial passes store nothing in rows with full passes
         for group in range(min(self.partial_cache.num_substeps, own.positions.shape[1])):
             if group and len(in_full) < len(tokens):
                 drawing = partial & (groups == group).any(-1, keepdim=True)  # some rows have fewer groups than others
                 values = self.denoiser(tokens, t, rows, torch.where(drawing, own.positions, ~own.positions))
-            if group and len(in_full):
-                values = self._with_full_pass(values, t, sample[rows], own, tokens, rows, in_full)
+            still = (large & (num_groups > group)).nonzero()[:, 0].to(sample.device, non_blocking=True)
+            if group and len(still):
+                values = self._with_full_pass(values, t, sample[rows], own, tokens, rows, still)
             drawn = self.scheduler.sample_tokens(values, own, groups == group)
             tokens = torch.where(groups == group, drawn, tokens)
         written = _written(sample[rows], own, tokens)
@@ -175,9 +177,22 @@ def groups_of(choice: Choice, partial_cache: PartialCacheConfig) -> Tensor:
         ranks = noise.argsort(-1).argsort(-1)
     if fraction is None:
         return group_of_ranks(ranks, choice.count, num_groups)
-    first = (choice.count * fraction).round().long().clamp(min=1)[:, None]
+    first = _first_group(choice.count, fraction)[:, None]
     later = group_of_ranks(ranks - first, (choice.count - first[:, 0]).clamp(min=0), num_groups - 1) + 1
     return torch.where(ranks < first, 0, later).where(ranks < choice.count[:, None], num_groups)
+
+
+def num_groups_of(count: Tensor, partial_cache: PartialCacheConfig) -> Tensor:
+    """How many groups rows are drawn in that draw so many positions, int64 like `count`."""
+    num_groups, fraction = partial_cache.num_substeps, partial_cache.first_group_fraction
+    if fraction is None:
+        return count.clamp(max=num_groups)
+    return 1 + (count - _first_group(count, fraction)).clamp(min=0, max=num_groups - 1)
+
+
+def _first_group(count: Tensor, fraction: float) -> Tensor:
+    """How many positions the first group holds, int64 like `count`."""
+    return (count * fraction).round().long().clamp(min=1)
 
 
 def group_of_ranks(ranks: Tensor, count: Tensor, num_groups: int) -> Tensor:

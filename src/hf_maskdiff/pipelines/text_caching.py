@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.utils.torch_utils import unwrap_module
+
 from ..attention_rule import block_causal
 from ..caching import CacheConfig
 from ..denoisers import TextDenoiser, text_denoiser
@@ -21,7 +23,10 @@ class TextCachingMixin:
         """The model as it is called: with attention in both directions, aligned logits and partial passes."""
         if self._denoiser is None or self._denoiser.model is not self.transformer:
             rule = block_causal(self.config.attention, self.config.block_size)
-            self._denoiser = text_denoiser(self.transformer, self.config.shift_logits, rule)
+            made, before = text_denoiser(self.transformer, self.config.shift_logits, rule), self._denoiser
+            if before is not None and unwrap_module(before.model) is unwrap_module(self.transformer):
+                made.take_over(before)  # the same model, compiled or not any more
+            self._denoiser = made
         return self._denoiser
 
     def enable_cache(self, config: CacheConfig) -> None:

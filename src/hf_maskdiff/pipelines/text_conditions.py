@@ -186,11 +186,15 @@ class TextCondition:
         cond: features of the prompts, of each image.
         uncond: returns those of the negative prompts; called when a pass first needs them.
         micro_conds: `(batch_size, 5)`.
+        takes_noise: whether the model takes noise for the embeddings of the codes.
     """
 
-    is_given, takes_noise = True, False
+    is_given = True
 
-    def __init__(self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor) -> None:
+    def __init__(
+        self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor, takes_noise: bool = False
+    ) -> None:
+        self.takes_noise = takes_noise
         self._of_contexts, self._uncond, self.micro_conds = {COND: cond}, uncond, micro_conds
 
     def prepare(self) -> None:
@@ -198,7 +202,7 @@ class TextCondition:
         if UNCOND not in self._of_contexts:
             self._of_contexts[UNCOND] = self._uncond()
 
-    def arguments(self, context: str, rows: Tensor | slice, steps_left: float) -> Arguments:
+    def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """See `ImageCondition`."""
         if context == UNCOND:
             self.prepare()
@@ -207,6 +211,8 @@ class TextCondition:
             "encoder_hidden_states": features.hidden[rows],
             "pooled_projections": features.pooled[rows],
             "micro_conds": micro_conds,
-            "timestep": torch.full((len(micro_conds),), steps_left, device=micro_conds.device),
+            "timestep": torch.as_tensor(steps_left, dtype=torch.float32, device=micro_conds.device).expand(
+                len(micro_conds)
+            ),
         }
         return (), named

@@ -14,7 +14,7 @@ from ..caching import Queries, places_of
 from ..denoisers import TextDenoiser
 from ..denoisers.transformers_pass import is_compiled
 from ..sampling import Generators, first_rows, ranks
-from .calls import CallCaches, PipelineCall, as_pair
+from .calls import CallCaches, GuidanceScale, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
@@ -58,6 +58,7 @@ class WindowDenoiser:
         self._contexts: Contexts = ()
         self._began = batch.sample  # the tokens that the step begins with
         self._ids, self._unfinished = torch.tensor(row_ids, device=passes.device), list(range(len(row_ids)))
+        self._ones = torch.ones_like(self._ids)
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
         windows = (
             batch.masked(batch.sample),
@@ -71,6 +72,11 @@ class WindowDenoiser:
         in_blocks = self._num_masks = (batch.sample == batch.mask_token_id).sum(-1)
         self._keeps_all = denoiser.plan is not None and denoiser.plan.outlives_blocks
         self._num_outside = (windows[0].sum(-1) - in_blocks).cpu()
+
+    @property
+    def guidance(self) -> GuidanceScale:
+        """How strongly the logits are guided; a callback may change it."""
+        return self.call.guidance_scale
 
     # --- the pass that a step begins with -----------------------------------------------------------------------------
 
@@ -101,17 +107,19 @@ class WindowDenoiser:
         first = first_rows(*sample.shape, device)[rows]
         places = torch.where(wanted, first + columns, -1)
 
-        num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
-        at = batch.places_of(columns, rows)
-        chosen = None if now.choice is None else torch.where(wanted, at, ~at)
-        queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
+        at, queries = batch.places_at(columns, rows), None
+        if self.denoiser.plan is not None:
+            num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
+            chosen = None if now.choice is None else torch.where(wanted, at, ~at)
+            queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
         values = self._guided(t, rows, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
         values = self._ruled(values, tokens, rows)
         self._unfinished = now.unfinished
-        whole = torch.ones_like(self._ids[rows], dtype=torch.bool)
-        if queries is not None:  # some positions of the batch's longest row may be all positions of another
+        if queries is None:
+            self.passes[0].index_add_(0, self._ids[rows], self._ones[rows])
+        else:  # some positions of the batch's longest row may be all positions of another
             whole = (queries.positions >= 0).sum(-1) == batch.lengths[rows]
-        self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
+            self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
         return StepLogits(values, places, now.rows)
 
     def _computed(

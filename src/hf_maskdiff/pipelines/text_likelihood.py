@@ -95,9 +95,9 @@ class LikelihoodMixin:
         guidance_scale: float = 1.0,
         batch_size: int = 16,
         generator: Generators = None,
-        input_ids: Tensor | None = None,
-        mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        input_ids: Tensor | Sequence[Any] | None = None,
+        mask: Tensor | Sequence[Any] | None = None,
+        attention_mask: Tensor | Sequence[Any] | None = None,
         mask_counts: bool = False,
         return_dict: bool = True,
     ) -> LogLikelihoodOutput | tuple:

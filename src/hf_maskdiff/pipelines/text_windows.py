@@ -186,8 +186,12 @@ class WindowBatch:
         """Convert positions in the blocks to positions in the windows; those given as `-p - 1` keep this form."""
         if self._is_whole:
             return positions
-        stand = self._places[rows].gather(1, torch.where(positions < 0, ~positions, positions))
+        stand = self.places_at(torch.where(positions < 0, ~positions, positions), rows)
         return torch.where(positions < 0, ~stand, stand)
+
+    def places_at(self, columns: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Convert columns of the blocks, none of them negative, to positions in the windows."""
+        return columns if self._is_whole else self._places[rows].gather(1, columns)
 
     def without_ended(self, sample: Tensor, ends: Sequence[int], from_places: Tensor) -> Tensor:
         """The sample without the masks of rows that have ended: what stands behind an end of text is cut off.

@@ -21,11 +21,13 @@ from ..published.malformed import settings_of
 from ..sampling import check_generators
 from ..schedulers import AncestralScheduler, MaskedDiffusionScheduler
 from .pipeline_masked_diffusion_text import MaskedDiffusionTextPipeline
+from .pipeline_masked_diffusion_text_to_image import MaskedDiffusionTextToImagePipeline
 from .pipeline_maskgit import MaskGITPipeline
 from .pipeline_mdlm import PUBLISHED_TOKENIZER, MDLMPipeline
 from .task_inputs import as_inputs
 from .text_prompts import MASK_SPAN
 
+ImagePipeline = MaskGITPipeline | MaskedDiffusionTextToImagePipeline
 Scheduler = MaskedDiffusionScheduler | type[MaskedDiffusionScheduler] | str
 _LOCATION = ("revision", "token", "local_files_only", "cache_dir")
 # Of what `transformers.pipeline` passes on, what only its own models read.
@@ -147,7 +149,7 @@ def _require_tokenizer(tokenizer: PreTrainedTokenizerBase | str | None) -> None:
 
 
 @singledispatch
-def image_pipeline(model: Any) -> MaskGITPipeline:
+def image_pipeline(model: Any) -> ImagePipeline:
     """The pipeline that a task's `model` stands for."""
     raise ValueError(
         f"`model` must be an image model: a Hub id, a folder or a MaskGITPipeline, got {type(model).__name__}. For "
@@ -156,12 +158,13 @@ def image_pipeline(model: Any) -> MaskGITPipeline:
 
 
 @image_pipeline.register
-def _(model: Repository) -> MaskGITPipeline:
-    return model.open(MaskGITPipeline)
+def _(model: Repository) -> ImagePipeline:
+    return model.open(MaskGITPipeline, MaskedDiffusionTextToImagePipeline)
 
 
-@image_pipeline.register
-def _(model: MaskGITPipeline) -> MaskGITPipeline:
+@image_pipeline.register(MaskGITPipeline)
+@image_pipeline.register(MaskedDiffusionTextToImagePipeline)
+def _(model: ImagePipeline) -> ImagePipeline:
     return model
 
 
@@ -350,7 +353,7 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
 
 
 class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
-    """Draws images of classes with any masked diffusion model and scheduler, the way transformers' pipelines do.
+    """Draws images of classes or from text, with any model and scheduler, the way transformers' pipelines do.
 
     Example:
 
@@ -362,15 +365,16 @@ class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
         images = draw([3, 8, "7"], batch_size=3)
 
     Args:
-        model: a Hub id or folder of a pipeline of this package, or a `MaskGITPipeline`.
+        model: a Hub id or folder of a pipeline of this package, or a `MaskGITPipeline` or
+            `MaskedDiffusionTextToImagePipeline`.
         scheduler: an object, a class or its name (takes over the present scheduler's settings), or a Hub id or folder.
 
-    Called with a label (an id or a name) it returns a PIL image, or a list of them where `num_images_per_prompt` is
-    given; with a list of labels, a list of these; without a label an image of no class. The other arguments are those
-    of `MaskGITPipeline`.
+    Called with a label (an id or a name) or a prompt it returns a PIL image, or a list where `num_images_per_prompt` is
+    given; with a list of them, a list of these; without a label an image of no class. The other arguments are those of
+    the pipeline.
     """
 
-    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "class_labels")
+    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "class_labels", "prompt")
     _outputs, _num_outputs = "images", "num_images_per_prompt"
 
     def __init__(self, model: Any, scheduler: Scheduler | None = None, **kwargs: Any) -> None:

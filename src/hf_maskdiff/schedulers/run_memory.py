@@ -111,8 +111,8 @@ class LifeMemory(RunMemory):
         return self._sums / self._passes.clamp(min=1)
 
 
-class EditingMemory(RunMemory):
-    """Keeps for how many passes each row has been full, too.
+class EditingMemory(DrawMemory):
+    """Keeps for how many passes each row has been full, and what the last pass thought of each token, too.
 
     Attributes:
         goes_on: which rows the last step has left with something to do, bool `(batch_size,)`; None before it.

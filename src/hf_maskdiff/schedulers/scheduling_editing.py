@@ -11,15 +11,17 @@ from torch import Tensor
 
 from ..integers import is_integer
 from ..masking import MaskingSchedule
-from ..orders import log_confidence
 from ..sampling import Marginals, Purpose
 from .checks import is_number, require
+from .drawn_with import record_drawn
 from .run_memory import EditingMemory, RunMemory
+from .scheduling_choose_then_sample import Choice
 from .scheduling_revising import RevisingScheduler
 from .step_context import StepContext
 from .token_temperature import beta_of
 
 _OVERWRITE, _MASK = "overwrite", "mask"
+_OTHER, _IMPROBABLE, _CHANGED = _DOUBTS = ("other", "improbable", "changed")
 _CLOSE = 1e-6  # two ways to compute the same log-probability differ by less
 
 
@@ -31,7 +33,9 @@ class EditingScheduler(RevisingScheduler):
 
     where `x_i^*` is the most probable token and c_i its probability, or with `drawn=True` a token drawn from
     p_i and its probability. `edits="overwrite"` writes `x_i^*` there (LLaDA2.1); `"mask"` makes the position a mask,
-    which later steps fill in from a context without the mistake (token-to-mask). Once a block is full, further passes
+    which later steps fill in from a context without the mistake (token-to-mask, arXiv 2604.18738). A mask may also come
+    back where `doubt="improbable"`, `p_i(x_i) < tau_e`, or `"changed"`, p_i(x_i) differs by more than tau_e from what
+    the pass before gave. Once a block is full, further passes
     edit it until one changes nothing, at most `max_post_steps + 1` of them; a block that is full only after its last
     step gets none. Each row has its own count.
 
@@ -51,6 +55,9 @@ class EditingScheduler(RevisingScheduler):
         threshold (`float`): tau, in [0, 1] or above; what nothing exceeds follows the schedule.
         editing_threshold (`float`): tau_e, in (0, 1].
         edits (`str`): `"overwrite"` or `"mask"`. A mask comes back only before the last step, which leaves none.
+        doubt (`str`): what is edited: `"other"` as above, or with `edits="mask"` also `"improbable"` or `"changed"`,
+            for which 0.5 and 0.3 are the published `editing_threshold`. For `"changed"` the loop must hand on a memory,
+            as our pipelines do; without one nothing is doubted.
         max_post_steps (`int`): at least 0.
         drawn (`bool`): tokens drawn at `temperature`; False takes the most probable ones.
     """
@@ -71,6 +78,7 @@ class EditingScheduler(RevisingScheduler):
         max_post_steps: int = 16,
         drawn: bool = False,
         typical_p: float | None = None,
+        doubt: str = _OTHER,
     ) -> None:
         valid, remedy = is_number(threshold) and threshold >= 0, "Try 0.7."
         require(valid, "threshold", "a number of at least 0", threshold, remedy)
@@ -78,6 +86,9 @@ class EditingScheduler(RevisingScheduler):
         require(valid, "editing_threshold", "in (0, 1]", editing_threshold, remedy)
         kinds = (_OVERWRITE, _MASK)
         require(edits in kinds, "edits", f"one of {kinds}", edits, "Pick one of these.")
+        require(doubt in _DOUBTS, "doubt", f"one of {_DOUBTS}", doubt, "Pick one of these.")
+        valid, remedy = doubt == _OTHER or edits == _MASK, "Pass edits='mask', which does not need another token."
+        require(valid, "doubt", f"{_OTHER!r} with edits={edits!r}", doubt, remedy)
         valid, remedy = is_integer(max_post_steps, at_least=0), "Pass how many passes may edit a full block."
         require(valid, "max_post_steps", "an integer of at least 0", max_post_steps, remedy)
         self.check_config()
@@ -114,8 +125,8 @@ class EditingScheduler(RevisingScheduler):
     def plan_step(self, marginals: Marginals, context: StepContext) -> tuple[StepContext, Tensor, Tensor | None]:
         device = context.keys.device
         masked, revealed = context.masked.to(device), context.revealed.to(device)
-        scores, differs = self._candidates(marginals, context)
-        edits = revealed & differs & (scores > math.log(self.config.editing_threshold))
+        scores, doubted = self._candidates(marginals, context)
+        edits = revealed & doubted
         count = self.count_positions(scores.masked_fill(~masked, -torch.inf), context).to(device)
         if isinstance(context.memory, EditingMemory):
             context.memory.note(masked.any(-1), edits.any(-1), context.is_last, self.config.max_post_steps)
@@ -135,14 +146,42 @@ class EditingScheduler(RevisingScheduler):
     _plan_whole_step = plan_step
 
     def _candidates(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
-        """Of a candidate token for each position its log-probability, and whether another token stands there."""
-        free, device = context.masked | context.revealed, context.keys.device
+        """Of a candidate token for each position its log-probability, and whether the token that stands there is
+        doubted."""
+        doubt, free = self.config.doubt, context.masked | context.revealed
+        device, threshold = context.keys.device, math.log(self.config.editing_threshold)
         if self.config.drawn:  # the noise is the position's own, so `sample_tokens` draws the same again
-            tokens, log_probs = marginals.draw_all(free, context.uniform(Purpose.TOKEN))
-            return log_probs.to(device), tokens.to(device) != context.tokens.to(device)
-        largest = marginals.score(log_confidence, free).to(device)
-        standing = marginals.log_prob_of(context.tokens, context.revealed).to(device)
-        return largest, standing < largest - _CLOSE
+            drawn, scores = marginals.draw_all(
+                free if doubt == _OTHER else context.masked, context.uniform(Purpose.TOKEN)
+            )
+            if doubt == _OTHER:
+                return scores.to(device), ((drawn != context.tokens) & (scores > threshold)).to(device)
+            standing = marginals.log_prob_of(context.tokens, context.revealed)
+        else:
+            standing, scores = marginals.log_prob_of_and_largest(context.tokens, free)
+        if doubt == _OTHER:
+            doubted = (standing < scores - _CLOSE) & (scores > threshold)
+        elif doubt == _IMPROBABLE:
+            doubted = standing < threshold
+        else:
+            doubted = self._changed(standing.exp(), context)
+        return scores.to(device), doubted.to(device)
+
+    def _changed(self, now: Tensor, context: StepContext) -> Tensor:
+        """Whether the probability of the token that stands there is another than in the last pass."""
+        if not isinstance(context.memory, EditingMemory):
+            return torch.zeros_like(context.masked)
+        change = (now - context.memory.drawn_with(context.tokens.shape, now.device)).abs()
+        places = torch.arange(now.numel(), device=now.device).view_as(now)
+        places = torch.where(context.revealed, places, now.numel())
+        context.memory.record(places.flatten(), now.flatten(), now.shape)
+        return change > self.config.editing_threshold
+
+    def note_drawn(
+        self, marginals: Marginals, choice: Choice, rows: Tensor, tokens: Tensor, group: Tensor | None
+    ) -> None:
+        if self.config.doubt == _CHANGED:
+            record_drawn(marginals, choice, rows, tokens, group)
 
     def score_positions(self, marginals: Marginals, context: StepContext) -> Tensor:
         return self._candidates(marginals, context)[0]

@@ -10,6 +10,7 @@ from .. import revising
 from ..masking import MaskingSchedule, mask_ratio
 from ..sampling import Marginals, Purpose, position_noise
 from .checks import ChoiceTemperature, is_number, require
+from .drawn_with import record_drawn
 from .position_orders import POSITION_ORDERS
 from .run_memory import DrawMemory, RunMemory
 from .scheduling_choose_then_sample import Choice
@@ -182,14 +183,8 @@ class ReMDMScheduler(RevisingScheduler):
     def note_drawn(
         self, marginals: Marginals, choice: Choice, rows: Tensor, tokens: Tensor, group: Tensor | None
     ) -> None:
-        if self.config.remasking != "conf" or not isinstance(choice.memory, DrawMemory) or choice.first is None:
-            return
-        shape = choice.memory.known.shape
-        wanted = choice.valid if group is None else choice.valid & group
-        places = torch.where(wanted, choice.first + choice.positions, shape.numel())
-        chosen = slice(None) if places.device.type != "cpu" else wanted.flatten()
-        drawn_with = marginals.log_prob_at(rows.flatten()[chosen], tokens.flatten()[chosen]).exp()
-        choice.memory.record(places.flatten()[chosen], drawn_with, shape)
+        if self.config.remasking == "conf":
+            record_drawn(marginals, choice, rows, tokens, group)
 
 
 def remasking_of(strategy: str, share: float, next_share: float, eta: float) -> float:

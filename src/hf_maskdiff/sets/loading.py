@@ -34,11 +34,7 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
     """
     loading = {"dtype": getattr(torch, args.dtype)} | ({"device_map": args.device_map} if args.device_map else {})
     pipe = open_pipeline(args.pipeline, loading)
-    if args.scheduler is not None:
-        pipe.register_modules(scheduler=_scheduler_of(args.scheduler, pipe))
-    if args.scheduler_config:
-        settings = scheduler_settings(args.scheduler_config, type(pipe.scheduler))
-        pipe.register_modules(scheduler=_with_settings(pipe.scheduler, settings))
+    set_scheduler(pipe, args.scheduler, args.scheduler_config)
     if args.num_substeps > 1:  # a text pipeline has a cache of its own, whatever its model
         cached = pipe if hasattr(pipe, "enable_cache") else pipe.transformer
         cached.enable_cache(PartialCacheConfig(num_substeps=args.num_substeps))
@@ -46,6 +42,18 @@ def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
         _compile(pipe.transformer)
     _place(pipe, args, torch.device("cpu") if state.device.type == "cpu" else state.device)
     return pipe
+
+
+def set_scheduler(pipe: Any, name: str | None, pairs: Sequence[str]) -> None:
+    """Give a pipeline another scheduler, and settings as `key=value`; None and no pairs leave it as it is.
+
+    Raises:
+        ValueError: a scheduler or a setting that there is not.
+    """
+    if name is not None:
+        pipe.register_modules(scheduler=_scheduler_of(name, pipe))
+    if pairs:
+        pipe.register_modules(scheduler=_with_settings(pipe.scheduler, scheduler_settings(pairs, type(pipe.scheduler))))
 
 
 def open_pipeline(pipeline: str, loading: dict[str, Any]) -> Any:

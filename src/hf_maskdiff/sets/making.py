@@ -54,7 +54,7 @@ def make_set(args: argparse.Namespace) -> Path:
 
 
 def _make_set(args: argparse.Namespace, state: PartialState) -> Path:
-    args = _settled(args, state.device.type)
+    args = settled(args, state.device.type)
     if args.device == "cpu":  # how many threads share a product decides its last bits
         torch.set_num_threads(args.num_threads)
     pipe = load_pipeline(args, state)
@@ -75,7 +75,7 @@ def _make_set(args: argparse.Namespace, state: PartialState) -> Path:
     return folder
 
 
-def _settled(args: argparse.Namespace, device: str) -> argparse.Namespace:
+def settled(args: argparse.Namespace, device: str) -> argparse.Namespace:
     """The arguments with their defaults for a kind of device, and with shards of whole blocks."""
     block_size = args.block_size or (CPU_BLOCK_SIZE if device == "cpu" else args.batch_size)
     shard_size = -(-args.shard_size // block_size) * block_size
