@@ -11,13 +11,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_training_examples import VQ_ARGUMENTS, fresh_programs, idx_folder, program  # noqa: F401
+from test_training_examples import (  # noqa: F401
+    MDLM_ARGUMENTS,
+    VQ_ARGUMENTS,
+    fresh_programs,
+    idx_folder,
+    program,
+    text_folder,
+)
 
-from hf_maskdiff import MaskGITPipeline
-from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
-LETTERS_MODEL = Path(__file__).parents[1] / "pipelines" / "maskgit-letters"
 LETTERS = [chr(65 + i) for i in range(26)]
 
 
@@ -149,50 +153,6 @@ def test_pictures_are_no_letters() -> None:
     assert letters.distinct(np.stack([usual, other, usual, other])).tolist() == [True, True, False, False]
 
 
-# --- the shipped model ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe() -> MaskGITPipeline:
-    pipe = MaskGITPipeline.from_pretrained(LETTERS_MODEL)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def judge() -> DigitClassifier:
-    return DigitClassifier.from_pretrained(LETTERS_MODEL / "digit_classifier").eval()
-
-
-def test_it_draws_the_letters_that_it_is_asked_for(pipe: MaskGITPipeline, judge: DigitClassifier) -> None:
-    assert [str(name) for name in pipe.transformer.config.id2label.values()] == LETTERS
-    asked = list("AEHKMORSX") * 2
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(asked))]
-    images = pipe(class_labels=asked, num_inference_steps=8, generator=generators, output_type="pt").images
-    assert images.shape == (len(asked), 3, 48, 48)
-    read = [LETTERS[i] for i in judge.read(images)[0]]
-    assert sum(a == b for a, b in zip(asked, read, strict=True)) >= 0.8 * len(asked)
-    # A letter and its background are of one scheme: the corners' colours are those of its background.
-    schemes = program("render_letters").SCHEMES / 255
-    top, bottom = images[:, :, :3, :3].mean((2, 3)), images[:, :, -3:, :3].mean((2, 3))
-    far = (torch.stack([top, bottom], 1)[:, None] - schemes[:, :2]).abs().amax((-1, -2))
-    assert far.amin(1).median() < 0.1
-
-
-@torch.no_grad()
-def test_its_tokenizer_gives_letters_of_other_fonts_back(
-    pipe: MaskGITPipeline, judge: DigitClassifier, fonts: Path, tmp_path: Path
-) -> None:
-    letters = program("render_letters")
-    arguments = ["--font_dir", str(fonts), "--shapes", str(tmp_path / "shapes.npz"), "--paintings", "1"]
-    letters.main([*arguments, "--output_dir", str(tmp_path)])
-    images, labels, _ = load_labelled_images("test", data_dir=tmp_path)  # STIX, which it has not seen
-    again = pipe.vqvae(images / 255).sample.clip(0, 1)
-    assert ((again - images / 255) ** 2).mean() < 0.01
-    assert (judge.read(images)[0] == labels).double().mean() > 0.9
-    assert (judge.read(again)[0] == labels).double().mean() > 0.9
-
-
 # --- the clock -------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +193,20 @@ def test_the_learning_rate_follows_the_seconds(monkeypatch: pytest.MonkeyPatch) 
 def test_a_training_ends_in_time(idx_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     arguments = ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]
     started = time.monotonic()
-    program("train_vq").main([*arguments, "--max_train_steps", "1000000", "--max_seconds", "1"])
+    arguments += ["--max_train_steps", "1000000", "--max_seconds", "1"]
+    program("train_vq").main(arguments)
     assert time.monotonic() - started < 60
     assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").exists()
+    # It can go on from its last step, with as many seconds again.
+    checkpoints = program("training_utils").checkpoints
+    first = int(checkpoints(tmp_path / "out")[-1].name.rpartition("-")[2])
+    program("train_vq").main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert int(checkpoints(tmp_path / "out")[-1].name.rpartition("-")[2]) > first > 0
+
+
+def test_a_language_model_that_the_clock_ends_is_saved(text_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    arguments = ["--data_dir", str(text_folder), "--output_dir", str(tmp_path / "out"), *MDLM_ARGUMENTS]
+    loss = program("train_mdlm").main([*arguments, "--max_train_steps", "1000000", "--max_seconds", "1"])
+    assert 0 < loss < 10
+    assert (tmp_path / "out" / "model_index.json").exists()
+    assert program("training_utils").checkpoints(tmp_path / "out")
