@@ -68,26 +68,28 @@ def is_of_curve(sampler: str) -> bool:
     return sampler.split(" ")[0] == "uniform"
 
 
-def curve_of(summary: Summary, shown: Measures, steps: int) -> list[tuple[float, Value]]:
+def curve_of(summary: Summary, shown: Measures, steps: int) -> list[tuple[Value, Value]]:
     """The uniform order at each of its temperatures: diversity, and quality, by rising diversity."""
     rows = [row for (name, number), row in summary.items() if number == steps and is_of_curve(name)]
-    return sorted((row[shown.diversity][0], row[shown.quality]) for row in rows)
+    return sorted((row[shown.diversity], row[shown.quality]) for row in rows)
 
 
-def beyond_curve(row: Row, shown: Measures, curve: Sequence[tuple[float, Value]]) -> Value | None:
+def beyond_curve(row: Row, shown: Measures, curve: Sequence[tuple[Value, Value]]) -> Value | None:
     """Quality minus that of the uniform order at the temperature with as much diversity.
 
     What is more diverse than all of the curve is compared with its end, which is at the model's own temperature; None
-    for what is less diverse than all of it.
+    for what is less diverse than all of it. The error holds those of both diversities, times the slope of the curve.
     """
     if not curve:
         return None
-    at, (value, error) = min(row[shown.diversity][0], curve[-1][0]), row[shown.quality]
-    for (low, (first, first_error)), (high, (last, last_error)) in pairwise(curve):
+    (value, error), (own, own_error) = row[shown.quality], row[shown.diversity]
+    at = min(own, curve[-1][0][0])
+    for ((low, low_error), (first, first_error)), ((high, high_error), (last, last_error)) in pairwise(curve):
         if low <= at <= high and low < high:
-            share = (at - low) / (high - low)
+            share, slope = (at - low) / (high - low), (last - first) / (high - low)
             there = (1 - share) * first + share * last
-            return value - there, math.hypot(error, (1 - share) * first_error, share * last_error)
+            across = math.hypot(own_error, (1 - share) * low_error, share * high_error)
+            return value - there, math.hypot(error, (1 - share) * first_error, share * last_error, slope * across)
     return None
 
 
@@ -203,7 +205,7 @@ def draw_panel(axis: Any, summary: Summary, bed: str) -> None:
     steps = shown.passes
     curve = curve_of(summary, shown, steps)
     line = {"color": BLACK, "marker": ".", "linewidth": 2, "label": "uniform, any temperature"}
-    axis.plot([x for x, _ in curve], [y for _, (y, _) in curve], **line)
+    axis.plot([x for (x, _), _ in curve], [y for _, (y, _) in curve], **line)
     for (name, number), row in summary.items():
         look = LOOKS.get(name.split(" ")[0].removesuffix(","))
         point = (row[shown.diversity][0], row[shown.quality][0])

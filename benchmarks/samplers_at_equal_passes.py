@@ -69,15 +69,14 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
 REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")  # more passes than positions are of use to them
+MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
         128,
         [
-            *pairs_of(
-                [*PLAIN, *tempered(6, (16, 3, 1, 0.5)), "moment 16", *nucleus()], (4, 8, 16, 32, 64), (FULL, 118)
-            ),
+            *pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5)), *MORE_16, *nucleus()], (4, 8, 16, 32, 64), (FULL, 118)),
             *pairs_of(SECOND, (24,)),
             *pairs_of(REVISING, (128,)),
         ],

@@ -77,10 +77,10 @@ def test_beyond_the_curve(program: Callable[[str], Any]) -> None:
 
     summary = {("uniform", 8): row(2.0, 4.0), ("uniform 4", 8): row(1.0, 3.0), ("uniform", 16): row(0.0, 3.5)}
     curve = report.curve_of(summary, shown, 8)
-    assert curve == [(3.0, (1.0, 0.3)), (4.0, (2.0, 0.3))]
+    assert curve == [((3.0, 0.01), (1.0, 0.3)), ((4.0, 0.01), (2.0, 0.3))]
     value, error = report.beyond_curve(row(1.25, 3.25), shown, curve)
     assert value == pytest.approx(0)
-    assert error == pytest.approx(0.3 * (1 + 0.75**2 + 0.25**2) ** 0.5)
+    assert error == pytest.approx((0.3**2 + 0.01**2) ** 0.5 * (1 + 0.75**2 + 0.25**2) ** 0.5)
     assert report.beyond_curve(row(1.1, 3.5), shown, curve)[0] == pytest.approx(-0.4)
     assert report.beyond_curve(row(2.5, 4.2), shown, curve)[0] == pytest.approx(0.5)
     assert report.beyond_curve(row(1.1, 2.9), shown, curve) is None
