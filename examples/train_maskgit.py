@@ -49,6 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--label_dropout", type=float, default=0.1, help="share of rows trained without their class")
     parser.add_argument("--masking_schedule", default="cosine")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: nearly twice as fast on a CPU")
     parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--ema_decay", type=float, default=0.999, help="decay of the averaged weights, which are saved")
@@ -127,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> float:
     if device.type == "cpu":
         # With so few tokens, plain matrix products are faster there than the fused kernel: by 1.4 times per step.
         model.set_attention_backend("_native_math")
+    if args.compile:
+        model.compile_repeated_blocks()
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer, schedule = make_optimizer(model.parameters(), args, clock)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
-    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
 
     model.train()
@@ -151,8 +154,11 @@ def main(argv: Sequence[str] | None = None) -> float:
         ema.step(accelerator.unwrap_model(model).parameters())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
-            save_checkpoint(accelerator, args.output_dir, step + 1)
+        done = step + 1
+        if done % args.checkpointing_steps == 0:
+            save_checkpoint(accelerator, args.output_dir, done)
+    if done > start and done % args.checkpointing_steps:
+        save_checkpoint(accelerator, args.output_dir, done)
 
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     ema.copy_to(trained.parameters())

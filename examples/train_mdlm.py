@@ -241,13 +241,26 @@ def main(argv: Sequence[str] | None = None) -> float:
     network = model if num_blocks == 1 else NoisyAndClean(model, args.block_size)
     network, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
-    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
     learner = accelerator.unwrap_model(network)  # still computes in the precision asked for
 
     # Each row starts at a random place in its part of the text, so that every epoch cuts the text differently.
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
+
+    def keep(step: int) -> float:
+        """Save the state, and evaluate and save the averaged weights; training continues with the current ones."""
+        save_checkpoint(accelerator, args.output_dir, step)
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        loss = evaluate(learner.eval(), scheduler, test_rows, num_blocks, args)
+        if accelerator.is_main_process:
+            MDLMPipeline(tokenizer, model, scheduler).save_pretrained(args.output_dir)
+        ema.restore(model.parameters())
+        progress.write(f"step {step}, test split: {loss:.4f} nats per token")
+        return loss
+
     progress = training_batches("mdlm", num_rows, start, args, accelerator, clock)
     for step, indices, generator in progress:
         network.train()
@@ -263,16 +276,11 @@ def main(argv: Sequence[str] | None = None) -> float:
         ema.step(model.parameters())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
-            save_checkpoint(accelerator, args.output_dir, step + 1)
-            # Save and evaluate the averaged weights; training continues with the current ones.
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-            test_loss = evaluate(learner.eval(), scheduler, test_rows, num_blocks, args)
-            if accelerator.is_main_process:
-                MDLMPipeline(tokenizer, model, scheduler).save_pretrained(args.output_dir)
-            ema.restore(model.parameters())
-            progress.write(f"step {step + 1}, test split: {test_loss:.4f} nats per token")
+        done = step + 1
+        if done % args.checkpointing_steps == 0:
+            test_loss = keep(done)
+    if done > start and done % args.checkpointing_steps:
+        test_loss = keep(done)
     accelerator.print(f"{model.num_parameters():,} parameters, saved in {args.output_dir}")
     return test_loss
 

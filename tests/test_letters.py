@@ -11,7 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_training_examples import VQ_ARGUMENTS, fresh_programs, idx_folder, program  # noqa: F401
+from test_training_examples import (  # noqa: F401
+    MDLM_ARGUMENTS,
+    VQ_ARGUMENTS,
+    fresh_programs,
+    idx_folder,
+    program,
+    text_folder,
+)
 
 from hf_maskdiff.evaluation.image_data import load_labelled_images
 
@@ -186,6 +193,20 @@ def test_the_learning_rate_follows_the_seconds(monkeypatch: pytest.MonkeyPatch) 
 def test_a_training_ends_in_time(idx_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     arguments = ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]
     started = time.monotonic()
-    program("train_vq").main([*arguments, "--max_train_steps", "1000000", "--max_seconds", "1"])
+    arguments += ["--max_train_steps", "1000000", "--max_seconds", "1"]
+    program("train_vq").main(arguments)
     assert time.monotonic() - started < 60
     assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").exists()
+    # It can go on from its last step, with as many seconds again.
+    checkpoints = program("training_utils").checkpoints
+    first = int(checkpoints(tmp_path / "out")[-1].name.rpartition("-")[2])
+    program("train_vq").main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert int(checkpoints(tmp_path / "out")[-1].name.rpartition("-")[2]) > first > 0
+
+
+def test_a_language_model_that_the_clock_ends_is_saved(text_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    arguments = ["--data_dir", str(text_folder), "--output_dir", str(tmp_path / "out"), *MDLM_ARGUMENTS]
+    loss = program("train_mdlm").main([*arguments, "--max_train_steps", "1000000", "--max_seconds", "1"])
+    assert 0 < loss < 10
+    assert (tmp_path / "out" / "model_index.json").exists()
+    assert program("training_utils").checkpoints(tmp_path / "out")
