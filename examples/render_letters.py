@@ -81,7 +81,7 @@ def read_fonts(folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Family and letters `(26, SIDE, SIDE)` of every font."""
     for path in tqdm(sorted(path for kind in ("*.ttf", "*.otf") for path in folder.rglob(kind)), desc="fonts"):
         try:
-            font = ImageFont.truetype(path, DRAWN_SIDE, layout_engine=ImageFont.Layout.BASIC)
+            font = ImageFont.truetype(str(path), DRAWN_SIDE, layout_engine=ImageFont.Layout.BASIC)
             if has_letters(font):
                 # "Lato Light" is of the family "lato"
                 family = (font.getname()[0] or path.stem).split()[0].lower()

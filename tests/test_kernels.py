@@ -36,7 +36,7 @@ MEASURES = [log_confidence, log_margin, negative_entropy, partial(log_moment, be
 @pytest.fixture
 def on_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
     """Switches between kernels, run by Triton's interpreter, and torch."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.6")
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # is read when Triton is imported, which some test may have done
 
     def of_triton(name: str) -> bool:
@@ -208,7 +208,7 @@ print("compiled")
 @pytest.mark.exhaustive  # 10 s
 def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     """What the interpreter allows, the compiler may refuse; it needs no GPU."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.6")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     ran = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)

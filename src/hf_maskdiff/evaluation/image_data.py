@@ -128,13 +128,17 @@ def _load_idx(folder: Path, split: str, image_size: int | None, num_channels: in
     return LabelledImages(torch.tensor(images)[:, None], torch.tensor(labels, dtype=torch.int64), names)
 
 
+# What numpy raises for a file that is no archive of arrays, or a broken one: it differs between versions.
+_UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+
+
 def _load_arrays(path: Path, image_size: int | None, num_channels: int | None) -> LabelledImages:
     if not path.exists():
         raise ValueError(f"`data_dir` must hold {path.name} beside train.npz, got {str(path.parent)!r}. Write both.")
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels, names = file["images"], file["labels"], tuple(str(name) for name in file["class_names"])
-    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{path} must hold the arrays images, labels and class_names, got {error}. Write it with numpy.savez."
         ) from error

@@ -215,6 +215,12 @@ def _of_hub(name: str, limit: int | None) -> Samples:
     return _of_rows(rows, name, {}, limit)
 
 
+def _holds_ids(features: Any, column: str) -> bool:
+    """Whether a column holds lists of integers, as Arrow sees it: `datasets` has named such a column in three ways."""
+    kind = features.arrow_schema.field(column).type if column in features else None
+    return str(getattr(kind, "value_type", "")).startswith("int")
+
+
 def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | None) -> Samples:
     import datasets
 
@@ -227,8 +233,7 @@ def _of_rows(rows: Any, name: str, configuration: dict[str, Any], limit: int | N
         return ImageSamples(name, len(rows), lambda index: _decoded(raw[index][images[0]]), configuration)
     strings = [column for column, kind in rows.features.items() if getattr(kind, "dtype", "") in STRINGS]
     if "text" in strings or len(strings) == 1:
-        ids = getattr(getattr(rows.features.get("tokens"), "feature", None), "dtype", "").startswith("int")
-        tokens = [torch.tensor(row) for row in rows["tokens"]] if ids else None
+        tokens = [torch.tensor(row) for row in rows["tokens"]] if _holds_ids(rows.features, "tokens") else None
         return TextSamples(name, list(rows["text" if "text" in strings else strings[0]]), tokens, configuration)
     raise ValueError(
         f'a data set of samples must have a column of images, a column "text", or one column of strings, got '

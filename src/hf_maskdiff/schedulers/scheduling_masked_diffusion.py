@@ -42,6 +42,7 @@ from .run_keys import RunKeys
 from .run_memory import RunMemory
 from .run_plan import RunPlanMixin
 from .step_context import StepContext, given_positions
+from .uncompiled import uncompiled
 
 
 class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixin, SchedulerMixin, ConfigMixin, ABC):
@@ -81,7 +82,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         # `torch.compile` leaves a step as it is: its kernels are fused already, and torch 2.11 fails on tensors of
         # inference mode that cross from one compiled part to the next.
         for name in {"step", "choose", "sample_tokens"} & vars(cls).keys():
-            setattr(cls, name, torch.compiler.disable(vars(cls)[name]))
+            setattr(cls, name, uncompiled(vars(cls)[name]))
 
     # --- configuration ------------------------------------------------------------------------------------------------
 
