@@ -89,7 +89,7 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     beds: dict[str, Summary] = {}
     for row in read_rows("samplers_at_equal_passes"):
         beds.setdefault(row.pop("bed"), {})[row.pop("sampler"), row.pop("steps")] = row
-    title = "Taking tokens back wins where the model can tell a wrong one (AntiBERTy), and nowhere else"
+    title = "Taking tokens back wins where the model judges known ones too (AntiBERTy), and nowhere else"
     equal_passes_report.plot(beds, path, title)
 
 
