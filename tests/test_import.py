@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from resource import RUSAGE_CHILDREN, getrusage
-from statistics import median
 
 import pytest
 
@@ -82,7 +81,7 @@ def test_a_missing_package_is_the_same_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.exhaustive
 def test_import_takes_hardly_longer_than_that_of_a_diffusers_pipeline() -> None:
-    """Three alternating pairs, by the processor's time: other programs on the machine take none of it."""
+    """The least of three alternating pairs, by the time of the processor, which other programs only lengthen."""
 
     def seconds(code: str) -> float:
         before = getrusage(RUSAGE_CHILDREN).ru_utime
@@ -93,4 +92,4 @@ def test_import_takes_hardly_longer_than_that_of_a_diffusers_pipeline() -> None:
     for _ in range(3):
         theirs.append(seconds("from diffusers import AmusedPipeline"))
         ours.append(seconds("import hf_maskdiff"))
-    assert median(ours) <= 1.1 * median(theirs)
+    assert min(ours) <= 1.1 * min(theirs)

@@ -194,7 +194,7 @@ def test_three_steps_have_the_law_of_enumeration(
     table: list[int], num_candidates: int, cost: float, start: State
 ) -> None:
     masks = sum(token == laws.MASK for token in start)
-    table = [min(total, masks) if n < 2 else masks for n, total in enumerate(table)]
+    table = [*(total for total in table[:-1] if total < masks), masks]
     counts = np.diff([0, *table]).tolist()
     law = moment_law(counts, start, num_candidates, cost)
     mutants = {
