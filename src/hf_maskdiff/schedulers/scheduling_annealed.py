@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..masking import MaskingSchedule
-from ..orders import ranking
-from ..sampling import Generators, Purpose
-from .checks import ChoiceTemperature, is_number, require, require_drawn
-from .output import MaskedDiffusionSchedulerOutput
-from .run_memory import RunMemory
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+from ..sampling import Marginals, Purpose
+from .checks import ChoiceTemperature, is_number, require
+from .draw_then_choose import DrawThenChooseScheduler
+from .step_context import StepContext
 
 _COLDEST = 1e-6  # at temperature 0 the most probable token is drawn; below this, none other has any mass left
 
 
-class AnnealedScheduler(MaskedDiffusionScheduler):
+class AnnealedScheduler(DrawThenChooseScheduler):
     r"""MaskGIT's sampler with tokens that begin hot and end at the most probable: choose it to reproduce TiTok.
 
     $$ x_i \sim p_i^{1/\alpha_n} \;\text{ at every masked position}, \qquad s_i = \ell_i(x_i) + \alpha_n G_i $$
@@ -69,48 +64,13 @@ class AnnealedScheduler(MaskedDiffusionScheduler):
         rule = "None, or a pair (start, end) of numbers above 0"
         require(valid, "logits_temperature", rule, pair, "Pass (1.3, 0.5) for the authors' own.")
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        starting_mask_ratio: float | Tensor = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-        max_count: int | None = None,
-        logits_at: Tensor | None = None,
-        memory: RunMemory | None = None,
-        given: Tensor | None = None,
-        details: bool = False,
-        **of_block: Any,
-    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
-        if of_block:
-            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
-        with torch.inference_mode():
-            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
-            marginals, context = self.start_step(*arguments)
-            alpha, hot = context.choice_temperature or 0.0, self._logits_temperature(context.step_index)
-            beta = 1 / max(hot * alpha, _COLDEST)
-            drawn, logits = marginals.draw_all_tempered(context.masked, context.uniform(Purpose.TOKEN), beta)
-            noise = context.gumbel(Purpose.CHOICE)
-            score = logits.to(noise) / hot + alpha * noise
-
-            rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
-            kept = rank < context.count[:, None]
-            if sample.device.type == "cpu":
-                require_drawn(drawn, marginals.num_tokens, context.step_index)
-            # On an accelerator, a position at which no token can be drawn (NaN logits) stays masked.
-            drawn = drawn.to(sample.device)
-            candidates = torch.where(context.masked & (drawn < marginals.num_tokens), drawn, context.tokens)
-
-        # Outside inference mode, so that the results may enter a graph.
-        prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
-        if not return_dict:
-            return prev_sample, candidates.view_as(sample).clone()
-        output = MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
-        return output.with_details(model_output, sample) if details else output
-
-    step.__doc__ = MaskedDiffusionScheduler.step.__doc__
+    def draw_and_score(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
+        alpha, hot = context.choice_temperature or 0.0, self._logits_temperature(context.step_index)
+        beta = 1 / max(hot * alpha, _COLDEST)
+        drawn, logits = marginals.draw_all_tempered(context.masked, context.uniform(Purpose.TOKEN), beta)
+        noise = context.gumbel(Purpose.CHOICE)
+        score = logits.to(noise) / hot + alpha * noise
+        return drawn, score
 
     def _logits_temperature(self, step_index: int) -> float:
         """What divides the logits of a step besides the configuration's `temperature`."""

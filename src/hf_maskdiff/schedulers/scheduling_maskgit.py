@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..masking import MaskingSchedule
-from ..orders import ranking
-from ..sampling import Generators, Purpose
-from .checks import ChoiceTemperature, require_drawn
-from .output import MaskedDiffusionSchedulerOutput
-from .run_memory import RunMemory
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+from ..sampling import Marginals, Purpose
+from .checks import ChoiceTemperature
+from .draw_then_choose import DrawThenChooseScheduler
+from .step_context import StepContext
 
 
-class MaskGITScheduler(MaskedDiffusionScheduler):
+class MaskGITScheduler(DrawThenChooseScheduler):
     r"""The MaskGIT sampler exactly as published: choose it to reproduce results, or as the baseline.
 
     $$ x_i \sim p_i \;\text{ at every masked position}, \qquad s_i = \log p_i(x_i) + \alpha_n G_i $$
@@ -59,42 +54,7 @@ class MaskGITScheduler(MaskedDiffusionScheduler):
     ) -> None:
         self.check_config()
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        starting_mask_ratio: float | Tensor = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-        max_count: int | None = None,
-        logits_at: Tensor | None = None,
-        memory: RunMemory | None = None,
-        given: Tensor | None = None,
-        details: bool = False,
-        **of_block: Any,
-    ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, ...]:
-        if of_block:
-            return self._step_of_block(model_output, timestep, sample, generator, return_dict, of_block)
-        with torch.inference_mode():
-            arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
-            marginals, context = self.start_step(*arguments)
-            drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
-            score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
-
-            rank = ranking(score, context.masked.to(score.device)).argsort(-1).to(sample.device)
-            kept = rank < context.count[:, None]
-            if sample.device.type == "cpu":
-                require_drawn(drawn, marginals.num_tokens, context.step_index)
-            # On an accelerator, a position at which no token can be drawn (NaN logits) stays masked.
-            drawn = drawn.to(sample.device)
-            candidates = torch.where(context.masked & (drawn < marginals.num_tokens), drawn, context.tokens)
-
-        # Outside inference mode, so that the results may enter a graph.
-        prev_sample = torch.where(kept, candidates, sample.flatten(1)).view_as(sample)
-        if not return_dict:
-            return prev_sample, candidates.view_as(sample).clone()
-        output = MaskedDiffusionSchedulerOutput(prev_sample, candidates.view_as(sample).clone())
-        return output.with_details(model_output, sample) if details else output
-
-    step.__doc__ = MaskedDiffusionScheduler.step.__doc__
+    def draw_and_score(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
+        drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
+        score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
+        return drawn, score
