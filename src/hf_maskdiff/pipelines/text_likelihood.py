@@ -159,7 +159,7 @@ class LikelihoodMixin:
         return output if return_dict else tuple(vars(output).values())
 
     def _check_likelihood(self, estimator: Estimator, num_samples: int, guidance_scale: float, batch_size: int) -> None:
-        check_components(self.components)
+        check_components({"scheduler": self.scheduler, "transformer": self.transformer})
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         if not isinstance(estimator, Estimator):
             raise ValueError(
