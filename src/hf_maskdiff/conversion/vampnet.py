@@ -30,7 +30,7 @@ TERMS = (
 NOTES = """\
 Sampled as its authors do it: MaskGIT's sampler with a choice temperature of 10.5 in 12 steps. The original counts the
 masks of a whole batch together, so that what a clip becomes depends on the others; here a clip has its own counts, and
-is the same alone and in a batch. It applies `top_p`, which is off, before the temperature, here it comes after it, as in
+is the same alone and in a batch. Its `top_p`, which is off, comes before the temperature, here after it, as in
 transformers. Its typical filtering has no effect in the original, whose loop drops the result; here
 `typical_p=0.15, typical_min_tokens=64` in the scheduler's configuration works, and is off unless you set it."""
 ABOUT = """\
