@@ -133,3 +133,27 @@ def test_where_a_loop_stands_and_how_far_rounds_are_apart_there(program: Callabl
     assert [len(row) for row in terms] == [2, 2]
     assert all(0 < row[0].total_variation < 1 for row in terms)
     assert all(row[1].total_variation == 0 for row in terms)  # the last step reveals all that is left
+
+
+def test_chains_are_told_from_light_ones_and_from_the_reference(program: Callable[[str], Any]) -> None:
+    report = program("antibody_report")
+    heavy, light = IGHV3_23[:95], IGKV1_39
+
+    def cell(sampler: str, steps: int, designs: list[str], nats: list[float]) -> dict[str, Any]:
+        return {"sampler": sampler, "steps": steps, "seed": 0, "designs": designs, "nats": nats, "seconds": 0.1}
+
+    cells = [
+        cell("moment 6", 8, [heavy, heavy[:52] + light[52:], heavy], [1.0, 2.0, 3.0]),
+        cell("maskgit 6", 8, [heavy, heavy, light], [2.0, 4.0, 3.0]),
+        cell("uniform", 95, [heavy, light, light], [1.0, 1.0, 2.0]),
+    ]
+    summary = report.summary_of(cells, "chain", 95)
+    row = summary["moment 6", 8]
+    assert row["nats"] == pytest.approx((2.0, 1 / 3**0.5))
+    assert row["mixed"][0] == pytest.approx(1 / 3)
+    assert summary["maskgit 6", 8]["heavy"][0] == pytest.approx(2 / 3)
+    assert "pairs" not in summary["uniform", 95]
+    assert row["places"][0] > 0
+    ((first, second, steps, nats, _),) = report.contrasts(cells)
+    assert (first, second, steps) == ("maskgit 6", "moment 6", 8)
+    assert nats == pytest.approx((1.0, 1 / 3**0.5))  # of 1, 2 and 0
