@@ -252,6 +252,7 @@ def schedulers(mask: int) -> Iterator[Any]:
     yield MaskGITScheduler(mask_token_id=mask, masking_schedule="linear")
 
 
+@pytest.mark.covering(2)
 @every_plan
 @pytest.mark.parametrize("which", range(4), ids=["moment", "threshold", "ancestral", "maskgit"])
 def test_a_row_does_not_depend_on_its_batch(
