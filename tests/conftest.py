@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def values_of(item: pytest.Item) -> frozenset[tuple[str, object]]:
     """The test's name, and which value it has of each parameter."""
-    indices: dict[str, int] = item.callspec.indices if hasattr(item, "callspec") else {}
-    return frozenset({("test", item.nodeid.partition("[")[0]), *indices.items()})
+    values: dict[str, object] = item.callspec.params if hasattr(item, "callspec") else {}
+    return frozenset({("test", item.nodeid.partition("[")[0]), *((name, id(value)) for name, value in values.items())})
 
 
 @pytest.hookimpl(optionalhook=True)
