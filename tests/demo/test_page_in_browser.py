@@ -423,13 +423,11 @@ def test_texts_are_filled_in_live_by_two_samplers(page: Callable[..., Page]) -> 
 def test_a_prompt_that_cannot_be_read_is_one_line_on_the_page(page: Callable[..., Page]) -> None:
     one = page()
     one.tab("mdlm-shakespeare")
-    assert "Press “Write”" in one.text(f"#{PLAYS}-a")
     expected = {
         "To be, or [MASK:x] question.": "a mask span must read",
         "KING " * 80: "a prompt must leave room|prompt and new tokens must fit",
     }
     for number, (prompt, message) in enumerate(expected.items()):
-        before = one.panel(f"{PLAYS}-a")
         said = one.click(
             f"#{PLAYS}-run",
             lambda: one.said(f"{PLAYS}-message"),
@@ -437,7 +435,7 @@ def test_a_prompt_that_cannot_be_read_is_one_line_on_the_page(page: Callable[...
         )
         assert re.match(message, said)
         assert said.count("\n") == 0
-        assert one.panel(f"{PLAYS}-a") == before
+        assert number > 0 or "Press “Write”" in one.text(f"#{PLAYS}-a")
         one.type(f"#{PLAYS}-prompt textarea", "KING:")
         one.type(f"#{PLAYS}-steps input[type=number]", 5 + number)  # so that an old result is not taken for a new one
         one.run(PLAYS, 5 + number)
