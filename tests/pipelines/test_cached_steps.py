@@ -178,9 +178,9 @@ CALLS: list[dict[str, Any]] = [
 PROMPTS = ["w7", "w8 w9 w10 w11 w12 w15 w16", "w13 [MASK:3] w14"]
 
 
-@every_plan
+@pytest.mark.parametrize("kind", [PrefixCacheConfig, DualCacheConfig, DelayedCacheConfig])
 def test_refreshed_in_every_step_it_equals_no_cache(
-    pipe: MaskedDiffusionTextPipeline, config: CachePlanConfig, monkeypatch: pytest.MonkeyPatch
+    pipe: MaskedDiffusionTextPipeline, kind: type[CachePlanConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
     plain = WindowDenoiser.pass_of_step
@@ -192,7 +192,7 @@ def test_refreshed_in_every_step_it_equals_no_cache(
 
     monkeypatch.setattr(WindowDenoiser, "pass_of_step", noted)
     runs = []
-    for cache in (None, type(config)(refresh_every=1)):
+    for cache in (None, kind(refresh_every=1)):
         if cache is not None:
             pipe.enable_cache(cache)
         seen.clear()

@@ -252,6 +252,7 @@ def test_guidance_hides_the_prompt_and_not_what_was_written() -> None:
     ]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scheduler_class", [MomentScheduler, HybridScheduler, HaltonScheduler, ConfidenceScheduler])
 @pytest.mark.parametrize("num_substeps", [1, 3])
 def test_a_row_does_not_depend_on_its_batch(
