@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_maskdiff import MaskedDiffusionScheduler, MaskGITScheduler, VampNetTransformer
+from hf_maskdiff import LACModel, MaskedDiffusionScheduler, MaskGITScheduler, VampNetTransformer
 from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.options import MissingOptions
 
@@ -112,6 +112,28 @@ def test_from_a_repository_that_holds_more(published: Path, tmp_path: Path, hub:
     convert("them/vampnet/loras/them", tmp_path / "tuned", "them/vampnet/codec.pth")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rate", [4, 3])
+def test_a_whole_codec_is_converted_too(rate: int, published: Path, tmp_path: Path) -> None:
+    """But for odd rates, which change a clip's length: then the models' vectors alone are taken."""
+    golden = load_file(COMMITTED / "vampnet" / "codec.safetensors")
+    whole = {name.removeprefix("codec."): tensor for name, tensor in golden.items() if name.startswith("codec.")}
+    third = {name: tensor for name, tensor in whole.items() if ".quantizers.2." in name}
+    whole |= {name.replace(".2.", ".3."): tensor for name, tensor in third.items()} | state_dicts()[1]
+    whole["encoder.block.2.block.4.weight_v"] = whole["encoder.block.2.block.4.weight_v"][..., : 2 * rate].clone()
+    save(published / "codec.pth", whole)
+    folder = convert(published, tmp_path / "out")
+    index = json.loads((folder / "model_index.json").read_text())
+    if rate == 3:
+        assert (index["codec"], index["sampling_rate"], index["hop_length"]) == ([None, None], 44100, 768)
+        assert "The codec is not among them" in (folder / "README.md").read_text()
+        return
+    codec = LACModel.from_pretrained(folder, subfolder="codec")
+    assert (index["codec"], codec.config.n_codebooks) == (["hf_maskdiff", "LACModel"], 4)
+    torch.testing.assert_close(codec.encode(golden["audio"]).audio_codes.shape, torch.Size([1, 4, 41]))
+    assert "hop_length" not in index
+
+
 def test_weights_that_were_not_tuned_by_lora(tmp_path: Path) -> None:
     """The same matrices without additions are converted as they are."""
     model, codec = state_dicts()
@@ -131,7 +153,7 @@ def without(name: str) -> Any:
         (lambda model, codec: model.update({"ctrl_encoder.weight": torch.ones(2)}), "1 unknown: 'ctrl_encoder.weight'"),
         (without("transformer.layers.0.self_attn.w_qs.lora_B"), r"'transformer_blocks.0.attn.to_q.lora_B' is missing"),
         (without("transformer.norm.weight"), r"VampNetTransformer, they are not.*norm_out.weight"),
-        (without("classifier.layers.0.weight_v"), "those of its head are not"),
+        (without("classifier.layers.0.weight_v"), "'head.weight_v' is missing"),
         (lambda model, codec: model[MASK].fill_(torch.nan), "finite numbers, got NaN in 'latent_embedding.weight'"),
         (lambda model, codec: codec.popitem(), "must have the 4 codebooks of the model.* got 3"),
         (lambda model, codec: model.update({MASK: torch.ones(4, 3)}), "of vectors of 3 numbers, got 4 of shapes"),

@@ -259,7 +259,7 @@ def _vampnet_writer(trees: dict[Path, Tree], found: Source, output: Path, given:
         trees = trees | {path: read_checkpoint(path) for path in checkpoint_files(beside.path, "tokenizer")}
         origin = beside.origin
     opened = vampnet.open_vampnet(trees, found.name)
-    about = vampnet.ABOUT.format(folder=output.as_posix()) + (f" {vampnet.TERMS}" if found.licence else "")
+    about = opened.about(output.as_posix()) + (f" {vampnet.TERMS}" if found.licence else "")
     parts = (vampnet.NAME, vampnet.LICENCE, vampnet.NOTES, vampnet.TERMS)
     card = card_of(found, Description(*parts, tokenizer=origin, about=about))
     card.text = f"# {output.name}\n\n{card.text}"
