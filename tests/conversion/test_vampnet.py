@@ -119,7 +119,7 @@ def test_a_whole_codec_is_converted_too(rate: int, published: Path, tmp_path: Pa
     golden = load_file(COMMITTED / "vampnet" / "codec.safetensors")
     whole = {name.removeprefix("codec."): tensor for name, tensor in golden.items() if name.startswith("codec.")}
     third = {name: tensor for name, tensor in whole.items() if ".quantizers.2." in name}
-    whole |= {name.replace(".2.", ".3."): tensor for name, tensor in third.items()} | state_dicts()[1]
+    whole |= {name.replace(".2.", ".3."): tensor.clone() for name, tensor in third.items()} | state_dicts()[1]
     whole["encoder.block.2.block.4.weight_v"] = whole["encoder.block.2.block.4.weight_v"][..., : 2 * rate].clone()
     save(published / "codec.pth", whole)
     folder = convert(published, tmp_path / "out")
