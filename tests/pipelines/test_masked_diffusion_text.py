@@ -30,6 +30,7 @@ from hf_maskdiff import (
     MaskGITScheduler,
     MomentScheduler,
     PartialCacheConfig,
+    PrefixCacheConfig,
 )
 
 VOCAB, MASK, EOS, TURN = 40, 4, 3, 6
@@ -336,6 +337,21 @@ def test_a_compiled_model_writes_the_same() -> None:
     pipe.enable_cache(PartialCacheConfig(num_substeps=2))
     compiled = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
     assert [ids.tolist() for ids in compiled] == [ids.tolist() for ids in plain]
+
+
+def test_a_setting_that_is_changed_after_the_first_use_holds_in_the_next() -> None:
+    call: dict[str, Any] = {"max_new_tokens": 6, "num_inference_steps": 3}
+    shifted, pipe = make_pipeline("qwen2", shift_logits=True), make_pipeline("qwen2")
+    cache = PrefixCacheConfig()
+    for one in (pipe, shifted):
+        one.enable_cache(cache)
+    plain, expected = (one("w7 w8", generator=seeds(0), **call).sequences[0].tolist() for one in (pipe, shifted))
+    assert plain != expected
+    pipe.register_to_config(shift_logits=True)
+    assert pipe("w7 w8", generator=seeds(0), **call).sequences[0].tolist() == expected
+    assert pipe.denoiser.cache_config is cache
+    pipe.register_to_config(attention="block_causal", block_size=2)
+    assert pipe.denoiser.rule.block_size == 2
 
 
 def test_a_compiled_model_gives_the_logits_that_are_asked_for() -> None:
