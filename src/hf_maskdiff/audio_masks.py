@@ -139,7 +139,7 @@ def _frame_behind(seconds: float, frame_rate: float) -> int:
 
 
 def _is_time(value: Any, most: float) -> bool:
-    return isinstance(value, Real) and value >= 0 and (value <= most + 1e-6 or most == math.inf) and value < math.inf
+    return isinstance(value, Real) and 0 <= float(value) <= most + _OF_A_FRAME and float(value) < math.inf
 
 
 def _rate(frame_rate: float) -> float:

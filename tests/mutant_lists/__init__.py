@@ -2,6 +2,7 @@
 
 from mutant_lists import (
     accelerators,
+    audio,
     blocks,
     caches,
     draws,
@@ -26,6 +27,7 @@ MUTANTS: list[Mutant] = [
     *caches.MUTANTS,
     *pipelines.MUTANTS,
     *meissonic.MUTANTS,
+    *audio.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
     *accelerators.MUTANTS,

@@ -56,6 +56,9 @@ class AudioCodec:
         """Frames in a second."""
         return self.sampling_rate / self.hop_length
 
+    def require(self) -> None:
+        """Raise `ValueError` if there is no codec."""
+
     def codes_of(self, waveform: Tensor) -> Tensor:
         """Codes of waveforms whose length is a multiple of a frame's, `(batch_size, num_codebooks, num_frames)`."""
         return self.model.encode(waveform, return_dict=True).audio_codes
@@ -92,6 +95,35 @@ class EncodecCodec(AudioCodec):
     def waveform_of(self, codes: Tensor) -> Tensor:
         """See `AudioCodec`."""
         return self.model.decode(codes[None], [None], return_dict=True).audio_values
+
+
+class MissingCodec(AudioCodec):
+    """What is known of the codec of a pipeline that has none, and so takes codes and returns codes.
+
+    Args:
+        sampling_rate, hop_length: of the codec; None if nobody knows.
+        num_codebooks, codebook_size: of the pipeline's models.
+    """
+
+    channels = 1
+
+    def __init__(
+        self, sampling_rate: int | None, hop_length: int | None, num_codebooks: int, codebook_size: int
+    ) -> None:
+        if sampling_rate is None or hop_length is None:
+            raise ValueError(
+                f"`codec` must be there, or `sampling_rate` and `hop_length` of one, got {sampling_rate} and "
+                f"{hop_length}. Load the pipeline with `codec=...`."
+            )
+        self.sampling_rate, self.hop_length = sampling_rate, hop_length
+        self.num_codebooks, self.codebook_size = num_codebooks, codebook_size
+
+    def require(self) -> None:
+        """See `AudioCodec`."""
+        raise ValueError(
+            "`codec` must be there to read or make audio, got a pipeline without one. Load it with `codec=...`, or "
+            'pass codes and `output_type="codes"`.'
+        )
 
 
 @singledispatch

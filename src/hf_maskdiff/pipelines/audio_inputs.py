@@ -138,7 +138,7 @@ def check_sources(audio: Any, codes: Any, audio_length_in_s: Any, keep: Any) -> 
 
 def frames_of(name: str, seconds: Any, frame_rate: float) -> int:
     """How many frames so many seconds are, to the nearest; at least one."""
-    if not isinstance(seconds, Real) or not 0 < seconds < math.inf or round(float(seconds) * frame_rate) < 1:
+    if not isinstance(seconds, Real) or not 0 < float(seconds) < math.inf or round(float(seconds) * frame_rate) < 1:
         raise ValueError(
             f"`{name}` must be seconds of at least a frame, {1 / frame_rate:.3g}, got {seconds!r}. Pass a longer time."
         )
@@ -149,8 +149,8 @@ def overlap_of(chunk_overlap_s: float | None, chunk: int, frame_rate: float) -> 
     """Frames that two windows of `chunk` frames share: a quarter of them unless said otherwise."""
     if chunk_overlap_s is None:
         return chunk // 4
-    seconds = isinstance(chunk_overlap_s, Real) and 0 <= chunk_overlap_s < math.inf
-    if not seconds or (frames := round(float(chunk_overlap_s) * frame_rate)) >= chunk:
+    is_time = isinstance(chunk_overlap_s, Real) and 0 <= chunk_overlap_s < math.inf
+    if not is_time or (frames := round(float(chunk_overlap_s) * frame_rate)) >= chunk:
         raise ValueError(
             f"`chunk_overlap_s` must be seconds from 0 on and less than the chunk's {chunk / frame_rate:.4g}, got "
             f"{chunk_overlap_s!r}. Pass a quarter of the chunk."
@@ -189,6 +189,16 @@ def check_call_defaults(call_defaults: Mapping[str, Any] | None) -> None:
     if unknown:
         raise ValueError(
             f"`call_defaults` must be among {list(CALL_DEFAULTS)}, got {unknown}. Pass others to the call."
+        )
+
+
+def check_rates(codec: AudioCodec, sampling_rate: int | None, hop_length: int | None) -> None:
+    """The codec must be the one that the models were trained with, as far as the pipeline's configuration says."""
+    wanted, found = (sampling_rate, hop_length), (codec.sampling_rate, codec.hop_length)
+    if any(want not in (None, got) for want, got in zip(wanted, found, strict=True)):
+        raise ValueError(
+            f"`codec` must have the `sampling_rate` and `hop_length` {wanted} of the models, got {found}. Load the "
+            "codec that they were trained with."
         )
 
 

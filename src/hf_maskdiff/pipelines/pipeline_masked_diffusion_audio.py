@@ -17,13 +17,14 @@ from ..integers import as_integer
 from ..models import VampNetTransformer
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
-from .audio_codecs import AudioCodec, audio_codec, decode, encode
+from .audio_codecs import AudioCodec, MissingCodec, audio_codec, decode, encode
 from .audio_denoising import AudioCachingMixin, Stage, fill_in
 from .audio_inputs import (
     check_call_defaults,
     check_codes,
     check_components,
     check_no_guidance,
+    check_rates,
     check_sources,
     class_ids,
     frames_of,
@@ -72,7 +73,8 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
     Args:
         codec ([`~transformers.PreTrainedModel`]): turns audio into codes and back: a `DacModel`, an `EncodecModel` of
             whole clips (24 kHz), a `MimiModel`, or any codec of transformers that encodes to
-            `(batch_size, num_codebooks, num_frames)` and decodes its first codebooks alone, too.
+            `(batch_size, num_codebooks, num_frames)` and decodes its first codebooks alone, too. Optional: without one
+            codes come in and go out.
         transformer ([`VampNetTransformer`]): the denoiser of the first codebooks, codes to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which codes are revealed when, at what temperature; of both models.
         fine_transformer ([`VampNetTransformer`], *optional*): the denoiser of the other codebooks, which is given the
@@ -80,6 +82,8 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         call_defaults (`dict`, *optional*): what `num_inference_steps`, `num_fine_inference_steps`, `guidance_scale` and
             `chunk_length_s` of a call are where it does not say: 12, as many as the former, 1.0 and 10.0 unless named
             here.
+        sampling_rate, hop_length (`int`, *optional*): what the models' codec has to have, samples in a second and in a
+            frame; a pipeline without a codec tells time by them.
     """
 
     model_cpu_offload_seq = "transformer->fine_transformer"
@@ -88,30 +92,39 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
     card_task = "masked-diffusion-audio-generation"
     card_example = "audio = pipe(audio_length_in_s=5.0).audios[0]  # (channels, num_samples), at `pipe.sampling_rate`"
     _callback_tensor_inputs = ["codes"]  # noqa: RUF012 - diffusers' name and type
-    _optional_components = ["fine_transformer"]  # noqa: RUF012 - diffusers' name and type
+    _optional_components = ["codec", "fine_transformer"]  # noqa: RUF012 - diffusers' name and type
     # Its methods are called rather than itself, which hooks of accelerate do not see.
     _exclude_from_cpu_offload = ["codec"]  # noqa: RUF012 - diffusers' name and type
 
     def __init__(
         self,
-        codec: PreTrainedModel,
+        codec: PreTrainedModel | None,
         transformer: VampNetTransformer,
         scheduler: MaskedDiffusionScheduler,
         fine_transformer: VampNetTransformer | None = None,
         call_defaults: dict[str, Any] | None = None,
+        sampling_rate: int | None = None,
+        hop_length: int | None = None,
     ) -> None:
         super().__init__()
         check_call_defaults(call_defaults)
         self.register_modules(
             codec=codec, transformer=transformer, scheduler=scheduler, fine_transformer=fine_transformer
         )
-        self.register_to_config(call_defaults=call_defaults and dict(call_defaults))
+        self.register_to_config(
+            call_defaults=call_defaults and dict(call_defaults), sampling_rate=sampling_rate, hop_length=hop_length
+        )
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
     @property
     def _codec(self) -> AudioCodec:
-        return audio_codec(self.codec)
+        rates = self.config.sampling_rate, self.config.hop_length
+        if self.codec is None:
+            return MissingCodec(*rates, self.num_codebooks, self.transformer.config.codebook_size)
+        found = audio_codec(self.codec)
+        check_rates(found, *rates)
+        return found
 
     @property
     def sampling_rate(self) -> int:
@@ -149,6 +162,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         Raises:
             ValueError: for audio that the codec cannot read.
         """
+        self._codec.require()
         return self._encoded(read_audio(audio, sampling_rate, self._codec), self._chunk(chunk_length_s))
 
     @torch.no_grad()
@@ -160,6 +174,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
             chunk_length_s: seconds decoded at a time; None as in a call.
         """
         codec, codes = self._codec, codes.to(self._execution_device)
+        codec.require()
         masked = codes == self.scheduler.config.mask_token_id
         audio = decode(codec, codes.masked_fill(masked, 0), self._chunk(chunk_length_s)).float()
         silent = masked.any(1).repeat_interleave(codec.hop_length, 1)[:, : audio.shape[-1]]
@@ -293,6 +308,8 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         mask_token_id = self.scheduler.config.mask_token_id
         check_components(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
+        if audio is not None or output_type in ("pt", "np"):
+            codec.require()
         labels = class_ids(class_labels, self.transformer)
         counts = {"class_labels": 1 if labels is None else len(labels)}
         chunk = self._chunk(chunk_length_s)
