@@ -43,8 +43,8 @@ command line, and no work is lost: arguments are looked at before anything is co
 `pipe` is a `MaskGITPipeline` of three classes with 4 x 4 codes, `text` a `MaskedDiffusionTextPipeline` whose model
 holds 128 tokens, `draw` a `MaskedDiffusionTextToImagePipeline` of 4 x 4 codes without a text encoder, `prompt` what
 `encode_prompt` of one with one returns, `play` a `MaskedDiffusionAudioPipeline` of 4 codebooks and 10 frames a second,
-`clip` twelve frames of sound, `keep` such of `keep_every`, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image`
-has 8 x 8 pixels.
+`clip` twelve frames of sound, `keep` every third of them, `scheduler` a `MomentScheduler`, `logits` and `sample` fit
+each other, `image` has 8 x 8 pixels.
 """
 
 IMAGES = """

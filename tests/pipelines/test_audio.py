@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tiny_audio import COARSE, CODEBOOKS, CODES, HOP, MASK, RATE, clips, seeds
 from torch import Tensor
-from transformers import DacModel
+from transformers import DacModel, pipeline
 
 from hf_maskdiff import (
     DelayedCacheConfig,
@@ -432,3 +432,47 @@ def test_offload(pipe: MaskedDiffusionAudioPipeline) -> None:
     pipe.remove_all_hooks()
     pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules="codec")
     assert torch.equal(pipe(**call, generator=seeds(0)).audios, expected)
+
+
+def test_the_task_of_transformers(pipe: MaskedDiffusionAudioPipeline, tmp_path: Path) -> None:
+    """Clips come as data sets hold them; without one, a new one is made."""
+    pipe.save_pretrained(tmp_path)
+    keep, audio = keep_every(3, 12), clips(2)
+    call = {"keep": keep, "num_inference_steps": 2}
+    expected = pipe(audio=audio, sampling_rate=RATE, generator=seeds(0, 1), output_type="np", **call).audios
+    given = [{"array": clip.numpy(), "sampling_rate": RATE} for clip in audio[:, 0]]
+    for model in (pipe, str(tmp_path)):
+        play = pipeline("masked-diffusion-audio-generation", model=model, device="cpu")
+        made = play(given, generator=seeds(0, 1), batch_size=2, **call)
+        assert [one["sampling_rate"] for one in made] == [RATE] * 2
+        assert all(np.array_equal(one["audio"], clip) for one, clip in zip(made, expected, strict=True))
+    alone = play(given[1], generator=seeds(1), **call)
+    assert np.array_equal(alone["audio"], expected[1])
+    several = play(audio_length_in_s=1.2, num_inference_steps=2, num_waveforms_per_prompt=3)
+    assert [one["audio"].shape for one in several] == [(1, 96)] * 3
+    for wrong in ([given[0], 3], [given[0], given[1] | {"sampling_rate": 8000}], [{"raw": audio[0]}]):
+        with pytest.raises(ValueError, match="dictionaries of `array` and `sampling_rate`"):
+            play(wrong, batch_size=2, **call)
+    with pytest.raises(ValueError, match="must be an audio model"):
+        pipeline("masked-diffusion-audio-generation", model=pipe.codec)
+
+
+def test_a_model_in_training_is_refused(pipe: MaskedDiffusionAudioPipeline) -> None:
+    pipe.fine_transformer = tiny_audio.transformer(num_conditioning_codebooks=COARSE, dropout=0.1).train()
+    with pytest.raises(ValueError, match="`fine_transformer` must be in evaluation mode"):
+        codes_of(pipe, audio_length_in_s=1.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": tiny_audio.dac(n_codebooks=3)}, "`codec` must have the 4 codebooks"),
+        ({"codec": tiny_audio.dac(codebook_size=32)}, "one `codebook_size`"),
+        ({"scheduler": UniformScheduler(mask_token_id=20)}, "must have the model's mask 16"),
+        ({"transformer": tiny_audio.transformer(num_conditioning_codebooks=2)}, "must draw the first codebooks"),
+        ({"fine_transformer": tiny_audio.transformer(num_conditioning_codebooks=1)}, "must be given the 2 codebooks"),
+    ],
+)
+def test_parts_that_do_not_belong_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        codes_of(tiny_audio.pipeline(**changes), audio_length_in_s=1.2)

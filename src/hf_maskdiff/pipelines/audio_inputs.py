@@ -202,7 +202,7 @@ def check_rates(codec: AudioCodec, sampling_rate: int | None, hop_length: int | 
         )
 
 
-def check_components(codec: AudioCodec, transformer: Any, fine_transformer: Any, mask_token_id: int) -> None:
+def check_models(codec: AudioCodec, transformer: Any, fine_transformer: Any, mask_token_id: int) -> None:
     """Codec, models and scheduler must have the same codes, and the fine model be given those of the coarse one."""
     config = transformer.config
     fine = config if fine_transformer is None else fine_transformer.config

@@ -22,7 +22,7 @@ from .audio_denoising import AudioCachingMixin, Stage, fill_in
 from .audio_inputs import (
     check_call_defaults,
     check_codes,
-    check_components,
+    check_models,
     check_no_guidance,
     check_rates,
     check_sources,
@@ -34,7 +34,7 @@ from .audio_inputs import (
 )
 from .audio_output import MaskedDiffusionAudioPipelineOutput
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
 from .image_inputs import check_counts
 from .step_end import after_step
 
@@ -304,9 +304,11 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         if fine_steps is None:
             fine_steps = defaults["num_fine_inference_steps"] or steps
         guidance_scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        check_scheduler(self.scheduler)
+        check_components(self.components)
+        check_count("num_inference_steps", steps, "Pass the number of model passes you want.")
+        check_count("num_fine_inference_steps", fine_steps, "Pass the number of model passes you want.")
         mask_token_id = self.scheduler.config.mask_token_id
-        check_components(codec, self.transformer, self.fine_transformer, mask_token_id)
+        check_models(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
         if audio is not None or output_type in ("pt", "np"):
             codec.require()
