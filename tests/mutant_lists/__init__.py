@@ -14,6 +14,7 @@ from mutant_lists import (
     schedulers,
     second_order,
     sets,
+    vampnet,
 )
 from mutant_lists.mutant import Mutant
 
@@ -28,6 +29,7 @@ MUTANTS: list[Mutant] = [
     *pipelines.MUTANTS,
     *meissonic.MUTANTS,
     *audio.MUTANTS,
+    *vampnet.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
     *accelerators.MUTANTS,
