@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import EncodecModel, PreTrainedModel
 
-# Frames of context on both sides of a chunk: more than the convolutions of DAC reach.
-MARGIN = 16
+# Frames of context on both sides of a chunk: more than the convolutions of DAC and LAC reach.
+MARGIN = 32
 
 
 class AudioCodec:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
@@ -71,10 +71,10 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
     codebooks. Long clips are drawn window after window, in bounded memory.
 
     Args:
-        codec ([`~transformers.PreTrainedModel`]): turns audio into codes and back: a `DacModel`, an `EncodecModel` of
+        codec ([`~transformers.PreTrainedModel`], *optional*): turns audio into codes and back: a `DacModel`, an `EncodecModel` of
             whole clips (24 kHz), a `MimiModel`, or any codec of transformers that encodes to
-            `(batch_size, num_codebooks, num_frames)` and decodes its first codebooks alone, too. Optional: without one
-            codes come in and go out.
+            `(batch_size, num_codebooks, num_frames)` and decodes its first codebooks alone, too. Without one codes
+            come in and go out.
         transformer ([`VampNetTransformer`]): the denoiser of the first codebooks, codes to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which codes are revealed when, at what temperature; of both models.
         fine_transformer ([`VampNetTransformer`], *optional*): the denoiser of the other codebooks, which is given the
@@ -98,7 +98,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
 
     def __init__(
         self,
-        codec: PreTrainedModel | None,
+        codec: PreTrainedModel | ModelMixin | None,
         transformer: VampNetTransformer,
         scheduler: MaskedDiffusionScheduler,
         fine_transformer: VampNetTransformer | None = None,
