@@ -71,10 +71,10 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
     codebooks. Long clips are drawn window after window, in bounded memory.
 
     Args:
-        codec ([`~transformers.PreTrainedModel`], *optional*): turns audio into codes and back: a `DacModel`, an `EncodecModel` of
-            whole clips (24 kHz), a `MimiModel`, or any codec of transformers that encodes to
-            `(batch_size, num_codebooks, num_frames)` and decodes its first codebooks alone, too. Without one codes
-            come in and go out.
+        codec ([`~transformers.PreTrainedModel`], *optional*): turns audio into codes and back: a `DacModel`, an
+            `EncodecModel` of whole clips (24 kHz), a `MimiModel`, or any codec that encodes to
+            `(batch_size, num_codebooks, num_frames)` as they do, and decodes its first codebooks alone, too. Without
+            one codes come in and go out.
         transformer ([`VampNetTransformer`]): the denoiser of the first codebooks, codes to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which codes are revealed when, at what temperature; of both models.
         fine_transformer ([`VampNetTransformer`], *optional*): the denoiser of the other codebooks, which is given the
