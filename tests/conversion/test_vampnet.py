@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_maskdiff import LACModel, MaskedDiffusionScheduler, MaskGITScheduler, VampNetTransformer
+from hf_maskdiff import (
+    LACModel,
+    MaskedDiffusionAudioPipeline,
+    MaskedDiffusionScheduler,
+    MaskGITScheduler,
+    VampNetTransformer,
+)
 from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.options import MissingOptions
 
@@ -83,8 +88,8 @@ def test_what_a_folder_says(published: Path, tmp_path: Path) -> None:
     codes = opened(folder).config.codebook_size
     settings = {"mask_token_id": codes, "codebook_size": codes, "choice_temperature": 10.5, "typical_p": None}
     assert settings.items() <= dict(scheduler.config).items()
-    index = json.loads((folder / "model_index.json").read_text())
-    assert index["call_defaults"] == {"num_inference_steps": 12, "num_fine_inference_steps": 2}
+    pipe = MaskedDiffusionAudioPipeline.from_pretrained(folder)
+    assert pipe.config.call_defaults == {"num_inference_steps": 12, "num_fine_inference_steps": 2}
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-nc-sa-4.0"
     assert "no commercial use" in card.text
@@ -123,15 +128,23 @@ def test_a_whole_codec_is_converted_too(rate: int, published: Path, tmp_path: Pa
     whole["encoder.block.2.block.4.weight_v"] = whole["encoder.block.2.block.4.weight_v"][..., : 2 * rate].clone()
     save(published / "codec.pth", whole)
     folder = convert(published, tmp_path / "out")
-    index = json.loads((folder / "model_index.json").read_text())
+    pipe = MaskedDiffusionAudioPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    card = (folder / "README.md").read_text()
     if rate == 3:
-        assert (index["codec"], index["sampling_rate"], index["hop_length"]) == ([None, None], 44100, 768)
-        assert "The codec is not among them" in (folder / "README.md").read_text()
+        assert (pipe.codec, pipe.sampling_rate, pipe.config.hop_length) == (None, 44100, 768)
+        assert "The codec is not among them" in card
         return
-    codec = LACModel.from_pretrained(folder, subfolder="codec")
-    assert (index["codec"], codec.config.n_codebooks) == (["hf_maskdiff", "LACModel"], 4)
-    torch.testing.assert_close(codec.encode(golden["audio"]).audio_codes.shape, torch.Size([1, 4, 41]))
-    assert "hop_length" not in index
+    assert (type(pipe.codec), pipe.codec.config.n_codebooks) == (LACModel, 4)
+    assert "Their codec, a LAC, is in `codec`." in card
+    assert pipe.sampling_rate == 44100  # the file does not say it
+    codes = pipe.encode_audio(golden["audio"], 44100)
+    assert torch.equal(codes, pipe.codec.encode(golden["audio"]).audio_codes)
+    keep = torch.zeros(4, 41, dtype=torch.bool)
+    keep[:, ::2] = True
+    made = pipe(codes=codes, keep=keep, num_inference_steps=2)
+    assert made.audios.shape == (1, 1, 328)
+    assert torch.equal(made.codes[..., ::2], codes[..., ::2])
 
 
 def test_weights_that_were_not_tuned_by_lora(tmp_path: Path) -> None:
@@ -154,7 +167,10 @@ def without(name: str) -> Any:
         (without("transformer.layers.0.self_attn.w_qs.lora_B"), r"'transformer_blocks.0.attn.to_q.lora_B' is missing"),
         (without("transformer.norm.weight"), r"VampNetTransformer, they are not.*norm_out.weight"),
         (without("classifier.layers.0.weight_v"), "'head.weight_v' is missing"),
-        (lambda model, codec: model[MASK].fill_(torch.nan), "finite numbers, got NaN in 'latent_embedding.weight'"),
+        (
+            lambda model, codec: model[MASK].fill_(torch.nan),
+            "finite numbers, got NaN in 'transformer.latent_embedding.weight'",
+        ),
         (lambda model, codec: codec.popitem(), "must have the 4 codebooks of the model.* got 3"),
         (lambda model, codec: model.update({MASK: torch.ones(4, 3)}), "of vectors of 3 numbers, got 4 of shapes"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,8 @@ class LACModel(SizedModelMixin, ModelMixin, ConfigMixin):
         hop = math.prod(decoder_rates)
         self._check_sizes(hop)
         self.register_to_config(hop_length=hop)
-        dim, layers = encoder_dim, [nn.Conv1d(1, encoder_dim, 7, padding=3)]
+        dim = encoder_dim
+        layers: list[nn.Module] = [nn.Conv1d(1, dim, 7, padding=3)]
         for rate in encoder_rates:
             units = [SnakeUnit(dim, 7, dilation, 1) for dilation in _ENCODER_DILATIONS]
             down = nn.Conv1d(dim, 2 * dim, 2 * rate, stride=rate, padding=rate // 2)
@@ -208,7 +210,8 @@ class LACModel(SizedModelMixin, ModelMixin, ConfigMixin):
                 "channel, for example `audio.mean(1, keepdim=True)`."
             )
         states = self.encoder(F.pad(waveform, (0, -waveform.shape[-1] % self.config.hop_length)))
-        codes = []
+        codes: list[Tensor] = []
+        codebook: Any
         for codebook in self.codebooks:
             codes.append(codebook.codes_of(states))
             states = states - codebook(codes[-1])
@@ -232,10 +235,8 @@ class LACModel(SizedModelMixin, ModelMixin, ConfigMixin):
                 f"`audio_codes` must be int64 (batch_size, 1 to {count} codebooks, num_frames), got "
                 f"{audio_codes.dtype} {tuple(audio_codes.shape)}. Pass what `encode` returns, or its first codebooks."
             )
-        states = self.codebooks[0](audio_codes[:, 0])
-        for codebook, codes in zip(self.codebooks[1:], audio_codes.unbind(1)[1:], strict=False):
-            states = states + codebook(codes)
-        audio = self.decoder(states)
+        named = zip(self.codebooks, audio_codes.unbind(1), strict=False)  # the first of them, where there are fewer
+        audio = self.decoder(sum(codebook(codes) for codebook, codes in named))
         return LACDecoderOutput(audio_values=audio) if return_dict else (audio,)
 
     def forward(self, waveform: Tensor, return_dict: bool = True) -> LACDecoderOutput | tuple[Tensor]:
