@@ -26,6 +26,7 @@ import torch
 from arguments import add_cell_arguments, new_parser
 from cells import Cells, run_cells, seed_by_seed
 from passes import generators_from
+from samplers import described
 from tables import print_table
 
 from hf_maskdiff import (
@@ -82,7 +83,7 @@ class Bench:
         names = ("mask_token_id", "codebook_size", "top_k")
         self.shared = {name: pipe.scheduler.config[name] for name in names}
 
-    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
+    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, Any]:
         make = UniformScheduler if sampler == ONE_AT_A_TIME else SAMPLERS[sampler]
         self.pipe.scheduler = make(**self.shared, masking_schedule="linear")
         chains: list[str] = []
@@ -91,7 +92,7 @@ class Bench:
             own = generators[start : start + self.args.batch_size]
             call = {"num_inference_steps": steps, "num_return_sequences": len(own), "generator": own}
             chains += self.pipe(f"[MASK:{self.args.length}]", **call).texts
-        return self.judge(chains, seed)
+        return {**self.judge(chains, seed), "scheduler": described(self.pipe.scheduler)}
 
     def judge(self, chains: Sequence[str], seed: int) -> dict[str, float]:
         encoded = self.pipe.tokenizer(list(chains), return_special_tokens_mask=True)
