@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_maskdiff_cli.results import Measure, Record, Results, Sampler, Value, provenance
@@ -28,11 +29,15 @@ def results_of(report: Report) -> Results:
         name = _new_name(row, samplers)
         samplers[name] = _sampler(row.sets)
         records += [_record(name, one) for one in row.sets]
+    models = {record.model for record in records}
+    if len(models) == 1:  # then it is the file's, and files of different models can be compared
+        records = [replace(record, model=None) for record in records]
     return Results(
         command=provenance.command(),
         measures={name: Measure(meaning=words, better=_BETTER.get(name, "")) for name, words in report.legend.items()},
         samplers=samplers,
         records=records,
+        model=models.pop() if len(models) == 1 else None,
         about="seconds to make a set, over all processes; a partial pass counts as the share of positions it computes",
         machine=provenance.machine(),
         versions=provenance.versions(),

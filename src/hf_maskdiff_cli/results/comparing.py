@@ -10,7 +10,8 @@ from .numbers import measured, with_error
 from .schema import Measure, Record, Results, Value
 from .tables import markdown
 
-Key = tuple[str, int, int]  # sampler, steps, groups
+# Sampler, steps, groups; and model and data, where a file has several: those of whole files may differ.
+Key = tuple[str, int, int, str, str]
 
 
 def common(results: Mapping[str, Results]) -> dict[str, str]:
@@ -37,7 +38,11 @@ def common(results: Mapping[str, Results]) -> dict[str, str]:
 
 
 def _by_key(file: Results) -> dict[Key, Record]:
-    return {(one.sampler, one.steps, one.num_substeps): one for one in combined(file.records)}
+    return {_key(one): one for one in combined(file.records)}
+
+
+def _key(record: Record) -> Key:
+    return record.sampler, record.steps, record.num_substeps, record.model or "", record.data or ""
 
 
 def _has(record: Record | None, measure: str) -> bool:
@@ -46,9 +51,10 @@ def _has(record: Record | None, measure: str) -> bool:
 
 def _row(key: Key, records: Sequence[Record | None], name: str, measure: Measure) -> list[str]:
     values = [None if one is None else one.measures.get(name) for one in records]
-    sampler, steps, groups = key
+    sampler, steps, groups, *of = key
     changes = [_difference(values[0], one, measure) for one in values[1:]]
-    return [sampler, str(steps or ""), str(groups), *(measured(one, measure) for one in values), *changes]
+    named = ", ".join([sampler, *filter(None, of)])
+    return [named, str(steps or ""), str(groups), *(measured(one, measure) for one in values), *changes]
 
 
 def _difference(first: Value | None, other: Value | None, measure: Measure) -> str:

@@ -14,6 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "osD^vP*X"  # one a file
 LINES = ("-", "--", ":", "-.")
 REFERENCE = "#767676"
+COLUMNS = 3  # of the legend
 
 
 def draw(results: Mapping[str, Results], path: Path) -> None:
@@ -27,27 +28,29 @@ def draw(results: Mapping[str, Results], path: Path) -> None:
     measures = {name: one for file in results.values() for name, one in file.measures.items()}
     columns = min(2, len(measures))
     rows = -(-len(measures) // columns)
-    figure = Figure(figsize=(6.5 * columns, 0.8 + 3.6 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     looks = _looks(results)
+    legend = 0.2 * -(-(len(looks) + 2) // COLUMNS)  # inches
+    figure = Figure(figsize=(6.5 * columns, 0.8 + 3.6 * rows + legend), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, measure) in zip(panels, measures.items(), strict=False):
         _panel(axis, results, name, measure, looks)
     for axis in panels[len(measures) :]:
         axis.set_visible(False)
     legends = (axis.get_legend_handles_labels() for axis in panels)
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=COLUMNS, fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)
 
 
 def _looks(results: Mapping[str, Results]) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Colour by sampler, marker by file, line by number of groups; a colour that comes again is in the legend."""
+    """Colour by sampler, marker by file, line by number of groups; marks are hollow where a colour comes again."""
     samplers = list(dict.fromkeys(record.sampler for file in results.values() for record in file.records))
     groups = sorted({record.num_substeps for file in results.values() for record in file.records})
     return {
         (name, record.sampler, record.num_substeps): {
             "color": COLOURS[samplers.index(record.sampler) % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
+            **({} if samplers.index(record.sampler) < len(COLOURS) else {"markerfacecolor": "white"}),
             "linestyle": LINES[groups.index(record.num_substeps) % len(LINES)],
         }
         for number, (name, file) in enumerate(results.items())
@@ -80,9 +83,17 @@ def _panel(
             x, y, error = zip(*sorted(points), strict=True)
             axis.errorbar(x, y, error, label=label, markersize=5, **looks[tuple(place)])  # type: ignore[index]
     better = f", {measure.better} is better" if measure.better else ""
-    axis.set(xlabel="model passes of a sample", title=f"{measure.title or name}{' in %' * measure.percent}{better}")
+    axis.set(
+        xlabel="model passes of a sample",
+        xscale="log",
+        title=f"{measure.title or name}{' in %' * measure.percent}{better}",
+    )
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)
+    ticks = [2**i for i in range(14) if axis.get_xlim()[0] <= 2**i <= axis.get_xlim()[1]]
+    if ticks:
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
 
 
 def _passes(record: Record) -> float:
