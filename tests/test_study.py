@@ -28,11 +28,18 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 @pytest.mark.exhaustive
 def test_the_bound_and_the_closed_form(
-    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    program: Callable[[str], Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    results = program("equivalence").main(
+    equivalence = program("equivalence")
+    enumerated = equivalence.enumerated
+    monkeypatch.setattr(equivalence, "enumerated", lambda alphas: enumerated(alphas[:1]))
+    results = equivalence.main(
         f"--steps 4 --choice_temperatures 1 6 --num_trajectories 3 --num_draws 16 --output_dir {tmp_path}".split()
     )
+    assert len(results["enumerated"]) == 12
     assert all(0 < row["true"] <= row["bound"] for row in results["enumerated"])
     assert all(abs(row["exact"] / row["closed"] - 1) < 0.02 for row in results["closed forms"] if row["N"] == 512)
     bounds = {(row["model"], row["steps"], row["alpha"]): row["bound"][0] for row in results["trajectories"]}

@@ -28,6 +28,7 @@ from .models import (  # noqa: E402
     PrefixCacheConfig,
     TiTokTransformer1DModel,
     TiTokVQModel,
+    VampNetTransformer,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
@@ -141,4 +142,5 @@ __all__ = [
     "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",
+    "VampNetTransformer",
 ]
