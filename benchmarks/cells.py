@@ -60,14 +60,16 @@ def missing_cells(results: dict[str, Any], wanted: Sequence[Cell]) -> list[Cell]
     return [key for key in wanted if key not in done]
 
 
-def load_results(path: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
+def load_results(
+    path: Path, settings: dict[str, Any], resume: bool, read: Callable[[Path], dict[str, Any]] = read_cells
+) -> dict[str, Any]:
     """The contents of a file of cells; without cells if there is no such file, and an error if it may not go on."""
     fresh: dict[str, Any] = {"settings": settings, "schedulers": {}, "cells": []}
     if not path.exists():
         return fresh
     if not resume:
         raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
-    results = read_cells(path)
+    results = read(path)
     different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
     if different:
         raise ValueError(
