@@ -1,4 +1,4 @@
-"""Files of designs: samples with the score of each, which are no results yet; `antibody_report.py` makes them of these."""
+"""Files of designs: samples with the score of each, of which `antibody_report.py` makes results."""
 
 from __future__ import annotations
 

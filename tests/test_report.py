@@ -17,7 +17,9 @@ from hf_maskdiff_cli.results.pages import rendered
 from hf_maskdiff_cli.results.tables import Layout, table
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for path in (ROOT / "benchmarks" / "results").rglob("*.json") if path.name != "text_decoding.json"]
+RESULTS = ROOT / "benchmarks" / "results"
+OTHERS = {RESULTS / "runs" / name for name in ("text_decoding.json", "antibodies_chain.json", "antibodies_loop.json")}
+FILES = [path for path in RESULTS.rglob("*.json") if path not in OTHERS]  # times of two programs, and designs
 
 
 def results(**changes: Any) -> Results:
