@@ -76,12 +76,11 @@ def _panel(
             if not record.steps:
                 axis.axhline(scale * value.value, color=REFERENCE, linestyle=":", label=label)
                 continue
-            place = (file_name, record.sampler, record.num_substeps, label)
             point = (_passes(record), scale * value.value, scale * (value.error or 0))
-            lines.setdefault(place, []).append(point)
-        for (*place, label), points in lines.items():
+            lines.setdefault((file_name, record.sampler, record.num_substeps, label), []).append(point)
+        for (own, sampler, groups, label), points in lines.items():
             x, y, error = zip(*sorted(points), strict=True)
-            axis.errorbar(x, y, error, label=label, markersize=5, **looks[tuple(place)])  # type: ignore[index]
+            axis.errorbar(x, y, error, label=label, markersize=5, **looks[own, sampler, groups])
     better = f", {measure.better} is better" if measure.better else ""
     axis.set(
         xlabel="model passes of a sample",
