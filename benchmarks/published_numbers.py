@@ -53,9 +53,9 @@ PUBLISHED: Mapping[str, Sequence[Published]] = {
 }
 # Claims without a number that a run could be held against.
 CLAIMS: Mapping[str, str] = {
-    "sdtt": "arXiv 2410.21035: perplexity below GPT-2's with nucleus sampling in 32 steps, 32 to 64 times fewer steps than "
-    "its teacher (abstract and authors' page seen, tables not)",
+    "sdtt": "arXiv 2410.21035: perplexity below GPT-2's with nucleus sampling in 32 steps, 32 to 64 times fewer "
+    "steps than its teacher (abstract and authors' page seen, tables not)",
     "halton": "arXiv 2503.17076: a lower FID than by confidence (abstract seen, tables not); the README states none",
-    "paper": "arXiv 2510.04525: the moment sampler is asymptotically MaskGIT's, and partial caching and the hybrid order "
-    "are more efficient (abstract seen, tables not)",
+    "paper": "arXiv 2510.04525: the moment sampler is asymptotically MaskGIT's, and partial caching and the hybrid "
+    "order are more efficient (abstract seen, tables not)",
 }
