@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_maskdiff import (
     HaltonMaskGITTransformer2DModel,
+    MaskGenTransformer1DModel,
     MaskGITTransformer2DModel,
     MDLMTransformer,
     MeissonicTransformer2DModel,
@@ -64,6 +65,11 @@ def titok(num_layers: int) -> nn.Module:
     return TiTokTransformer1DModel(LENGTH, TOKENS, 3, num_layers=num_layers, **sizes, **skips)
 
 
+def maskgen(num_layers: int) -> nn.Module:
+    text = {"joint_attention_dim": 8, "pooled_projection_dim": 8, "micro_cond_encode_dim": 4}
+    return MaskGenTransformer1DModel(LENGTH, TOKENS, 32, num_layers, 4, **text)
+
+
 def of_text(num_rows: int) -> dict[str, Tensor]:
     numbers = torch.randn(ROWS, 5, 8, generator=torch.Generator().manual_seed(2))[:num_rows]
     micro_conds = torch.full((num_rows, 5), 4.0)
@@ -71,7 +77,7 @@ def of_text(num_rows: int) -> dict[str, Tensor]:
     return text | {"timestep": torch.full((num_rows,), 3.0)}
 
 
-@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok])
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok, maskgen])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 
@@ -88,7 +94,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run
             with model.cache_context(context):
                 if request.param is mdlm:
                     return model(tokens, return_dict=False, **extra)[0]
-                if request.param is meissonic:
+                if request.param in (meissonic, maskgen):
                     return model(tokens, **of_text(len(tokens)), return_dict=False, **extra)[0]
                 return model(tokens, labels[: len(tokens)], return_dict=False, **extra)[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -17,10 +19,12 @@ class ImageCondition(Protocol):
     Attributes:
         is_given: whether there is anything to guide to.
         takes_noise: whether models of this kind take noise for the embeddings of the tokens.
+        decoding: what the tokenizer of images takes besides the codes, by name.
     """
 
     is_given: bool
     takes_noise: bool
+    decoding: Mapping[str, Tensor]
 
     def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """What the denoiser takes after the tokens.
@@ -43,6 +47,7 @@ class ClassCondition:
     """
 
     takes_noise = True
+    decoding: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, classes: Tensor, no_class: int, is_given: bool) -> None:
         self.is_given = is_given
