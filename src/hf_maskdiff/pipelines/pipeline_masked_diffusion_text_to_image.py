@@ -228,8 +228,8 @@ class MaskedDiffusionTextToImagePipeline(
                 pipeline's own number, 12 where it has none.
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,
                 `logits = negative + scale (positive - negative)`. A pair `(start, end)` is spaced evenly over the
-                steps, for three and four numbers see `MaskGITPipeline`. A step whose scale is above 1 costs a second pass; the others
-                are not guided. None is the pipeline's own, 10.0 where it has none.
+                steps, for three and four numbers see `MaskGITPipeline`. A step whose scale is above 1 costs a second
+                pass; the others are not guided. None is the pipeline's own, 10.0 where it has none.
             negative_prompt (`str` or list, *optional*): what guidance leads away from; one for all, or one for each
                 prompt. None is the empty text.
             num_images_per_prompt (`int`): images of each prompt; they lie side by side in the output.
