@@ -111,8 +111,9 @@ class Antibodies:
 
     def __init__(self, args: argparse.Namespace, number: int, dtype: str = "bfloat16") -> None:
         self.number, self.batch_size = number, args.batch_size or most_rows(32)
-        options = {"pipeline": args.antibody_pipeline, "dtype": dtype, "device": device(), "length": 118}
-        options |= {"num_chains": number, "num_masks": 8, "batch_size": self.batch_size}
+        options = {"pipeline": args.antibody_pipeline, "dtype": dtype, "device": device()}
+        options |= {"design": "chain", "length": 118, "num_chains": number, "num_masks": 8}
+        options |= {"batch_size": self.batch_size}
         self.bench = antibodies.Bench(argparse.Namespace(**options))
         self.pipe = self.bench.pipe
         self.pipe("[MASK:4]", num_inference_steps=1)  # the first call tries out how the model takes its arguments

@@ -10,7 +10,7 @@ Three tables.
 3. The shipped models, along trajectories of the moment sampler: each step's expected distance, with standard errors
    over trajectories, the sum over the steps, and the sum of the closed forms. The distance of a step is an exact
    integral, averaged over outcomes drawn from the round. A total variation is at most 1; if the sum is larger, the
-   table says "vacuous".
+   table says "vacuous". `--kinds antibody` is AntiBERTy, a folder that `hf-maskdiff convert` wrote.
 
 `evaluation.equivalence` and docs/theory.md explain these quantities. Needs no data.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from looks import GREY
 from passes import draw_codes, draw_ids, everywhere, generators_from, open_pipeline
 from plots import End, draw_curve, figure, label_ends, set_ticks
 from tables import print_table, with_error, write_json
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_maskdiff import MaskGITPipeline, MDLMPipeline, MomentScheduler
+from hf_maskdiff import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline, MomentScheduler
 from hf_maskdiff.evaluation import laws
 from hf_maskdiff.evaluation.equivalence import Rounds, leading_constant, symmetric_distance
 from hf_maskdiff.evaluation.markov_chain import MarkovChain
@@ -46,7 +46,8 @@ SHADES = ("#08306B", "#1F6FB4", "#4A9FD8", "#8CC4E8")  # from a low choice tempe
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     add_pipeline_arguments(parser)
-    parser.add_argument("--kinds", nargs="*", choices=["image", "text"], default=["image", "text"])
+    parser.add_argument("--antibody_pipeline", default="antiberty", help="folder or Hub name; chains of 118 residues")
+    parser.add_argument("--kinds", nargs="*", choices=["image", "text", "antibody"], default=["image", "text"])
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--choice_temperatures", type=float, nargs="+", default=[1.0, 4.0, 6.0, 16.0])
     parser.add_argument("--num_trajectories", type=int, default=8)
@@ -132,10 +133,12 @@ class Passes:
 
     def _see(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         sample = (inputs[0] if inputs else options["input_ids"]).flatten(1)
-        logits = output[0][..., : self.config.codebook_size].double().log_softmax(-1)
-        logits = everywhere(logits, options.get("logits_at"), sample.shape[1])  # masked positions are all it takes
         self.samples.append(sample)
-        self.logits.append(logits.numpy())
+        # Masked positions are all it takes.
+        self.logits.append(self.marginals(everywhere(output[0], options.get("logits_at"), sample.shape[1])))
+
+    def marginals(self, logits: Tensor) -> np.ndarray:
+        return logits[..., : self.config.codebook_size].double().log_softmax(-1).numpy()
 
     def masked(self, step: int, row: int) -> np.ndarray:
         """Which positions of a row are masked before a step; none after the last."""
@@ -151,9 +154,12 @@ def trajectory_terms(kind: str, pipe: Any, steps: int, alpha: float, args: argpa
     )
     number = args.num_trajectories
     passes = Passes(pipe.transformer, pipe.scheduler)
-    draw = draw_codes if kind == "image" else draw_ids
+    draw = {"image": draw_codes, "text": draw_ids, "antibody": partial(draw_ids, prompt="[MASK:118]")}[kind]
     draw(pipe, generators_from(args.seed, number), num_inference_steps=steps)
     passes.handle.remove()
+    if kind == "antibody":  # whose passes do not say where their logits belong
+        with torch.no_grad():
+            passes.logits = [passes.marginals(pipe.denoiser(sample)) for sample in passes.samples]
     generator = np.random.default_rng(args.seed)
     temperatures = annealed(alpha, steps)
     terms: list[list[Any]] = [[] for _ in range(number)]
@@ -167,10 +173,12 @@ def trajectory_terms(kind: str, pipe: Any, steps: int, alpha: float, args: argpa
 
 
 def along_trajectories(args: argparse.Namespace) -> list[dict[str, Any]]:
-    pipes = {"image": MaskGITPipeline, "text": MDLMPipeline}
+    pipes = {"image": MaskGITPipeline, "text": MDLMPipeline, "antibody": MaskedDiffusionTextPipeline}
     rows = []
     for kind in args.kinds:
         pipe = open_pipeline(pipes[kind], getattr(args, f"{kind}_pipeline"))
+        if kind == "antibody":
+            pipe("[MASK:4]", num_inference_steps=1)  # the first call tries out how the model takes its arguments
         wanted = [(steps, alpha) for steps in args.steps for alpha in args.choice_temperatures]
         for steps, alpha in tqdm(wanted, desc=kind):
             terms = trajectory_terms(kind, pipe, steps, alpha, args)

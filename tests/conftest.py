@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import covering_array
 import fresh
 import hub_server
 
@@ -41,6 +42,7 @@ def pytest_pycollect_makemodule() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scheduler", metavar="FILE:CLASS", help="test this scheduler in place of every exported one")
+    parser.addoption("--covering", type=int, metavar="STRENGTH", help="with all tests what the mark says of some")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -53,6 +55,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         own = metafunc.config.getoption("--scheduler")
         classes = SCHEDULERS if own is None else [scheduler_in(own)]
         metafunc.parametrize("scheduler_class", classes, ids=[c.__name__ for c in classes], scope="session")
+
+
+@pytest.hookimpl(trylast=True)  # what other options leave out covers nothing
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out settings of which every value, or every pair of values, is in another test: see the mark `covering`."""
+    largest = config.getoption("--covering")
+    strengths = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("covering"))}
+    if largest is not None:
+        strengths = {item: min(largest, strengths.get(item, largest)) for item in items}
+    kept = covering_array.choose({item: values_of(item) for item in strengths}, strengths)
+    if left_out := strengths.keys() - kept:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def values_of(item: pytest.Item) -> frozenset[tuple[str, object]]:
+    """The test's name, and which value it has of each parameter."""
+    values: dict[str, object] = item.callspec.params if hasattr(item, "callspec") else {}
+    return frozenset({("test", item.nodeid.partition("[")[0]), *((name, id(value)) for name, value in values.items())})
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -191,6 +191,7 @@ def edit(
     return pipe(prompts, images, negative_prompt=[""] * len(images), generator=generator, **kwargs).images
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("pipeline_class", EDITORS)
 def test_editing_with_every_scheduler(
     stock: AmusedPipeline,
@@ -229,6 +230,7 @@ def test_stock_editing_refuses_per_image_generators(
         edit(editor(stock, pipeline_class, AmusedScheduler), images, seeded(3, 4), columns(stock, 1, 1))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_inpainting_with_another_share_of_masks_in_each_row(
     stock: AmusedPipeline, scheduler_class: type[MaskedDiffusionScheduler], images: torch.Tensor, strength: float

@@ -40,7 +40,10 @@ ARROWS: dict[str, set[str]] = {
     "pictures": {"torch", "PIL"},
     "caching": {"torch", "diffusers", "transformers", "integers"},
     "published": {"torch", "safetensors", "diffusers", "transformers", "attention_rule"},
-    "models": {"torch", "diffusers", "transformers", "hub", "caching", "published", "attention_rule"},
+    "models": {
+        *("torch", "diffusers", "transformers"),
+        *("hub", "kept_tensors", "caching", "published", "attention_rule"),
+    },
     "denoisers": {"torch", "diffusers", "transformers", "caching", "models", "exclusive", "attention_rule"},
     "likelihood": {"torch", "attention_rule", "denoisers"},
     "pipelines": {

@@ -131,7 +131,7 @@ def test_a_section_that_fails_loses_only_itself(
     registry, out = {}, tmp_path / "out"
     for name, body in BROKEN.items():
         (tmp_path / f"section_{name}.py").write_text(f"def cases(bench):\n    {body}\n")
-        registry[name] = sections.Section(f"section_{name}", 20 if name == "overruns" else 60, name, "")
+        registry[name] = sections.Section(f"section_{name}", 10 if name == "overruns" else 60, name, "")
     registry["late"] = sections.Section("section_good", 60, "late", "")
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), before))))
@@ -150,7 +150,7 @@ def test_a_section_that_fails_loses_only_itself(
     assert found == {
         "raises": "broke off with code 1: ValueError: in file.py",
         "a_case_raises": "done, with errors",
-        "overruns": "stopped after 20 s",
+        "overruns": "stopped after 10 s",
         "good": "done",
         "late": "not run: no time was left",
     }

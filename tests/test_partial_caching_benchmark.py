@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     return importlib.import_module
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits that the shipped model draws, as MNIST's test files."""
-    pipe, folder = MaskGITPipeline.from_pretrained(IMAGES), tmp_path / "digits"
+    return draw_digits(tmp_path_factory.getbasetemp() / "digits")
+
+
+@cache
+def draw_digits(folder: Path) -> Path:
+    pipe = MaskGITPipeline.from_pretrained(IMAGES)
     pipe.set_progress_bar_config(disable=True)
     folder.mkdir()
     labels = [i % 10 for i in range(80)]

@@ -321,14 +321,23 @@ def test_broken_rows_go_through_the_filters_as_they_are() -> None:
 
 @pytest.mark.parametrize("path", later_cases("vampnet/typical_filter.safetensors"))
 def test_the_typical_filter_is_vampnet_s(path: Path) -> None:
-    """Those recorded that keep as many tokens as the mass needs, at least one."""
     tensors, _ = read(path)
-    found = [name for name in tensors if re.fullmatch(r"filtered_mass[\d.]+_min1", name)]
+    found = {re.fullmatch(r"filtered_mass([\d.]+)_min(\d+)", name) for name in tensors} - {None}
     assert found
-    for name in found:
-        logits = tensors["logits"]
-        blocks = all_blocks(Marginals(logits, logits.shape[-1], typical_p=float(re.findall(r"[\d.]+", name)[0])))
-        assert torch.equal(blocks.isfinite(), tensors[name].isfinite())
+    for match in found:
+        logits, typical = tensors["logits"], {"typical_p": float(match[1]), "typical_min_tokens": int(match[2])}
+        blocks = all_blocks(Marginals(logits, logits.shape[-1], **typical))
+        assert torch.equal(blocks.isfinite(), tensors[match[0]].isfinite())
+
+
+def test_so_many_typical_tokens_at_least() -> None:
+    """Those nearest to the entropy: the 0.2, then the 0.4, then all others at once, which tie."""
+    logits = torch.tensor([[[0.4, 0.2, *[0.1] * 4]]]).log()
+    kept = lambda least: all_blocks(Marginals(logits, 99, typical_p=0.05, typical_min_tokens=least)).isfinite()  # noqa: E731
+    assert kept(1).tolist() == [[[False, True, False, False, False, False]]]
+    assert kept(2).tolist() == [[[True, True, False, False, False, False]]]
+    assert kept(3).all()
+    assert kept(99).all()
 
 
 def test_filters_at_the_edges() -> None:

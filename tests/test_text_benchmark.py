@@ -35,15 +35,17 @@ def test_the_benchmark_of_text(
             *text.MIXTURES,
         ]
     )
-    again = text.main([*arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
+    one_seed = [*arguments, "--num_seeds", "1"]
+    again = text.main([*one_seed, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"])
 
     cells = {(cell["sampler"], cell["seed"]): cell for cell in results["cells"]}
     samplers = ["uniform", "halton", "uniform 4", "maskgit 4", "moment 4", "hybrid 4", "halton 4"]
     samplers += [f"{name}, 3 groups" for name in samplers if name != "maskgit 4"]
     assert list(cells) == [(name, seed) for seed in range(2) for name in [text.REFERENCE, *samplers]]
     same = ("nats", "entropy", "distinct-1", "distinct-2", "distinct-4", "passes")
-    for cell, other in zip(results["cells"], again["cells"], strict=True):
+    for cell, other in zip(results["cells"][: 1 + len(samplers)], again["cells"], strict=True):
         assert {name: cell[name] for name in same} == {name: other[name] for name in same}
+    for cell in results["cells"]:
         assert 0 < cell["distinct-1"] < cell["distinct-2"] < cell["distinct-4"] <= 1
         assert cell["passes"] == cell["steps"]
     for seed in range(2):

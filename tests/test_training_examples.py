@@ -8,14 +8,13 @@ import os
 import re
 import shlex
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import datasets
+import launched
 import numpy as np
 import pytest
 import torch
@@ -578,11 +577,10 @@ def test_the_command_in_the_header_is_understood(name: str) -> None:
 
 @pytest.mark.exhaustive
 def test_two_processes_train_one_codebook(idx_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(EXAMPLES / "train_vq.py")]
-    command += ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]
-    command += ["--max_train_steps", "40", "--checkpointing_steps", "20"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    words = ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]
+    words += ["--max_train_steps", "40", "--checkpointing_steps", "20"]
+    group = launched.start(EXAMPLES / "train_vq.py", words, tmp_path / "printed")
+    assert group.wait(300) == [0, 0], group.printed()
     states = [
         torch.load(tmp_path / "out" / "checkpoint-40" / f"custom_checkpoint_{i}.pkl", weights_only=True)
         for i in range(3)

@@ -30,6 +30,7 @@ from .models import (  # noqa: E402
     TATiTokVQModel,
     TiTokTransformer1DModel,
     TiTokVQModel,
+    VampNetTransformer,
     VQGANModel,
 )
 from .pipelines import (  # noqa: E402
@@ -145,4 +146,5 @@ __all__ = [
     "TrapezoidalScheduler",
     "UniformScheduler",
     "VQGANModel",
+    "VampNetTransformer",
 ]

@@ -37,6 +37,7 @@ class Marginals:
             probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
         typical_p: only the tokens whose information is nearest to the entropy may be drawn, up to and including the one
             with which their total probability reaches `typical_p`. Applied last, as in transformers.
+        typical_min_tokens: with `typical_p`, at least so many tokens may be drawn, those nearest to the entropy.
         places: where the logits belong, if they are not those of all positions: the index of each in the flattened
             `(batch_size, L)`, int64 like `logits` without its last dimension; -1 for those that belong nowhere. All
             methods below still speak of positions in `(batch_size, L)`.
@@ -52,6 +53,7 @@ class Marginals:
     places: Tensor | None = None
     num_places: int = 0
     typical_p: float | None = None
+    typical_min_tokens: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -165,7 +167,7 @@ class Marginals:
         if self.top_p is not None:
             keep_top_p(block, self.top_p)
         if self.typical_p is not None:
-            keep_typical(block, self.typical_p)
+            keep_typical(block, self.typical_p, self.typical_min_tokens)
         return block
 
     def score(self, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
@@ -300,6 +302,19 @@ class Marginals:
             return self._placed(tokens, wanted), self._placed(log_probs, wanted)
         rows = self._rows_of(wanted)
         tokens, log_probs = self.reduce(draw_block, rows, uniform.flatten()[rows])
+        return self._placed(tokens, wanted), self._placed(log_probs, wanted)
+
+    def most_probable(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable token of every wanted position, and its log-probability; shaped and typed as `draw_all`."""
+
+        device = float64_device(self.logits.device)
+
+        def take(block: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs, tokens = torch.log_softmax(block, -1, out=block).max(-1)
+            tokens.masked_fill_(~log_probs.isfinite(), self.num_tokens)
+            return tokens.to(device), log_probs.to(device).double()
+
+        tokens, log_probs = self.reduce(take, self._rows_of(wanted))
         return self._placed(tokens, wanted), self._placed(log_probs, wanted)
 
     def draw_all_tempered(self, wanted: Tensor, uniform: Tensor, beta: float) -> tuple[Tensor, Tensor]:

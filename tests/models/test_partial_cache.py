@@ -17,6 +17,7 @@ from hf_maskdiff import (
     MeissonicTransformer2DModel,
     PartialCacheConfig,
     TiTokTransformer1DModel,
+    VampNetTransformer,
 )
 from hf_maskdiff.models import KeyValueSlot
 
@@ -70,6 +71,10 @@ def maskgen(num_layers: int) -> nn.Module:
     return MaskGenTransformer1DModel(LENGTH, TOKENS, 32, num_layers, 4, **text)
 
 
+def vampnet(num_layers: int) -> nn.Module:
+    return VampNetTransformer(1, TOKENS, 4, hidden_size=32, num_layers=num_layers, num_attention_heads=4)
+
+
 def of_text(num_rows: int) -> dict[str, Tensor]:
     numbers = torch.randn(ROWS, 5, 8, generator=torch.Generator().manual_seed(2))[:num_rows]
     micro_conds = torch.full((num_rows, 5), 4.0)
@@ -77,7 +82,7 @@ def of_text(num_rows: int) -> dict[str, Tensor]:
     return text | {"timestep": torch.full((num_rows,), 3.0)}
 
 
-@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok, maskgen])
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok, maskgen, vampnet])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 
@@ -92,7 +97,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run
         def run(tokens: Tensor, positions: Tensor | None = None, context: str = "cond", **extra: object) -> Tensor:
             extra |= {} if positions is None else {"positions": positions}
             with model.cache_context(context):
-                if request.param is mdlm:
+                if request.param in (mdlm, vampnet):
                     return model(tokens, return_dict=False, **extra)[0]
                 if request.param in (meissonic, maskgen):
                     return model(tokens, **of_text(len(tokens)), return_dict=False, **extra)[0]

@@ -13,6 +13,7 @@ from mutant_lists import (
     schedulers,
     second_order,
     sets,
+    vampnet,
 )
 from mutant_lists.mutant import Mutant
 
@@ -26,6 +27,7 @@ MUTANTS: list[Mutant] = [
     *caches.MUTANTS,
     *pipelines.MUTANTS,
     *meissonic.MUTANTS,
+    *vampnet.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
     *accelerators.MUTANTS,

@@ -112,7 +112,7 @@ MUTANTS = [
         _CALLS,
         "part = self._make() if positions is None else cache.take(index)",
         "part = self._make() if positions is None else cache.take(torch.arange(len(rows)))",
-        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
+        (f"{_ROWS}[modernbert-ancestral-DelayedCacheConfig-3]",),
     ),
     Mutant(
         "pass-of-some-rows-stored-in-the-first",
@@ -120,7 +120,7 @@ MUTANTS = [
         _CALLS,
         "cache.put(index, part)",
         "cache.put(torch.arange(len(rows)), part)",
-        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
+        (f"{_ROWS}[modernbert-ancestral-DelayedCacheConfig-3]",),
     ),
     Mutant(
         "pass-of-some-rows-not-stored",
@@ -128,7 +128,7 @@ MUTANTS = [
         _CALLS,
         "        cache.put(index, part)\n",
         "",
-        (f"{_ROWS}[llama-ancestral-DelayedCacheConfig-3]",),
+        (f"{_ROWS}[modernbert-ancestral-DelayedCacheConfig-3]",),
     ),
     Mutant(
         "values-of-other-rows",
@@ -144,7 +144,7 @@ MUTANTS = [
         _STORES,
         "mask = masks.setdefault(id(mask), mask[rows])",
         "mask = masks.setdefault(id(mask), mask[: len(rows)])",
-        (f"{_ROWS}[modernbert-threshold-DualCacheConfig-None]",),
+        (f"{_ROWS}[modernbert-moment-DualCacheConfig-None]",),
     ),
     Mutant(
         "logits-of-the-wrong-queries",

@@ -69,6 +69,7 @@ def count_calls(pipe: MaskGITPipeline) -> list[int]:
 # --- what is kept and what is drawn -----------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(1)  # other pairs are in test_image_combinations
 @pytest.mark.parametrize(("strength", "guidance_scale"), [(1.0, 1.0), (1.0, 3.0), (0.6, (1.0, 3.0))])
 def test_kept_codes_come_back(
     pipe: MaskGITPipeline,
@@ -92,6 +93,7 @@ def test_kept_codes_come_back(
     assert torch.equal(THREE, before[1])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_an_edit_alone_is_the_edit_in_a_batch(
     pipe: MaskGITPipeline, images: torch.Tensor, scheduler_class: type[MaskedDiffusionScheduler], strength: float
@@ -107,6 +109,7 @@ def test_an_edit_alone_is_the_edit_in_a_batch(
         assert torch.equal(edit(pipe, row, strength=strength, **arguments), batch[[row]])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_full_mask_is_plain_generation(
     pipe: MaskGITPipeline, images: torch.Tensor, scheduler_class: type[MaskedDiffusionScheduler], guidance_scale: float

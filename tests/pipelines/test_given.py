@@ -68,6 +68,7 @@ def prompts(number: int) -> list[Tensor]:
 
 
 def served(scheduler: MaskedDiffusionScheduler, cache: Any) -> bool:
+    """Others are refused, see test_a_cache_that_lacks_the_logits_of_revealed_positions."""
     if isinstance(cache, DelayedCacheConfig) and scheduler.reads_revealed:
         return False
     grouped = cache is GROUPS or getattr(cache, "partial", None) is not None
@@ -79,14 +80,13 @@ def text_pipe() -> MaskedDiffusionTextPipeline:
     return make_any("llama")
 
 
+@pytest.mark.covering(1)  # other pairs of scheduler and cache are in test_text_combinations
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
 def test_texts(
     text_pipe: MaskedDiffusionTextPipeline, scheduler_class: type[MaskedDiffusionScheduler], cache: Any
 ) -> None:
     text_pipe.scheduler = scheduler_class(mask_token_id=MASK)
-    if not served(text_pipe.scheduler, cache):
-        pytest.skip("refused, see test_a_cache_that_lacks_the_logits_of_revealed_positions")
-    if cache is not None:
+    if cache is not None and served(text_pipe.scheduler, cache):
         text_pipe.enable_cache(cache)
     try:
         for number, call in enumerate(CALLS):
@@ -99,6 +99,7 @@ def test_texts(
         text_pipe.disable_cache()
 
 
+@pytest.mark.covering(1)  # other pairs are in test_image_combinations
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("cache", [None, GROUPS, DelayedCacheConfig(refresh_every=3)], ids=lambda c: type(c).__name__)
 def test_images(
@@ -108,9 +109,7 @@ def test_images(
     strength: float,
 ) -> None:
     pipe = make_pipeline(scheduler_class(mask_token_id=16, codebook_size=16))
-    if not served(pipe.scheduler, cache):
-        pytest.skip("refused, see test_a_cache_that_lacks_the_logits_of_revealed_positions")
-    if cache is not None:
+    if cache is not None and served(pipe.scheduler, cache):
         pipe.enable_cache(cache)
     random = torch.Generator().manual_seed(int(10 * strength))
     image, editable = torch.rand(3, 1, 8, 8, generator=random), torch.rand(3, 1, 4, 4, generator=random) < 0.7
@@ -182,15 +181,14 @@ EACH = [
 ]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
 @pytest.mark.parametrize("scheduler", EACH)
 def test_a_row_is_the_same_alone_and_in_a_batch(
     text_pipe: MaskedDiffusionTextPipeline, scheduler: Any, cache: Any
 ) -> None:
     text_pipe.scheduler = scheduler(MASK)
-    if not served(text_pipe.scheduler, cache):
-        pytest.skip("refused")
-    if cache is not None:
+    if cache is not None and served(text_pipe.scheduler, cache):
         text_pipe.enable_cache(cache)
     try:
         for number, call in enumerate(CALLS):

@@ -43,6 +43,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("call", [{}, {"block_length": 5, "guidance_scale": 1.7}], ids=["plain", "guided in blocks"])
 def test_a_row_does_not_depend_on_its_batch(pipe: MaskedDiffusionTextPipeline, name: str, call: dict[str, Any]) -> None:

@@ -87,6 +87,7 @@ def test_a_penalty_is_that_of_transformers_at_every_masked_position(
         assert found[row] == sample[0].tolist()
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scheduler_class", [ConfidenceScheduler, MaskGITScheduler, MomentScheduler, UniformScheduler])
 @pytest.mark.parametrize("cache", [None, PartialCacheConfig(num_substeps=3), DualCacheConfig(refresh_every=2)])
 @pytest.mark.parametrize("block_length", [None, 3])

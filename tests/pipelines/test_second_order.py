@@ -36,6 +36,7 @@ def pipe(request: pytest.FixtureRequest) -> MaskedDiffusionTextPipeline:
     return made
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("config", [None, DualCacheConfig(), PrefixCacheConfig()])
 @pytest.mark.parametrize("call", [{}, {"block_length": 4}, {"block_length": 5, "guidance_scale": 2.0}])
 def test_a_row_does_not_depend_on_its_batch(

@@ -23,6 +23,7 @@ from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.models.transformer_meissonic import MeissonicTransformer2DModel
 from hf_maskdiff.models.transformer_titok import TiTokTransformer1DModel
+from hf_maskdiff.models.transformer_vampnet import VampNetTransformer
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
 from hf_maskdiff.models.vq_tatitok import TATiTokVQModel
 from hf_maskdiff.models.vq_titok import TiTokVQModel
@@ -59,6 +60,7 @@ __all__ = [
     "TiTokTransformer1DModel",
     "TiTokVQModel",
     "VQGANModel",
+    "VampNetTransformer",
 ]
 
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
 
 from ..integers import is_integer
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import GuidanceScale
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Where layers of transformers keep the probability that they hand to attention.
+_RATES = ("dropout", "attention_dropout")
+
+
+def check_components(components: Mapping[str, Any]) -> None:
+    """The scheduler must be one of this package, or derived from its base, and nothing may draw dropout."""
+    check_scheduler(components["scheduler"])
+    check_no_dropout(components)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -19,6 +32,26 @@ def check_scheduler(scheduler: Any) -> None:
             f"`scheduler` must be a MaskedDiffusionScheduler, got {type(scheduler).__name__}. Set for example "
             "`pipe.scheduler = MomentScheduler.from_config(pipe.scheduler.config)`."
         )
+
+
+def check_no_dropout(components: Mapping[str, Any]) -> None:
+    """No component may drop anything at random, which a model in training with a dropout probability does."""
+    for name, component in components.items():
+        part = _dropping_part(component)
+        if part is not None:
+            raise ValueError(
+                f"`{name}` must be in evaluation mode, got a {type(unwrap_module(component)).__name__} whose {part} "
+                f"drops values at random, as in training. Call `pipe.{name}.eval()`."
+            )
+
+
+def _dropping_part(component: Any) -> str | None:
+    """The name of a part of a component that is in training and has a dropout probability above 0."""
+    for name, part in component.named_modules() if isinstance(component, nn.Module) else ():
+        rates = [part.p] if isinstance(part, _DROPOUTS) else [vars(part).get(key) for key in _RATES]
+        if part.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return f"`{name}`"
+    return None
 
 
 def check_count(name: str, value: Any, remedy: str) -> None:

@@ -26,11 +26,11 @@ from .adapters import require_no_adapters, without_wrapper
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import (
     check_callback_inputs,
+    check_components,
     check_count,
     check_guidance_scale,
     check_lengths,
     check_output_type,
-    check_scheduler,
 )
 from .logits_rules import LogitsRules
 from .published_pipelines import open_published, scheduler_of
@@ -201,7 +201,7 @@ class MaskedDiffusionTextPipeline(
         token_type_ids: Tensor | None = None,
     ) -> None:
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
-        check_scheduler(self.scheduler)
+        check_components(self.components)
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         check_given(prompt, input_ids, mask, attention_mask, token_type_ids)
         check_lengths(self.denoiser.model_length, max_new_tokens, stride, block_length)

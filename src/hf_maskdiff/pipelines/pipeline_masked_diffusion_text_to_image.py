@@ -20,7 +20,7 @@ from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler, MaskGITScheduler
 from .adapters import TextToImageLoraMixin, require_no_adapters
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
 from .image_editing import OUTPUT_TYPES, ImageEditingMixin
 from .image_inputs import check_call_defaults, check_counts, check_editing, check_latents, first_step_of
 from .step_end import after_step
@@ -166,7 +166,7 @@ class MaskedDiffusionTextToImagePipeline(
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
-        check_scheduler(self.scheduler)
+        check_components(self.components)
         config, mask_token_id = self.transformer.config, self.scheduler.config.mask_token_id
         rows = config.get("vocab_size", config.codebook_size + 1)
         if not config.codebook_size <= mask_token_id < rows:

@@ -24,7 +24,7 @@ from ..models import (
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_count, check_guidance_scale, check_output_type, check_scheduler
+from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
 from .image_conditions import ClassCondition
 from .image_editing import OUTPUT_TYPES, ImageEditingMixin
 from .image_inputs import (
@@ -128,7 +128,7 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
-        check_scheduler(self.scheduler)
+        check_components(self.components)
         check_count("num_images_per_prompt", num_images_per_prompt, "Pass how many images you want of each class.")
         check_counts(counts)
         check_guidance_scale(guidance_scale)

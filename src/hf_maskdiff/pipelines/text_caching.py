@@ -17,16 +17,20 @@ class TextCachingMixin:
     transformer: Any
     config: Any
     _denoiser: Any = None
+    _settings: tuple[Any, ...] = ()
 
     @property
     def denoiser(self) -> TextDenoiser:
         """The model as it is called: with attention in both directions, aligned logits and partial passes."""
-        if self._denoiser is None or self._denoiser.model is not self.transformer:
-            rule = block_causal(self.config.attention, self.config.block_size)
-            made, before = text_denoiser(self.transformer, self.config.shift_logits, rule), self._denoiser
-            if before is not None and unwrap_module(before.model) is unwrap_module(self.transformer):
-                made.take_over(before)  # the same model, compiled or not any more
-            self._denoiser = made
+        settings = tuple(self.config[name] for name in ("shift_logits", "attention", "block_size"))
+        before = self._denoiser
+        if before is None or before.model is not self.transformer or self._settings != settings:
+            shift_logits, attention, block_size = settings
+            made = text_denoiser(self.transformer, shift_logits, block_causal(attention, block_size))
+            same = before is not None and unwrap_module(before.model) is unwrap_module(self.transformer)
+            if same and made.rule == before.rule:
+                made.take_over(before)  # the same model, compiled or not any more, or read in another way
+            self._denoiser, self._settings = made, settings
         return self._denoiser
 
     def enable_cache(self, config: CacheConfig) -> None:

@@ -16,7 +16,7 @@ from ..denoisers import TextDenoiser
 from ..integers import as_integer
 from ..likelihood import Estimator, Passes, Patterns, ScoredTokens, Scoring, Sobol, parts_of
 from ..sampling import Generators, check_generators, draw_keys
-from .checks import check_count, check_guidance_scale, check_scheduler
+from .checks import check_components, check_count, check_guidance_scale
 from .likelihood_pairs import as_pairs, encode_pair, scored_rows
 from .split_models import generator_of_all
 from .text_blocks import PROMPT
@@ -159,7 +159,7 @@ class LikelihoodMixin:
         return output if return_dict else tuple(vars(output).values())
 
     def _check_likelihood(self, estimator: Estimator, num_samples: int, guidance_scale: float, batch_size: int) -> None:
-        check_scheduler(self.scheduler)
+        check_components({"scheduler": self.scheduler, "transformer": self.transformer})
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         if not isinstance(estimator, Estimator):
             raise ValueError(

@@ -17,10 +17,14 @@ SIZES = (
     *("num_local_experts", "codebook_size", "num_vq_embeddings", "vq_embed_dim", "latent_channels", "layers_per_block"),
     *("block_out_channels", "in_channels", "out_channels", "base_channels", "feature_size", "decoder_hidden_size"),
     *("decoder_intermediate_size", "num_decoder_attention_heads", "attention_head_dim", "joint_attention_dim"),
-    *("pooled_projection_dim", "micro_cond_embed_dim", "micro_cond_encode_dim"),
+    *("pooled_projection_dim", "micro_cond_embed_dim", "micro_cond_encode_dim", "latent_dim", "num_codebooks"),
+    "num_buckets",
 )
 # The same, but that there may be none of them.
-_OR_NONE = ("num_classes", "num_register_tokens", "num_decoder_layers", "num_single_layers", "mid_layers")
+_OR_NONE = (
+    *("num_classes", "num_register_tokens", "num_decoder_layers", "num_single_layers", "mid_layers"),
+    "num_conditioning_codebooks",
+)
 _LARGEST = 2**31 - 1  # where no weights are there to be looked at
 _MOST_PER_NUMBER = 16  # parameters for a number of the weights, which quantised ones pack
 

@@ -289,7 +289,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places, self.own_setting("typical_p"))
+        typical = self.own_setting("typical_p"), self.own_setting("typical_min_tokens", 1)
+        return Marginals(logits, *allowed, logits_at, num_places, *typical)
 
     def start_step(
         self,
