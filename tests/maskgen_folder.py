@@ -35,7 +35,7 @@ class Published(NamedTuple):
 
 def save_maskgen(root: Path) -> Published:
     """Write the folders."""
-    of_codes = randomised(MaskGenReference(TOKENS, CODES, 32, 3, HEADS, TEXT, POOLED, SCORE))
+    of_codes = randomised(MaskGenReference(TOKENS, CODES, 32, 3, HEADS, TEXT, POOLED, SCORE), std=0.15)
     of_images = randomised(TATiTokReference(2, TOKENS, CODES, 4, 64, 128, WORDS, TEXT))
     settings = {"model": {"vq_model": VQ | {"finetune_decoder": False}, "maskgen": MASKGEN}}
     write_json(root / "generator" / "config.json", settings)
