@@ -82,7 +82,7 @@ class ImageRun(Run):
         request = self.request
         seeds = range(request.seed, request.seed + request.num_images)
         return self.pipe(
-            class_labels=request.label,
+            **self.what(),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.num_images,
@@ -91,6 +91,10 @@ class ImageRun(Run):
             output_type="latent",
             callback_on_step_end=callback_on_step_end,
         )
+
+    def what(self) -> dict[str, Any]:
+        """Arguments of the call that say what to draw."""
+        return {"class_labels": self.request.label}
 
     def pictures(self) -> list[Image.Image]:
         """The images as they are now; outside a painted part each pixel is that of the image given."""
