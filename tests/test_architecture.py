@@ -22,6 +22,7 @@ ANYTHING = {"*"}
 ARROWS: dict[str, set[str]] = {
     "integers": set(),
     "masking": {"torch", "integers"},
+    "audio_masks": {"torch", "integers"},
     "orders": {"torch", "kept_tensors"},
     "token_filters": {"torch"},
     "revising": {"torch", "orders"},

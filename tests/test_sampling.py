@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
+from hf_maskdiff.draws import draw_index, draw_tempered_, tempered_
 from hf_maskdiff.orders import log_confidence, log_moment, negative_entropy
 from hf_maskdiff.sampling import (
     Marginals,
@@ -208,6 +209,24 @@ def test_drawing_at_a_temperature() -> None:
         expected = torch.softmax(logits[0, 0, :5].double() * beta, -1)
         torch.testing.assert_close(share[:5], expected, atol=1.01 / size, rtol=0)
         assert share[5] == 0
+
+
+@pytest.mark.parametrize("tokens", [300, 2000])
+def test_a_sharp_draw_is_that_of_any_other(tokens: int) -> None:
+    """Where one token has all the mass, nothing is summed; ties and broken rows are drawn as at any temperature."""
+    logits = torch.randn(12, tokens, generator=seeded(0))
+    logits[1, :-1] = -torch.inf
+    tied, broken = logits.clone(), logits.clone()
+    tied[3, [5, 7, 200]], broken[4, 9], broken[5], broken[6, [1, 2]] = 9.0, torch.nan, -torch.inf, 9.0
+    for sharpness in (1e6, 1e30):
+        beta, found = torch.full((12, 1), sharpness), set()
+        for uniform in torch.rand(9, 12, dtype=torch.float64, generator=seeded(1)):
+            for block in (logits, tied, broken):
+                drawn = draw_tempered_(block.clone(), uniform, beta, block.device)
+                assert torch.equal(drawn, draw_index(tempered_(block.clone(), beta), uniform))
+                assert block is not logits or torch.equal(drawn, logits.argmax(-1))
+                found.add(int(drawn[3])) if block is tied else None
+        assert found == {5, 7, 200}
 
 
 def test_draw_all_gives_tokens_and_their_log_probabilities() -> None:

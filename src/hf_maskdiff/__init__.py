@@ -1,4 +1,4 @@
-"""hf_maskdiff: swappable samplers for masked diffusion, images and text, on diffusers and transformers.
+"""hf_maskdiff: swappable samplers for masked diffusion, images, text and audio, on diffusers and transformers.
 
 Importing it registers the package with diffusers, so that a pipeline whose `model_index.json` names components of
 `hf_maskdiff` loads with `from_pretrained` and no remote code.
@@ -36,6 +36,9 @@ from .models import (  # noqa: E402
 from .pipelines import (  # noqa: E402
     CanvasIteratorStreamer,
     CanvasStreamer,
+    MaskedDiffusionAudioGenerationPipeline,
+    MaskedDiffusionAudioPipeline,
+    MaskedDiffusionAudioPipelineOutput,
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
@@ -84,6 +87,7 @@ for _pipeline in (
     MDLMPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextToImagePipeline,
+    MaskedDiffusionAudioPipeline,
 ):
     if getattr(diffusers, _pipeline.__name__, _pipeline).__module__.startswith("hf_maskdiff."):  # not one of theirs
         setattr(diffusers, _pipeline.__name__, _pipeline)
@@ -119,6 +123,9 @@ __all__ = [
     "MaskGITTransformer2DModel",
     "MaskGITVQModel",
     "MaskGenTransformer1DModel",
+    "MaskedDiffusionAudioGenerationPipeline",
+    "MaskedDiffusionAudioPipeline",
+    "MaskedDiffusionAudioPipelineOutput",
     "MaskedDiffusionImageGenerationPipeline",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",

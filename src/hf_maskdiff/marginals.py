@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .draws import chunked_inverse_cdf, draw_index, float64_device, tempered_
+from .draws import chunked_inverse_cdf, draw_index, draw_tempered_, float64_device, tempered_
 from .token_filters import keep_top_k, keep_top_p, keep_typical
 
 
@@ -69,7 +69,7 @@ class Marginals:
             rows: indices into the flattened `(batch_size, L)`, int64 `(M,)`.
             per_row: tensors `(M, ...)` with an entry for each of `rows`; `columns` are their entries for one block.
         """
-        size = self._rows_at_a_time
+        rows, size = self._sources_of(rows), self._rows_at_a_time
         if rows.shape[0] <= size:  # one block: nothing to split or concatenate
             return list(function(self._block(rows), *per_row))
         parts = zip(*(values.split(size) for values in (rows, *per_row)), strict=True)
@@ -132,9 +132,23 @@ class Marginals:
     def _sources(self) -> Tensor:
         """The row of the flattened logits that belongs to each flat position; if there is none, -1 on a CPU, where
         this is checked, and 0 elsewhere."""
-        targets = self._targets
-        sources = targets.new_full((self.num_places + 1,), -1 if on_cpu(targets.device) else 0)
-        return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))
+        assert self.places is not None
+        places, num_places = self.places.flatten(), self.num_places
+        sources = places.new_full((num_places + 1,), -1 if on_cpu(places.device) else 0)
+        sources[places] = torch.arange(len(places), device=places.device)  # -1 is the one past the end
+        return sources
+
+    def _sources_of(self, rows: Tensor) -> Tensor:
+        """Where the logits of flat positions are, as rows of the flattened logits; all of them must have some."""
+        if self.places is None:
+            return rows
+        sources = self._sources[rows]
+        if on_cpu(rows.device) and sources.numel() and int(sources.min()) < 0:
+            raise ValueError(
+                "`logits_at` must name every masked position, got some without logits. Pass the places of all "
+                "positions that are masked in `sample`."
+            )
+        return sources
 
     def rows_at(self, rows: Tensor) -> Tensor:
         """The logits of these flat positions, `(..., V)`, as they are given."""
@@ -144,13 +158,7 @@ class Marginals:
         return self.logits[rows // length, rows % length]  # whatever the strides, nothing else is copied
 
     def _block(self, rows: Tensor) -> Tensor:
-        if self.places is not None:
-            rows = self._sources[rows]
-            if on_cpu(rows.device) and bool((rows < 0).any()):
-                raise ValueError(
-                    "`logits_at` must name every masked position, got some without logits. Pass the places of all "
-                    "positions that are masked in `sample`."
-                )
+        """A copy of these rows of the flattened logits, as they may be drawn from."""
         if self._flat is not None:
             return self._filtered(self._flat.index_select(0, rows).float())
         length = self.logits.shape[1]
@@ -251,7 +259,7 @@ class Marginals:
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            return (draw_index(tempered_(block, beta).to(device), uniform),)
+            return (draw_tempered_(block, uniform, beta, device),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 

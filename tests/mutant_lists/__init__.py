@@ -2,6 +2,7 @@
 
 from mutant_lists import (
     accelerators,
+    audio,
     blocks,
     caches,
     draws,
@@ -27,6 +28,7 @@ MUTANTS: list[Mutant] = [
     *caches.MUTANTS,
     *pipelines.MUTANTS,
     *meissonic.MUTANTS,
+    *audio.MUTANTS,
     *vampnet.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,

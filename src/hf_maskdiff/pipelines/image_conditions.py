@@ -19,12 +19,10 @@ class ImageCondition(Protocol):
     Attributes:
         is_given: whether there is anything to guide to.
         takes_noise: whether models of this kind take noise for the embeddings of the tokens.
-        decoding: what the tokenizer of images takes besides the codes, by name.
     """
 
     is_given: bool
     takes_noise: bool
-    decoding: Mapping[str, Tensor]
 
     def arguments(self, context: str, rows: Tensor | slice, steps_left: float | Tensor) -> Arguments:
         """What the denoiser takes after the tokens.
@@ -35,6 +33,16 @@ class ImageCondition(Protocol):
             steps_left: how many steps follow this one: of all rows, or of each, `(num_rows,)`.
         """
         ...
+
+
+class DecodedCondition(ImageCondition, Protocol):
+    """A condition that the tokenizer of images may read too.
+
+    Attributes:
+        decoding: what it takes besides the codes, by name.
+    """
+
+    decoding: Mapping[str, Tensor]
 
 
 class ClassCondition:

@@ -14,7 +14,7 @@ from ..schedulers import MaskedDiffusionScheduler
 from .calls import PipelineCall
 from .denoising import StepCallback, denoise
 from .image_codes import code_shape, nearest_codes, upcast, with_grey
-from .image_conditions import ImageCondition
+from .image_conditions import DecodedCondition
 from .image_denoising import ImageCachingMixin, ImageDenoiser
 from .image_inputs import read_images, read_masks
 
@@ -178,7 +178,7 @@ class ImageEditingMixin(ImageCachingMixin):
     def _fill_in(
         self,
         call: PipelineCall,
-        condition: ImageCondition,
+        condition: DecodedCondition,
         start: dict[str, Any],
         generator: Generators,
         on_step_end: StepCallback,
