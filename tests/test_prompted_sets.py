@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import launched
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -83,30 +84,29 @@ def test_a_set_is_what_the_pipeline_draws_and_is_completed_after_a_stop(
     for row, picture in zip(found, pictures, strict=True):
         stored = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert stored.size == picture.size
-        difference = torch.tensor(list(stored.convert("L").getdata())) - torch.tensor(
-            list(picture.convert("L").getdata())
-        )
-        assert difference.abs().max() <= 1
+        difference = np.asarray(stored, dtype=int) - np.asarray(picture, dtype=int)
+        assert np.abs(difference).max() <= 1  # of five images at once the last bits are others
 
 
 def test_two_processes_draw_what_one_draws(pipelines: Path, tmp_path: Path) -> None:
     assert main(["generate", *arguments(pipelines, "row", tmp_path / "one")]) == 0
     group = launched.start(EXAMPLE, arguments(pipelines, "row", tmp_path / "two"), tmp_path / "printed")
-    assert group.wait(timeout=120) == 0
+    assert group.wait() == [0, 0], group.printed()
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
 def test_the_page_draws_what_the_pipeline_draws(pipelines: Path) -> None:
     pytest.importorskip("gradio")
+    from hf_maskdiff.demo.image_runs import image_runs
     from hf_maskdiff.demo.opening import open_all
     from hf_maskdiff.demo.page import build_page
-    from hf_maskdiff.demo.prompt_runs import PromptRequest, prompt_runs
+    from hf_maskdiff.demo.prompt_requests import PromptRequest
     from hf_maskdiff.demo.samplers import Choice
     from hf_maskdiff.demo.stepwise import in_turns
 
     (opened,) = open_all([str(pipelines / "grid")], "cpu")
     request = PromptRequest.of("a red house", "mud", 2, 5, 3, 4.0)
-    runs = prompt_runs(opened, [Choice("Moment", 4.0, 1), Choice("Uniform", 4.0, 1)], request)
+    runs = image_runs(opened, [Choice("Moment", 4.0, 1), Choice("Uniform", 4.0, 1)], request)
     frame = list(in_turns([run.stepwise for run in runs]))[-1][1]
     pipe = runs[1].pipe
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]

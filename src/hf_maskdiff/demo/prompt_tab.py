@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from .controls import Comparison, choice_of, shown
-from .image_runs import MOST_IMAGES
+from .image_runs import MOST_IMAGES, image_runs
 from .image_tab import published_settings
 from .opening import Opened
-from .prompt_runs import PromptRequest, prompt_runs
+from .prompt_requests import PromptRequest
 from .requests import MOST_GUIDANCE, MOST_STEPS
 from .runs import panels_of
 
@@ -50,7 +50,7 @@ def prompt_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
 
     def run(*values: Any) -> Iterator[list[Any]]:
         chosen = [choice_of(*values[6:9]), choice_of(*values[9:12])]
-        yield from panels_of(prompt_runs(opened, chosen, PromptRequest.of(*values[:6])))
+        yield from panels_of(image_runs(opened, chosen, PromptRequest.of(*values[:6])))
 
     def draw_images(*values: Any) -> Iterator[list[Any]]:
         yield from shown(lambda: run(*values), 2)

@@ -1,8 +1,7 @@
-"""Runs of a pipeline that draws images from text."""
+"""What a pipeline that draws images from text is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .editing import Edit
-from .image_runs import MOST_IMAGES, ImageRun
+from .image_runs import MOST_IMAGES
 from .opening import Opened
 from .requests import guidance_of, seed_of, steps_of, whole
-from .samplers import Choice
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,10 @@ class PromptRequest:
         numbers = (images, seed_of(seed), steps_of(steps), guidance_of(guidance_scale))
         return cls(str(prompt), str(negative_prompt or ""), *numbers)
 
+    def what(self) -> dict[str, Any]:
+        """Arguments of the call that say what to draw."""
+        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+
     def start(self, opened: Opened) -> Tensor:
         """Codes to start from, int64 `(num_images, height, width)`: all masked."""
         side = opened.pipe.transformer.config.sample_size
@@ -62,17 +64,3 @@ class PromptRequest:
         if self.negative_prompt and self.guidance_scale <= 1:
             return ["Nothing is guided, so there is nothing to lead away from: “Not to be seen” is not used."]
         return []
-
-
-class PromptRun(ImageRun):
-    """A run that draws images from text; arguments as of `Run`."""
-
-    request: PromptRequest  # type: ignore[assignment]
-
-    def what(self) -> dict[str, Any]:
-        return {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
-
-
-def prompt_runs(opened: Opened, choices: Sequence[Choice], request: PromptRequest) -> list[PromptRun]:
-    """A run for each choice, titled A, B, ...; errors as of `Run`."""
-    return [PromptRun(title, opened, choice, request) for title, choice in zip("AB", choices, strict=True)]
