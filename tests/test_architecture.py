@@ -86,6 +86,7 @@ ARROWS: dict[str, set[str]] = {
         "harness",
         "lm_eval",
         "tuning",
+        "matplotlib",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},

@@ -163,7 +163,7 @@ MUTANTS = [
         "typical-set-aside",
         "a scheduler does not hand its `typical_p` on",
         _BASE,
-        'num_places, self.own_setting("typical_p"))',
+        "num_places, *typical)",
         "num_places)",
         ("tests/test_contract.py::test_typical_tokens_alone_are_drawn",),
     ),
@@ -451,7 +451,7 @@ MUTANTS = [
         _SCHEDULERS + "remdm.py",
         "return eta * largest",
         "return eta",
-        ("tests/test_revising_laws.py::test_law[rescale]",),
+        ("tests/schedulers/test_remdm.py::test_of_the_largest_sigma_one_takes_a_share_and_the_other_cuts_at_it",),
     ),
     Mutant(
         "sure-tokens-doubted",
