@@ -108,9 +108,8 @@ def test_a_clip_is_varied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_which_codes_the_options_keep() -> None:
     vary, pipe = program("vary_audio"), tiny_audio.pipeline()
-    args = vary.parse_args(
-        ["--pipeline", "x", "--output", "y", "--input", "z", "--every", "4", "--fill", "0.5", "0.8", "--codebooks", "2"]
-    )
+    options = "--pipeline x --output y --input z --every 4 --fill 0.5 0.8 --codebooks 2"
+    args = vary.parse_args(options.split())
     keep = vary.kept(args, 12, pipe)
     assert keep.any(0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 8, 9, 10, 11]
     assert keep.any(1).tolist() == [True, True, False, False]
