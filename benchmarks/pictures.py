@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import antibody_report
 import entropy_bound
 import equal_passes_report
 import equivalence
@@ -93,6 +94,13 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     equal_passes_report.plot(beds, path, title)
 
 
+def draw_antibodies(path: Path) -> None:
+    found = json.loads((RESULTS / "runs" / "antibodies_chain.json").read_text())
+    length = found["settings"]["length"]
+    title = "AntiBERTy: only taking residues back is better than a lower temperature"
+    antibody_report.plot(antibody_report.summary_of(found["cells"], "chain", length), length, path, title)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "chain": draw_chain,
     "text": draw_text,
@@ -102,6 +110,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "samplers_images": draw_samplers_images,
     "second_order": draw_second_order,
     "samplers_at_equal_passes": draw_samplers_at_equal_passes,
+    "antibodies": draw_antibodies,
 }
 
 
