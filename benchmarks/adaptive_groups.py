@@ -155,7 +155,7 @@ class TextBench(text.Bench):
 
     def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], dict[str, float]]:
         model, number = self.pipeline.transformer, self.args.num_sequences
-        scheduler = MomentScheduler(**self.shared, choice_temperature=4.0)
+        scheduler = self.pipeline.scheduler = MomentScheduler(**self.shared, choice_temperature=4.0)
         scheduler.set_timesteps(steps)
         rule = rule_of(sampler, self.args.most)
 
@@ -175,7 +175,8 @@ class ImageBench(images.Bench):
 
     def draw(self, sampler: str, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         model, number = self.pipeline.transformer, self.args.num_images
-        scheduler = MomentScheduler(**self.shared, choice_temperature=self.args.choice_temperature)
+        alpha = self.args.choice_temperature
+        scheduler = self.pipeline.scheduler = MomentScheduler(**self.shared, choice_temperature=alpha)
         scheduler.set_timesteps(steps)
         rule, side = rule_of(sampler, self.args.most), model.config.sample_size
 

@@ -32,7 +32,6 @@ since design i of both comes from the same noise. `antibodies_chain.png` is the 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +40,9 @@ from typing import Any
 import torch
 from antibody_report import plot, print_report
 from arguments import add_cell_arguments, new_parser
-from cells import KEY, Cells, load_results, missing_cells, save_results, seed_by_seed
+from cell_files import KEY
+from cells import Cells, load_results, missing_cells, seed_by_seed
+from design_files import read_designs, write_designs
 from families import scheduler_of
 from passes import generators_from, partial_caching
 from samplers import parts
@@ -145,7 +146,7 @@ class Bench:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All cells, of which those that are missing are measured."""
     path = args.output_dir / "results.json"
-    results = load_results(path, {name: getattr(args, name) for name in SETTINGS}, args.resume)
+    results = load_results(path, {name: getattr(args, name) for name in SETTINGS}, args.resume, read_designs)
     pairs = [(name, steps) for steps in sorted(args.steps) for name in args.samplers]
     missing = missing_cells(results, seed_by_seed([*pairs, ("uniform", args.length)], args.num_seeds))
     if missing:
@@ -153,13 +154,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for key in (progress := tqdm(missing, desc="cells")):
             progress.set_postfix_str("{}, {} steps, seed {}".format(*key))
             results["cells"].append(dict(zip(KEY, key, strict=True)) | bench.measure(*key))
-            save_results(results, path)
+            write_designs(results, path)
     return results
 
 
 def main(argv: Sequence[str] | None = None) -> Cells:
     args = parse_args(argv)
-    results = json.loads(args.table.read_text()) if args.table else run(args)
+    results = read_designs(args.table) if args.table else run(args)
     design, length = results["settings"]["design"], results["settings"]["length"]
     summary = print_report(results["cells"], design, length)
     plot(summary, length, args.output_dir / f"antibodies_{design}.png")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cell_files import KEY, read_cells, write_cells
+from samplers import parts
 from tqdm.auto import tqdm
 
 from hf_maskdiff.evaluation.report import mean_and_error
 
 Cells = list[dict[str, Any]]  # each holds its key and its measures
 Cell = tuple[str, int, int]  # sampler, steps (0 for a reference), seed
-KEY = ("sampler", "steps", "seed")
 Row = dict[str, tuple[float, float]]  # mean and standard error of every measure
 Summary = dict[tuple[str, int], Row]  # by sampler and steps
 
@@ -29,14 +28,15 @@ def run_cells(
     args: argparse.Namespace,
     settings: Sequence[str],
     wanted: Sequence[Cell],
-    prepare: Callable[[], Callable[[str, int, int], dict[str, float]]],
+    prepare: Callable[[], Callable[[str, int, int], dict[str, Any]]],
 ) -> dict[str, Any]:
     """Measure the cells that are missing in `args.output_dir`, and return the contents of its `results.json`.
 
     Args:
         settings: names of the arguments that must be equal for all cells of a table.
         wanted: the cells, in the order in which they are measured.
-        prepare: called if any cell is missing; returns the function that measures one.
+        prepare: called if any cell is missing; returns the function that measures one. What it returns may also have
+            the key "scheduler", the configuration that made the cell's samples.
     """
     path = args.output_dir / "results.json"
     results = load_results(path, {name: getattr(args, name) for name in settings}, args.resume)
@@ -46,8 +46,12 @@ def run_cells(
         progress = tqdm(missing, desc="cells")
         for key in progress:
             progress.set_postfix_str("{}, {} steps, seed {}".format(*key))
-            results["cells"].append(dict(zip(KEY, key, strict=True)) | measure(*key))
-            save_results(results, path)
+            found = measure(*key)
+            scheduler = found.pop("scheduler", None)
+            if scheduler is not None:
+                results["schedulers"][parts(key[0])[0]] = scheduler
+            results["cells"].append(dict(zip(KEY, key, strict=True)) | found)
+            write_cells(results, path)
     return results
 
 
@@ -56,14 +60,16 @@ def missing_cells(results: dict[str, Any], wanted: Sequence[Cell]) -> list[Cell]
     return [key for key in wanted if key not in done]
 
 
-def load_results(path: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
+def load_results(
+    path: Path, settings: dict[str, Any], resume: bool, read: Callable[[Path], dict[str, Any]] = read_cells
+) -> dict[str, Any]:
     """The contents of a file of cells; without cells if there is no such file, and an error if it may not go on."""
-    fresh = {"settings": settings, "cells": []}
+    fresh: dict[str, Any] = {"settings": settings, "schedulers": {}, "cells": []}
     if not path.exists():
         return fresh
     if not resume:
         raise ValueError(f"{path} must not exist yet. Pass --resume to keep its cells, or another --output_dir.")
-    results = json.loads(path.read_text())
+    results = read(path)
     different = {key for key, value in fresh["settings"].items() if results["settings"].get(key) != value}
     if different:
         raise ValueError(
@@ -71,14 +77,6 @@ def load_results(path: Path, settings: dict[str, Any], resume: bool) -> dict[str
             "Pass the same ones, or another --output_dir."
         )
     return results
-
-
-def save_results(results: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file and rename it, so that the file is complete at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=1))
-    os.replace(partial, path)
 
 
 def summarise(cells: Cells) -> Summary:

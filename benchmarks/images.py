@@ -24,7 +24,18 @@ from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from passes import NeededPasses, draw_codes, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import AHEAD, APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts, plain, shared_config
+from samplers import (
+    AHEAD,
+    APART,
+    HYBRIDS,
+    SECOND_ORDER,
+    Samplers,
+    all_in_groups,
+    described,
+    parts,
+    plain,
+    shared_config,
+)
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -118,8 +129,10 @@ class Bench:
         self.pipeline(class_labels=0, num_inference_steps=1, output_type="pt")
         self.needed = NeededPasses(self.pipeline.transformer, self.shared["mask_token_id"])
 
-    def measure(self, name: str, steps: int, seed: int) -> dict[str, float]:
-        return self.generate(name, steps, seed) if steps else self.reference(name, seed)
+    def measure(self, name: str, steps: int, seed: int) -> dict[str, Any]:
+        if not steps:
+            return self.reference(name, seed)
+        return {**self.generate(name, steps, seed), "scheduler": described(self.pipeline.scheduler)}
 
     def real(self, seed: int) -> tuple[Tensor, Tensor]:
         """Two disjoint random sets of real images for a seed: indices into the data set, `num_images` each."""

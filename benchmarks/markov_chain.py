@@ -35,7 +35,7 @@ import torch
 from arguments import add_cell_arguments, new_parser
 from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from plots import draw_over_steps, draw_references, figure, label_ends, set_ticks
-from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, parts
+from samplers import APART, HYBRIDS, SECOND_ORDER, Samplers, all_in_groups, described, parts
 from tables import print_cells, with_error
 from tqdm.auto import tqdm
 
@@ -104,7 +104,7 @@ class Bench:
         self.chain = MarkovChain.random(args.length, args.num_states, args.sharpness)
 
     @torch.inference_mode()
-    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
+    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, Any]:
         if not steps:
             return self.judge(self.chain.draw(self.args.num_samples, seed))
         name, num_substeps = parts(sampler)
@@ -127,7 +127,7 @@ class Bench:
             terms = {
                 term: getattr(found, term).mean().item() / self.args.length for term in ("tempering", "dependence")
             }
-        return self.judge(samples) | terms
+        return {**self.judge(samples), **terms, "scheduler": described(scheduler)}
 
     def judge(self, samples: torch.Tensor) -> dict[str, float]:
         return {

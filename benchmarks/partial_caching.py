@@ -38,7 +38,8 @@ import numpy as np
 import text
 import torch
 from arguments import add_cell_arguments, add_pipeline_arguments, new_parser
-from cells import KEY, Cell, Cells, differences, run_cells, summarise
+from cell_files import KEY
+from cells import Cell, Cells, differences, run_cells, summarise
 from partial_caching_plot import Kind, Measures, fastest, plot, plot_others
 from samplers import all_in_groups, parts
 from tables import print_table, with_error

@@ -9,7 +9,6 @@ picture is drawn by the program of that command; only its title, which says what
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,19 +24,33 @@ import text
 from arguments import new_parser
 from cells import Summary
 from partial_caching_plot import draw_moment, draw_others
+from samplers import in_groups
+
+from hf_maskdiff_cli.results import Value, read_results
 
 RESULTS = Path(__file__).parent / "results"
+PASSES = ("passes", "pass equivalents")  # these files count a partial pass as the share that it computes
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a file of results; a mean whose error is not known has NaN."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-    return [{key: _value(value) for key, value in row.items()} for row in rows]
+    """The rows of a file of results; a mean whose error is not known has NaN. "moment, 2 groups" has two groups."""
+    return [
+        {
+            "sampler": in_groups(record.sampler, record.num_substeps),
+            "steps": record.steps,
+            **({} if record.model is None else {"model": record.model}),
+            **({} if record.data is None else {"data": record.data}),
+            **({} if record.passes is None else dict.fromkeys(PASSES, (record.passes, math.nan))),
+            **{measure: _value(value) for measure, value in record.measures.items()},
+        }
+        for record in read_results(RESULTS / f"{name}.json").records
+    ]
 
 
-def _value(value: Any) -> Any:
-    return (value[0], math.nan if value[1] is None else value[1]) if isinstance(value, list) else value
+def _value(value: Value) -> tuple[float, float]:
+    assert value.value is not None
+    return value.value, math.nan if value.error is None else value.error
 
 
 def read_summary(name: str) -> Summary:
@@ -52,7 +65,7 @@ def draw_chain(path: Path) -> None:
 
 def draw_text(path: Path) -> None:
     title = "Text: with few steps, Halton with a choice temperature scores best"
-    text.plot(read_summary("text"), path, title)
+    text.plot(read_summary("text_to_64_steps"), path, title)
 
 
 def draw_entropy_bound(path: Path) -> None:
@@ -62,7 +75,8 @@ def draw_entropy_bound(path: Path) -> None:
 
 def draw_equivalence(path: Path) -> None:
     title = "MaskGIT and moment are provably close only at a high choice temperature"
-    equivalence.plot(read_rows("equivalence"), path, title)
+    rows = [row | {"alpha": float(row["sampler"].removeprefix("moment "))} for row in read_rows("equivalence")]
+    equivalence.plot(rows, path, title)
 
 
 def draw_partial_caching(path: Path) -> None:
@@ -83,13 +97,17 @@ def draw_samplers_images(path: Path) -> None:
 
 def draw_second_order(path: Path) -> None:
     title = "Second order where nothing is cut off; where much is, a smaller error of the same order"
-    second_order.plot(read_rows("second_order"), path, title)
+    rows = [
+        row | {"passes": row["steps"], "dependence": float(row["data"].removeprefix("dependence "))}
+        for row in read_rows("second_order")
+    ]
+    second_order.plot(rows, path, title)
 
 
 def draw_samplers_at_equal_passes(path: Path) -> None:
     beds: dict[str, Summary] = {}
     for row in read_rows("samplers_at_equal_passes"):
-        beds.setdefault(row.pop("bed"), {})[row.pop("sampler"), row.pop("steps")] = row
+        beds.setdefault(row.pop("model"), {})[row.pop("sampler"), row.pop("steps")] = row
     title = "Taking tokens back wins where the model judges known ones too (AntiBERTy), and nowhere else"
     equal_passes_report.plot(beds, path, title)
 

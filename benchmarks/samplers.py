@@ -62,6 +62,12 @@ def shared_config(scheduler: MaskedDiffusionScheduler) -> dict[str, Any]:
     return {key: scheduler.config[key] for key in ("mask_token_id", "codebook_size", "masking_schedule", "rounding")}
 
 
+def described(scheduler: MaskedDiffusionScheduler) -> dict[str, Any]:
+    """The configuration of a scheduler, as in a preset."""
+    own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"_class_name": type(scheduler).__name__, **own}
+
+
 def plain(scheduler: Callable[..., MaskedDiffusionScheduler], **config: Any) -> Callable[..., MaskedDiffusionScheduler]:
     """A scheduler that draws tokens at the model's own temperature."""
     return lambda choice_temperature, **shared: scheduler(**shared, **config)

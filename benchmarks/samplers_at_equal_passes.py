@@ -38,7 +38,8 @@ import beds
 import torch
 from arguments import new_parser
 from beds import FULL, PLANNER, REAL
-from cells import KEY, load_results, missing_cells, save_results, seed_by_seed
+from cell_files import KEY, write_cells
+from cells import load_results, missing_cells, seed_by_seed
 from equal_passes_report import plot, print_tables, rows_of, summary_of
 from families import PLAIN, REMDM, nucleus, tempered
 from tables import write_json
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             bar.set_postfix_str(f"{bed}: {sampler}, {steps} passes")
             for seed, row in zip(seeds, found, strict=False):
                 results[bed]["cells"].append(dict(zip(KEY, (sampler, steps, seed), strict=True)) | row)
-            save_results(results[bed], file_of(args.output_dir, bed))
+            write_cells(results[bed], file_of(args.output_dir, bed))
             bar.update()
     return results
 

@@ -31,7 +31,18 @@ from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from looks import choice_temperature
 from passes import NeededPasses, draw_ids, draw_set, generators_from, open_pipeline, partial_caching
 from plots import draw_over_steps, draw_references, figure, label_ends
-from samplers import AHEAD, APART, HYBRIDS, ORDERS, SECOND_ORDER, Samplers, all_in_groups, parts, shared_config
+from samplers import (
+    AHEAD,
+    APART,
+    HYBRIDS,
+    ORDERS,
+    SECOND_ORDER,
+    Samplers,
+    all_in_groups,
+    described,
+    parts,
+    shared_config,
+)
 from tables import print_cells, with_error
 from torch import Tensor
 
@@ -108,9 +119,11 @@ class Bench:
         text = "\n".join(load_documents("test", **source))
         self.held_out = torch.tensor(self.pipeline.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
-        sequences, cost = self.write(sampler, steps, seed) if steps else (self.real(seed), {"passes": 0, "seconds": 0})
-        return {**self.score(sequences), **cost}
+    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, Any]:
+        if not steps:
+            return {**self.score(self.real(seed)), "passes": 0, "seconds": 0}
+        sequences, cost = self.write(sampler, steps, seed)
+        return {**self.score(sequences), **cost, "scheduler": described(self.pipeline.scheduler)}
 
     def score(self, sequences: list[Tensor]) -> dict[str, float]:
         nats = [-fmean(self.judge.log_probs(text)) for text in self.pipeline.decode_sequences(sequences)]

@@ -28,6 +28,7 @@ from cells import Row, Summary, run_cells, seed_by_seed, summarise
 from looks import BLACK, BLUE, BROWN, GREEN, ORANGE, PURPLE, VERMILLION
 from passes import draw_ids, draw_set, generators_from
 from plots import End, draw_curve, draw_references, figure, label_ends, set_ticks
+from samplers import described
 from tables import print_cells, with_error
 from text import MEASURES, REFERENCE
 from text import Bench as TextBench
@@ -106,10 +107,11 @@ class Bench(TextBench):
         self.moment = self.pipeline.scheduler
         self.counted = CountedPositions(self.pipeline)
 
-    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, float]:
-        nothing = {"seconds": 0.0, "passes": 0.0, "positions": 0.0}
-        texts, cost = self.write(sampler, steps, seed) if steps else (self.real(seed), nothing)
-        return {**self.score(texts), **cost}
+    def measure(self, sampler: str, steps: int, seed: int) -> dict[str, Any]:
+        if not steps:
+            return {**self.score(self.real(seed)), "seconds": 0.0, "passes": 0.0, "positions": 0.0}
+        texts, cost = self.write(sampler, steps, seed)
+        return {**self.score(texts), **cost, "scheduler": described(self.pipeline.scheduler)}
 
     def write(self, sampler: str, steps: int, seed: int) -> tuple[list[Tensor], dict[str, float]]:
         """The seed's texts, and their cost."""

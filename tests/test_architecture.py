@@ -22,6 +22,7 @@ ANYTHING = {"*"}
 ARROWS: dict[str, set[str]] = {
     "integers": set(),
     "masking": {"torch", "integers"},
+    "audio_masks": {"torch", "integers"},
     "orders": {"torch", "kept_tensors"},
     "token_filters": {"torch"},
     "revising": {"torch", "orders"},
@@ -85,6 +86,7 @@ ARROWS: dict[str, set[str]] = {
         "harness",
         "lm_eval",
         "tuning",
+        "matplotlib",
     },  # inside functions: see the test of its module level
     "_versions": set(),
     "__init__": {"diffusers", "_versions", "schedulers", "models", "pipelines"},

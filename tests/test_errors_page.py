@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_audio
 import tiny_text_to_image
 import torch
 from PIL import Image
@@ -26,7 +27,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForMaskedLM, NoRepeatNGramLogitsProcessor, PreTrainedTokenizerFast
 
 import hf_maskdiff
-from hf_maskdiff import MaskedDiffusionTextPipeline, MomentScheduler, PartialCacheConfig
+from hf_maskdiff import MaskedDiffusionTextPipeline, MomentScheduler, PartialCacheConfig, audio_masks
 from hf_maskdiff_cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +42,9 @@ command line, and no work is lost: arguments are looked at before anything is co
 
 `pipe` is a `MaskGITPipeline` of three classes with 4 x 4 codes, `text` a `MaskedDiffusionTextPipeline` whose model
 holds 128 tokens, `draw` a `MaskedDiffusionTextToImagePipeline` of 4 x 4 codes without a text encoder, `prompt` what
-`encode_prompt` of one with one returns, `scheduler` a `MomentScheduler`, `logits` and `sample` fit each other, `image`
-has 8 x 8 pixels.
+`encode_prompt` of one with one returns, `play` a `MaskedDiffusionAudioPipeline` of 4 codebooks and 10 frames a second,
+`clip` twelve frames of sound, `keep` every third of them, `scheduler` a `MomentScheduler`, `logits` and `sample` fit
+each other, `image` has 8 x 8 pixels.
 """
 
 IMAGES = """
@@ -89,6 +91,37 @@ draw(**prompt, num_images_per_prompt=0)
 draw(**prompt, latents=torch.zeros(1, 2, 2, dtype=torch.int64))
 draw.load_lora_weights({"unet.layer.lora_A.weight": torch.zeros(2, 2)})
 draw.enable_cache("FirstBlockCache")
+"""
+
+AUDIO = """
+play()
+play(audio_length_in_s=-1)
+play(audio_length_in_s=1.2, keep=keep)
+play(audio_length_in_s=1.2, num_inference_steps=0)
+play(audio_length_in_s=1.2, num_fine_inference_steps=0)
+play(audio_length_in_s=1.2, chunk_length_s=0)
+play(audio_length_in_s=1.2, chunk_overlap_s=10)
+play(audio_length_in_s=1.2, class_labels=3)
+play(audio_length_in_s=1.2, guidance_scale=3)
+play(audio_length_in_s=1.2, output_type="wav")
+play(audio_length_in_s=1.2, generator=[torch.Generator()] * 2)
+play(audio=clip, sampling_rate=80)
+play(audio=clip, sampling_rate=44100, keep=keep)
+play(audio=torch.zeros(2, 96), sampling_rate=80, keep=keep)
+play(audio=np.zeros(96, np.int16), sampling_rate=80, keep=keep)
+play(audio=clip * 32768, sampling_rate=80, keep=keep)
+play(audio=[clip, clip[:40]], sampling_rate=80, keep=keep)
+play(audio=clip[:7], sampling_rate=80, keep=keep)
+play(audio=clip, sampling_rate=80, keep=keep[:, :5])
+play(audio=clip, sampling_rate=80, keep=keep.float())
+play(codes=torch.zeros(1, 9, 12, dtype=torch.int64))
+play(codes=torch.full((1, 4, 12), 99))
+play(codes=torch.full((2, 4, 12), 16), keep=torch.stack([keep] * 3))
+keep_every(0, 12)
+keep_every(7, 12, width=9)
+keep_codebooks(9, 4)
+keep_outside(1.0, 0.5, 12, 10.0)
+keep_around([480.0], 12, 10.0)
 """
 
 TEXTS = """
@@ -233,6 +266,10 @@ def names(make_pipeline: Callable[..., Any]) -> dict[str, Any]:
         "pipe": make_pipeline(),
         "draw": (draw := tiny_text_to_image.pipeline()),
         "prompt": tiny_text_to_image.prompts(draw, 1),
+        "play": tiny_audio.pipeline(),
+        "clip": tiny_audio.clips()[0, 0],
+        "keep": audio_masks.keep_every(3, 12),
+        **{name: getattr(audio_masks, name) for name in dir(audio_masks) if name.startswith("keep_")},
         "text": protein_pipeline(),
         "scheduler": scheduler,
         "logits": torch.zeros(2, 6, 16),
@@ -288,7 +325,8 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 
 def test_the_page_is_what_is_raised(names: dict[str, Any], folder: Path) -> None:
-    calls = {"Images": IMAGES, "Text to image": TEXT_TO_IMAGE, "Texts": TEXTS, "Schedulers and caches": SCHEDULERS}
+    calls = {"Images": IMAGES, "Text to image": TEXT_TO_IMAGE, "Audio": AUDIO, "Texts": TEXTS}
+    calls |= {"Schedulers and caches": SCHEDULERS}
     told = {title: [(code, message_of_call(code, names)) for code in lines(block)] for title, block in calls.items()}
     told["Command line"] = [(command, message_of_command(command)) for command in lines(COMMANDS)]
     messages = [message for rows in told.values() for _, message in rows]
@@ -303,7 +341,7 @@ def test_the_page_is_what_is_raised(names: dict[str, Any], folder: Path) -> None
 def test_every_message_of_a_call_names_rule_value_and_remedy(names: dict[str, Any]) -> None:
     """The rule, what was given after "got", and what to do instead."""
     unclear = []
-    for code in [line for block in (IMAGES, TEXT_TO_IMAGE, TEXTS, SCHEDULERS) for line in lines(block)]:
+    for code in [line for block in (IMAGES, TEXT_TO_IMAGE, AUDIO, TEXTS, SCHEDULERS) for line in lines(block)]:
         message = message_of_call(code, names)
         rule, got, rest = message.partition("got ")
         has_remedy = re.search(r"[.?] [A-Z][^.]+", rest) or re.search(r"\. [A-Z]", message)

@@ -78,7 +78,8 @@ def test_no_name_of_diffusers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only our pipelines are added, and where diffusers has one of that name, it keeps it."""
     ours = {name for name, value in vars(diffusers).items() if str(getattr(value, "__module__", "")).startswith("hf_m")}
     images = {"MaskGITPipeline", "MaskedDiffusionTextToImagePipeline"}
-    assert ours == images | {"MDLMPipeline", "MaskedDiffusionTextPipeline"}
+    audio = {"MaskedDiffusionAudioPipeline"}
+    assert ours == images | audio | {"MDLMPipeline", "MaskedDiffusionTextPipeline"}
     theirs = type("MDLMPipeline", (), {"__module__": "diffusers.pipelines.mdlm"})
     monkeypatch.setattr(diffusers, "MDLMPipeline", theirs)
     source = Path(hf_maskdiff.__file__).read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, product
 from math import acos, cos, gcd, pi
 from pathlib import Path
 
@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hf_maskdiff.masking import MASKING_SCHEDULES, ROUNDINGS, mask_ratio, masks_left, planned_counts, reveal_counts
+from hf_maskdiff.masking import (
+    MASKING_SCHEDULES,
+    ROUNDINGS,
+    MaskingSchedule,
+    mask_ratio,
+    masks_left,
+    planned_counts,
+    reveal_counts,
+)
 
 MOST_POSITIONS, MOST_STEPS = 4096, 256
 POSITIONS = np.arange(MOST_POSITIONS + 1)
@@ -108,6 +116,20 @@ def test_one_number_counts_as_a_row_does(schedule: str) -> None:
         for step_index in range(12):
             row = masks_left(torch.tensor([256.0], dtype=torch.float64), step_index, 12, schedule, rounding)
             assert masks_left(256.0, step_index, 12, schedule, rounding) == row.item()
+
+
+@pytest.mark.parametrize("schedule", [*MASKING_SCHEDULES, [1, 2, 9, 10, 40]])
+def test_the_plan_is_what_steps_do_one_after_the_other(schedule: MaskingSchedule) -> None:
+    num_masked = torch.tensor([0, 1, 3, 5, 7, 12, 40, 333])
+    for steps, rounding in product((1, 4, 5, 12) if isinstance(schedule, str) else (5,), ROUNDINGS):
+        for first_step, initial in product((0, steps // 2), (num_masked, num_masked + 9, num_masked // 2)):
+            plan = planned_counts(num_masked, steps, schedule, rounding, initial, first_step)
+            left = num_masked
+            for step_index, counts in zip(range(first_step, steps), plan, strict=True):
+                target = masks_left(initial.double(), step_index, steps, schedule, rounding)
+                assert torch.equal(counts, reveal_counts(left, target)), (steps, rounding, step_index)
+                left = left - counts
+            assert not left.any()
 
 
 @pytest.mark.parametrize(

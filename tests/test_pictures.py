@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
+
+from hf_maskdiff_cli.results import Results, Value, read_results
+from hf_maskdiff_cli.results.numbers import measured
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -32,18 +34,18 @@ def test_every_picture_is_drawn(pictures: ModuleType, tmp_path: Path) -> None:
             assert abs(drawn.width / drawn.height - committed.width / committed.height) < 0.02
 
 
-def numbers(value: object) -> list[float]:
-    """Every mean in a file of results; passes and choice temperatures are not results."""
-    rows = [{key: found for key, found in row.items() if key != "pass equivalents"} for row in value]  # type: ignore[attr-defined]
-    return [found[0] for row in rows for found in row.values() if isinstance(found, list)]
+def numbers(results: Results) -> list[float]:
+    """Every mean in a file of results, as a table shows it."""
+    values = [(one, results.measures[name]) for record in results.records for name, one in record.measures.items()]
+    return [float(measured(Value(one.value), measure)) for one, measure in values]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_picture_s_numbers_are_those_of_the_pages(path: Path) -> None:
     pages = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *ROOT.glob("schedulers/*/README.md")]
     written = {float(number) for page in pages for number in re.findall(r"\d+\.\d+", page.read_text())}
-    results = json.loads(path.read_text())
-    assert results["source"].startswith(("python benchmarks/", "as "))
-    found = numbers(results["rows"])
-    assert len(found) > 8
-    assert [number for number in found if number not in written] == []
+    results = read_results(path)
+    assert results.command.startswith("python benchmarks/")
+    found = numbers(results)
+    assert len(found) >= 8
+    assert [number for number in found if abs(number) not in written] == []

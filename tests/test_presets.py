@@ -21,7 +21,7 @@ from hf_maskdiff import (
     MaskGITTransformer2DModel,
     MaskGITVQModel,
 )
-from hf_maskdiff.conversion import dimo, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, text_presets
+from hf_maskdiff.conversion import dimo, halton_maskgit, mage, maskgit_jax, maskgit_pytorch_v1, text_presets, vampnet
 from hf_maskdiff.conversion.amused import amused
 from hf_maskdiff.conversion.halton_maskgit import confidence_counts, valeoai_confidence, valeoai_halton
 from hf_maskdiff.conversion.maskgit_jax import google_maskgit
@@ -51,6 +51,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "klass": text_presets.klass,
     "pc-sampler": text_presets.pc_sampler,
     "dimo": dimo.dimo,
+    "vampnet": vampnet.vampnet,
 }
 
 
@@ -69,7 +70,7 @@ def counts(name: str, num_tokens: int) -> list[int]:
     return preset.scheduler.planned_counts(torch.tensor([num_tokens])).flatten().cumsum(0).tolist()
 
 
-@pytest.mark.parametrize("name", ["google-maskgit", "mage", "amused"])
+@pytest.mark.parametrize("name", ["google-maskgit", "mage", "amused", "vampnet"])
 def test_counts_of_the_cosine_dialects(name: str) -> None:
     """`max(1, min(masked - 1, floor(N cos)))` stay masked, in float32 as upstream computes it."""
     steps, masked, expected, whole = PRESETS[name]().num_inference_steps, 256, [], []

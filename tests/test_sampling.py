@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
+from hf_maskdiff.draws import draw_index, draw_tempered_, tempered_
 from hf_maskdiff.orders import log_confidence, log_moment, negative_entropy
 from hf_maskdiff.sampling import (
     Marginals,
@@ -210,6 +211,24 @@ def test_drawing_at_a_temperature() -> None:
         assert share[5] == 0
 
 
+@pytest.mark.parametrize("tokens", [300, 2000])
+def test_a_sharp_draw_is_that_of_any_other(tokens: int) -> None:
+    """Where one token has all the mass, nothing is summed; ties and broken rows are drawn as at any temperature."""
+    logits = torch.randn(12, tokens, generator=seeded(0))
+    logits[1, :-1] = -torch.inf
+    tied, broken = logits.clone(), logits.clone()
+    tied[3, [5, 7, 200]], broken[4, 9], broken[5], broken[6, [1, 2]] = 9.0, torch.nan, -torch.inf, 9.0
+    for sharpness in (1e6, 1e30):
+        beta, found = torch.full((12, 1), sharpness), set()
+        for uniform in torch.rand(9, 12, dtype=torch.float64, generator=seeded(1)):
+            for block in (logits, tied, broken):
+                drawn = draw_tempered_(block.clone(), uniform, beta, block.device)
+                assert torch.equal(drawn, draw_index(tempered_(block.clone(), beta), uniform))
+                assert block is not logits or torch.equal(drawn, logits.argmax(-1))
+                found.add(int(drawn[3])) if block is tied else None
+        assert found == {5, 7, 200}
+
+
 def test_draw_all_gives_tokens_and_their_log_probabilities() -> None:
     logits = 3 * torch.randn(4, 9, 12, generator=seeded(0))
     wanted = torch.rand(4, 9, generator=seeded(1)) < 0.6
@@ -321,14 +340,23 @@ def test_broken_rows_go_through_the_filters_as_they_are() -> None:
 
 @pytest.mark.parametrize("path", later_cases("vampnet/typical_filter.safetensors"))
 def test_the_typical_filter_is_vampnet_s(path: Path) -> None:
-    """Those recorded that keep as many tokens as the mass needs, at least one."""
     tensors, _ = read(path)
-    found = [name for name in tensors if re.fullmatch(r"filtered_mass[\d.]+_min1", name)]
+    found = {re.fullmatch(r"filtered_mass([\d.]+)_min(\d+)", name) for name in tensors} - {None}
     assert found
-    for name in found:
-        logits = tensors["logits"]
-        blocks = all_blocks(Marginals(logits, logits.shape[-1], typical_p=float(re.findall(r"[\d.]+", name)[0])))
-        assert torch.equal(blocks.isfinite(), tensors[name].isfinite())
+    for match in found:
+        logits, typical = tensors["logits"], {"typical_p": float(match[1]), "typical_min_tokens": int(match[2])}
+        blocks = all_blocks(Marginals(logits, logits.shape[-1], **typical))
+        assert torch.equal(blocks.isfinite(), tensors[match[0]].isfinite())
+
+
+def test_so_many_typical_tokens_at_least() -> None:
+    """Those nearest to the entropy: the 0.2, then the 0.4, then all others at once, which tie."""
+    logits = torch.tensor([[[0.4, 0.2, *[0.1] * 4]]]).log()
+    kept = lambda least: all_blocks(Marginals(logits, 99, typical_p=0.05, typical_min_tokens=least)).isfinite()  # noqa: E731
+    assert kept(1).tolist() == [[[False, True, False, False, False, False]]]
+    assert kept(2).tolist() == [[[True, True, False, False, False, False]]]
+    assert kept(3).all()
+    assert kept(99).all()
 
 
 def test_filters_at_the_edges() -> None:

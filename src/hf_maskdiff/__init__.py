@@ -1,4 +1,4 @@
-"""hf_maskdiff: swappable samplers for masked diffusion, images and text, on diffusers and transformers.
+"""hf_maskdiff: swappable samplers for masked diffusion, images, text and audio, on diffusers and transformers.
 
 Importing it registers the package with diffusers, so that a pipeline whose `model_index.json` names components of
 `hf_maskdiff` loads with `from_pretrained` and no remote code.
@@ -34,6 +34,9 @@ from .models import (  # noqa: E402
 from .pipelines import (  # noqa: E402
     CanvasIteratorStreamer,
     CanvasStreamer,
+    MaskedDiffusionAudioGenerationPipeline,
+    MaskedDiffusionAudioPipeline,
+    MaskedDiffusionAudioPipelineOutput,
     MaskedDiffusionImageGenerationPipeline,
     MaskedDiffusionTextGenerationPipeline,
     MaskedDiffusionTextPipeline,
@@ -82,6 +85,7 @@ for _pipeline in (
     MDLMPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextToImagePipeline,
+    MaskedDiffusionAudioPipeline,
 ):
     if getattr(diffusers, _pipeline.__name__, _pipeline).__module__.startswith("hf_maskdiff."):  # not one of theirs
         setattr(diffusers, _pipeline.__name__, _pipeline)
@@ -116,6 +120,9 @@ __all__ = [
     "MaskGITScheduler",
     "MaskGITTransformer2DModel",
     "MaskGITVQModel",
+    "MaskedDiffusionAudioGenerationPipeline",
+    "MaskedDiffusionAudioPipeline",
+    "MaskedDiffusionAudioPipelineOutput",
     "MaskedDiffusionImageGenerationPipeline",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",

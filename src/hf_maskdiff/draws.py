@@ -7,6 +7,10 @@ from torch import Tensor
 
 # Up to this many tokens, a cumulative sum over all of them is faster than the chunked one, which needs more operations.
 _ONE_PASS = 1024
+# The exponential of this or less is 0 in float32.
+_NO_MASS = -104.0
+# From this inverse temperature on it is worth looking whether only the most probable tokens have any mass.
+_SHARP = 1e6
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -20,9 +24,36 @@ def tempered_(block: Tensor, beta: Tensor) -> Tensor:
     Args:
         beta: `(M, 1)`.
     """
+    return torch.softmax(_exponents_(block, beta), -1, out=block)
+
+
+def draw_tempered_(block: Tensor, uniform: Tensor, beta: Tensor, device: torch.device) -> Tensor:
+    """As `draw_index` of `tempered_`; the block is overwritten.
+
+    Args:
+        uniform: noise, float64 `(M,)` in (0, 1).
+        device: one with float64, where the masses are summed.
+    """
+    exponents = _exponents_(block, beta)
+    if block.device.type == "cpu" and len(beta) and float(beta.min()) >= _SHARP:
+        found = _only_tokens(exponents)
+        if found is not None:
+            return found
+    return draw_index(torch.softmax(exponents, -1, out=exponents).to(device), uniform)
+
+
+def _exponents_(block: Tensor, beta: Tensor) -> Tensor:
     # Shift before multiplying: for logits near the largest one the difference is exact.
-    block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
-    return torch.softmax(block, -1, out=block)
+    return block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
+
+
+def _only_tokens(exponents: Tensor) -> Tensor | None:
+    """The one token of each row that has any mass, int64 `(M,)`; None where tokens tie, or none can be drawn.
+
+    Whatever the noise, this is what is drawn. Looking makes the host wait for an accelerator.
+    """
+    rows, tokens = (exponents > _NO_MASS).nonzero(as_tuple=True)
+    return tokens if rows.tolist() == list(range(len(exponents))) else None
 
 
 def draw_index(probs: Tensor, uniform: Tensor) -> Tensor:

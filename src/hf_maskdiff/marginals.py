@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .draws import chunked_inverse_cdf, draw_index, float64_device, tempered_
+from .draws import chunked_inverse_cdf, draw_index, draw_tempered_, float64_device, tempered_
 from .token_filters import keep_top_k, keep_top_p, keep_typical
 
 
@@ -37,6 +37,7 @@ class Marginals:
             probability reaches `top_p`. Applied after temperature and `top_k`, as in transformers.
         typical_p: only the tokens whose information is nearest to the entropy may be drawn, up to and including the one
             with which their total probability reaches `typical_p`. Applied last, as in transformers.
+        typical_min_tokens: with `typical_p`, at least so many tokens may be drawn, those nearest to the entropy.
         places: where the logits belong, if they are not those of all positions: the index of each in the flattened
             `(batch_size, L)`, int64 like `logits` without its last dimension; -1 for those that belong nowhere. All
             methods below still speak of positions in `(batch_size, L)`.
@@ -52,6 +53,7 @@ class Marginals:
     places: Tensor | None = None
     num_places: int = 0
     typical_p: float | None = None
+    typical_min_tokens: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -67,7 +69,7 @@ class Marginals:
             rows: indices into the flattened `(batch_size, L)`, int64 `(M,)`.
             per_row: tensors `(M, ...)` with an entry for each of `rows`; `columns` are their entries for one block.
         """
-        size = self._rows_at_a_time
+        rows, size = self._sources_of(rows), self._rows_at_a_time
         if rows.shape[0] <= size:  # one block: nothing to split or concatenate
             return list(function(self._block(rows), *per_row))
         parts = zip(*(values.split(size) for values in (rows, *per_row)), strict=True)
@@ -130,9 +132,23 @@ class Marginals:
     def _sources(self) -> Tensor:
         """The row of the flattened logits that belongs to each flat position; if there is none, -1 on a CPU, where
         this is checked, and 0 elsewhere."""
-        targets = self._targets
-        sources = targets.new_full((self.num_places + 1,), -1 if on_cpu(targets.device) else 0)
-        return sources.scatter_(0, targets, torch.arange(len(targets), device=targets.device))
+        assert self.places is not None
+        places, num_places = self.places.flatten(), self.num_places
+        sources = places.new_full((num_places + 1,), -1 if on_cpu(places.device) else 0)
+        sources[places] = torch.arange(len(places), device=places.device)  # -1 is the one past the end
+        return sources
+
+    def _sources_of(self, rows: Tensor) -> Tensor:
+        """Where the logits of flat positions are, as rows of the flattened logits; all of them must have some."""
+        if self.places is None:
+            return rows
+        sources = self._sources[rows]
+        if on_cpu(rows.device) and sources.numel() and int(sources.min()) < 0:
+            raise ValueError(
+                "`logits_at` must name every masked position, got some without logits. Pass the places of all "
+                "positions that are masked in `sample`."
+            )
+        return sources
 
     def rows_at(self, rows: Tensor) -> Tensor:
         """The logits of these flat positions, `(..., V)`, as they are given."""
@@ -142,13 +158,7 @@ class Marginals:
         return self.logits[rows // length, rows % length]  # whatever the strides, nothing else is copied
 
     def _block(self, rows: Tensor) -> Tensor:
-        if self.places is not None:
-            rows = self._sources[rows]
-            if on_cpu(rows.device) and bool((rows < 0).any()):
-                raise ValueError(
-                    "`logits_at` must name every masked position, got some without logits. Pass the places of all "
-                    "positions that are masked in `sample`."
-                )
+        """A copy of these rows of the flattened logits, as they may be drawn from."""
         if self._flat is not None:
             return self._filtered(self._flat.index_select(0, rows).float())
         length = self.logits.shape[1]
@@ -165,7 +175,7 @@ class Marginals:
         if self.top_p is not None:
             keep_top_p(block, self.top_p)
         if self.typical_p is not None:
-            keep_typical(block, self.typical_p)
+            keep_typical(block, self.typical_p, self.typical_min_tokens)
         return block
 
     def score(self, function: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
@@ -249,7 +259,7 @@ class Marginals:
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            return (draw_index(tempered_(block, beta).to(device), uniform),)
+            return (draw_tempered_(block, uniform, beta, device),)
 
         return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
 
@@ -300,6 +310,19 @@ class Marginals:
             return self._placed(tokens, wanted), self._placed(log_probs, wanted)
         rows = self._rows_of(wanted)
         tokens, log_probs = self.reduce(draw_block, rows, uniform.flatten()[rows])
+        return self._placed(tokens, wanted), self._placed(log_probs, wanted)
+
+    def most_probable(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable token of every wanted position, and its log-probability; shaped and typed as `draw_all`."""
+
+        device = float64_device(self.logits.device)
+
+        def take(block: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs, tokens = torch.log_softmax(block, -1, out=block).max(-1)
+            tokens.masked_fill_(~log_probs.isfinite(), self.num_tokens)
+            return tokens.to(device), log_probs.to(device).double()
+
+        tokens, log_probs = self.reduce(take, self._rows_of(wanted))
         return self._placed(tokens, wanted), self._placed(log_probs, wanted)
 
     def draw_all_tempered(self, wanted: Tensor, uniform: Tensor, beta: float) -> tuple[Tensor, Tensor]:

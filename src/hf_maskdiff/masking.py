@@ -27,28 +27,29 @@ MASKING_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "mdlm_cosine": lambda t: 1 - torch.sin(math.pi / 2 * (1 - t)),
 }
 
-# Counts may be float64 tensors, one per row, or one number for all rows; the arithmetic below is the same for both.
+# Counts may be float64 tensors, one per row, or one number for all rows; the arithmetic below is the same for both, and
+# for one step or, as a tensor `(steps, 1)`, several.
 Count = Tensor | float
 
 # A product that is an integer in exact arithmetic may come out a hair below it in float64.
 _TIE = 1e-9
 
 
-def _floor_masked(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+def _floor_masked(initial: Count, ratio: Count, done: Count, num_steps: int) -> Count:
     return (initial * ratio + _TIE) // 1
 
 
-def _floor_revealed(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+def _floor_revealed(initial: Count, ratio: Count, done: Count, num_steps: int) -> Count:
     return initial - (initial * (1 - ratio) + _TIE) // 1
 
 
-def _even(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+def _even(initial: Count, ratio: Count, done: Count, num_steps: int) -> Count:
     larger = initial % num_steps  # the first `larger` steps reveal one position more than the rest
     return initial - initial // num_steps * done - (larger - (larger - done) * (larger > done))
 
 
 # (initial masks, mask ratio, steps done, total steps) -> masks left
-ROUNDINGS: dict[str, Callable[[Count, float, int, int], Count]] = {
+ROUNDINGS: dict[str, Callable[[Count, Count, Count, int], Count]] = {
     "floor_masked": _floor_masked,
     "floor_revealed": _floor_revealed,
     "even": _even,
@@ -179,9 +180,14 @@ def planned_counts(
         [5, 15, 24, 31, 39, 45, 48, 49]
     """
     initial = (num_masked if initial is None else initial).double()
-    remaining, plan = num_masked, []
-    for step_index in range(first_step, num_inference_steps):
-        target = masks_left(initial, step_index, num_inference_steps, masking_schedule, rounding)
-        plan.append(reveal_counts(remaining, target))
-        remaining = remaining - plan[-1]
-    return torch.stack(plan)
+    schedule = masking_schedule if isinstance(masking_schedule, str) else tuple(masking_schedule)
+    steps = range(first_step + 1, num_inference_steps + 1)
+    ratios = [_ratio_after(schedule, done, num_inference_steps) for done in steps]
+    ratio, done = torch.tensor(ratios, dtype=torch.float64)[:, None], torch.tensor(steps)[:, None]
+    target = torch.as_tensor(ROUNDINGS[rounding](initial, ratio, done, num_inference_steps)).long()
+    target[-1] = 0
+    # A step leaves as many masks as is planned, but one less than it finds: left_n = min(target_n, left_(n - 1) - 1),
+    # until none is left. Written out, this is the smallest of what all steps up to n leave, less one for each since.
+    nth = done - first_step
+    left = ((target + nth).cummin(0).values.minimum(num_masked) - nth).clamp(min=0)
+    return torch.cat([num_masked[None], left]).diff(dim=0).neg()

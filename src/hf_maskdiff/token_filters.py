@@ -27,11 +27,12 @@ def keep_top_p(block: Tensor, top_p: float) -> None:
         block.scatter_(1, order, ordered.masked_fill_(before >= top_p, -math.inf))
 
 
-def keep_typical(block: Tensor, typical_p: float) -> None:
+def keep_typical(block: Tensor, typical_p: float, min_tokens: int = 1) -> None:
     r"""Keep the tokens whose information `-log p(x)` is nearest to the entropy, until their probability is `typical_p`.
 
-    The token with which it reaches `typical_p`, and those that tie with it, are kept. The most probable token may be
-    dropped: where the entropy is high, it is not typical. "Locally Typical Sampling" (arXiv 2202.00666).
+    The token with which it reaches `typical_p`, and those that tie with it, are kept, and `min_tokens` at least. The
+    most probable token may be dropped: where the entropy is high, it is not typical. "Locally Typical Sampling" (arXiv
+    2202.00666).
     """
     if typical_p < 1.0:
         log_probs = block.log_softmax(-1)
@@ -40,5 +41,5 @@ def keep_typical(block: Tensor, typical_p: float) -> None:
         distance = log_probs.neg().sub_(entropy).abs_()
         ordered, order = distance.sort(dim=-1)
         below = (probs.gather(1, order).cumsum(-1) < typical_p).sum(-1, keepdim=True)
-        farthest = ordered.gather(1, below.clamp(max=block.shape[1] - 1))
+        farthest = ordered.gather(1, below.clamp(min=min_tokens - 1).clamp(max=block.shape[1] - 1))
         block.masked_fill_(distance > farthest, -math.inf)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import convert, demo, evaluate, generate, lm_eval, score, tune
+from . import convert, demo, evaluate, generate, lm_eval, report, score, tune
 from .errors import USER_ERRORS, one_line
 
 # Set to anything in the environment, it shows where an error came from.
@@ -73,6 +73,13 @@ COMMANDS = {
         "Run the program of lm-evaluation-harness with the model `hf_maskdiff`; all arguments are the harness's own.",
         lm_eval.add_arguments,
         lm_eval.run,
+    ),
+    "report": Command(
+        "tables and a picture of results, side by side: of evaluate, tune, lm_eval and benchmarks",
+        "Show files of results in one page, with a picture, and what they have in common side by side; or make the "
+        "tables of a page from the files that they come from.",
+        report.add_arguments,
+        report.run,
     ),
     "demo": Command(
         "a page on which two samplers are watched side by side",

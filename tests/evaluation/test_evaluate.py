@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import runpy
 import shutil
@@ -24,6 +23,7 @@ from hf_maskdiff.evaluation.frechet import feature_statistics, frechet_distance
 from hf_maskdiff.evaluation.image_metrics import inception_score
 from hf_maskdiff.evaluation.report import Report, Row, SetResult, rows_of
 from hf_maskdiff.evaluation.samples import ImageSamples, TextSamples, load_samples
+from hf_maskdiff_cli.results import Record, Results, combined, read_results
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["the", "king", "lord", "sword", "speaks", "and", "no", "more"]
@@ -95,7 +95,36 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 def report_of(folder: Path) -> dict[str, Any]:
     assert {path.name for path in folder.glob("report.*")} == {"report.md", "report.json", "report.png"}
     assert (folder / "report.png").stat().st_size > 5_000
-    return json.loads((folder / "report.json").read_text())
+    results = read_results(folder / "report.json")
+    rows = [
+        {
+            "name": row.sampler,
+            "num_substeps": row.num_substeps,
+            "measures": measures_of(row),
+            "sets": sets_of(results, row),
+        }
+        for row in combined(results.records)
+    ]
+    return {"rows": rows, "settings": results.settings, "legend": results.measures}
+
+
+def measures_of(record: Record) -> dict[str, Any]:
+    return {name: {"value": one.value, "error": one.error} for name, one in record.measures.items()}
+
+
+def sets_of(results: Results, row: Record) -> list[dict[str, Any]]:
+    made = results.samplers[row.sampler]
+    same = [one for one in results.records if (one.sampler, one.steps) == (row.sampler, row.steps)]
+    return [
+        {
+            "num_samples": one.num_samples,
+            "passes": one.passes,
+            "seconds": one.seconds,
+            "measures": measures_of(one),
+            "configuration": {**made.made_with, "scheduler": made.scheduler, "seed": (*one.seeds, None)[0]},
+        }
+        for one in same
+    ]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -178,7 +207,7 @@ def test_partial_passes_count_as_the_part_they_are(
     (row,) = report_of(tmp_path / "out")["rows"]
     # Four full passes; the partial ones go over all 16 positions once, or over padding where a step reveals one.
     assert 4 < row["sets"][0]["passes"] <= 6
-    assert row["name"].startswith("Moment 6, 4 steps, R = 2")
+    assert (row["name"], row["num_substeps"]) == ("Moment 6", 2)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

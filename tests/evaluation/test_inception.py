@@ -129,13 +129,13 @@ def test_the_numbers_are_torch_fidelity_s(weights: Path, folders: tuple[Path, Pa
     options = ["--inception_weights", weights, "--inception_layer", "64", "--reference", real]
     child(OURS, "evaluate", made, *options, "--output_dir", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    measures = report["rows"][0]["measures"]
+    measures = report["records"][0]["measures"]
     assert measures["Frechet distance"]["value"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert measures["Inception score"]["value"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert measures["Inception score"]["error"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
     assert measures["Inception score"]["error"] > 0
     assert report["settings"]["network"] == "Inception, layer 64"
-    assert "torch-fidelity" in report["settings"]["versions"]
+    assert "torch-fidelity" in report["versions"]
 
 
 def test_what_is_refused(weights: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from mutant_lists import (
     accelerators,
+    audio,
     blocks,
     caches,
     draws,
@@ -13,6 +14,7 @@ from mutant_lists import (
     schedulers,
     second_order,
     sets,
+    vampnet,
 )
 from mutant_lists.mutant import Mutant
 
@@ -26,6 +28,8 @@ MUTANTS: list[Mutant] = [
     *caches.MUTANTS,
     *pipelines.MUTANTS,
     *meissonic.MUTANTS,
+    *audio.MUTANTS,
+    *vampnet.MUTANTS,
     *sets.MUTANTS,
     *rest.MUTANTS,
     *accelerators.MUTANTS,

@@ -296,4 +296,20 @@ MUTANTS = [
         "if 0 < self.mask_token_id < 0:",
         ("tests/test_sampling.py::test_mask_and_padding_are_out_of_reach",),
     ),
+    Mutant(
+        "ties-taken-for-one-token",
+        "of tokens that tie the first is drawn",
+        "hf_maskdiff/draws.py",
+        "return tokens if rows.tolist() == list(range(len(exponents))) else None",
+        "return exponents.argmax(-1)",
+        ("tests/test_sampling.py::test_a_sharp_draw_is_that_of_any_other",),
+    ),
+    Mutant(
+        "a-plan-may-stand-still",
+        "a planned step need not reveal a position",
+        _MASKING,
+        "(target + nth).cummin(0).values.minimum(num_masked) - nth",
+        "target.cummin(0).values.minimum(num_masked)",
+        ("tests/test_masking.py::test_the_plan_is_what_steps_do_one_after_the_other",),
+    ),
 ]

@@ -163,7 +163,7 @@ MUTANTS = [
         "typical-set-aside",
         "a scheduler does not hand its `typical_p` on",
         _BASE,
-        'num_places, self.own_setting("typical_p"))',
+        "num_places, *typical)",
         "num_places)",
         ("tests/test_contract.py::test_typical_tokens_alone_are_drawn",),
     ),

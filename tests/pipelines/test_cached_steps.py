@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_masked_diffusion_text import MASK, VOCAB, make_pipeline, make_tokenizer, seeds
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_maskdiff import (
     AncestralScheduler,
@@ -31,6 +32,7 @@ from hf_maskdiff import (
     UniformScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig, KeyValueSlot, PassState, Queries
+from hf_maskdiff.denoisers import transformers_denoiser
 from hf_maskdiff.pipelines import text_run
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
 from hf_maskdiff.pipelines.substeps import groups_of
@@ -476,3 +478,41 @@ def test_a_model_that_cannot_have_it_is_refused() -> None:
     pipe.scheduler = MaskGITScheduler(mask_token_id=MASK)
     with pytest.raises(ValueError, match=r"partial caching needs a scheduler that chooses"):
         pipe("w7", max_new_tokens=4)
+
+
+class OperationsBesideTheModel(TorchDispatchMode):
+    """Counts what is asked of torch outside the passes of the model."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count, self._in_pass = 0, False
+        run = transformers_denoiser.run_pass
+
+        def run_pass(*arguments: Any) -> Tensor:
+            self._in_pass = True
+            logits = run(*arguments)
+            self._in_pass = False
+            return logits
+
+        monkeypatch.setattr(transformers_denoiser, "run_pass", run_pass)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not self._in_pass
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_step_asks_little_beside_the_model(adapts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On small models each operation costs a thousandth of a pass."""
+    pipe = make_pipeline("llama", num_layers=1)
+    kind, own = (ThresholdScheduler, {"threshold": 1.0}) if adapts else (ConfidenceScheduler, {"rounding": "even"})
+    pipe.scheduler = kind(mask_token_id=MASK, masking_schedule="linear", token_temperature=0, **own)
+    pipe.enable_cache(DualCacheConfig())
+    call = {"input_ids": torch.full((1, 4), 5), "max_new_tokens": 16, "output_type": "ids"}
+    pipe(**call, num_inference_steps=1)  # the probe
+    counts = []
+    for steps in (4, 12):
+        with OperationsBesideTheModel(monkeypatch) as operations:
+            pipe(**call, num_inference_steps=steps)
+        counts.append(operations.count)
+    assert 50 < (counts[1] - counts[0]) / 8 < 145

@@ -35,6 +35,7 @@ from hf_maskdiff import (
 )
 
 TEXT, IMAGE = "masked-diffusion-text-generation", "masked-diffusion-image-generation"
+AUDIO = "masked-diffusion-audio-generation"
 CHARACTERS, LENGTH = "abcdefghij .", 16
 MASK = len(CHARACTERS)
 SOURCE = Path(__file__).parents[2] / "src"
@@ -68,8 +69,8 @@ def folder(pipe: MDLMPipeline, tmp_path: Path) -> str:
     return str(tmp_path / "text")
 
 
-def test_both_tasks_are_registered() -> None:
-    assert {TEXT, IMAGE, "fill-mask", "ner"} <= set(PIPELINE_REGISTRY.get_supported_tasks())
+def test_the_tasks_are_registered() -> None:
+    assert {TEXT, IMAGE, AUDIO, "fill-mask", "ner"} <= set(PIPELINE_REGISTRY.get_supported_tasks())
     assert PIPELINE_REGISTRY.check_task(TEXT)[1]["impl"] is MaskedDiffusionTextGenerationPipeline
 
 

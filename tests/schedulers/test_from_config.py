@@ -46,6 +46,8 @@ OWN = {
     "entropy_bound": 2.5,
     "follow_schedule": True,
     "typical_p": 0.7,
+    "typical_min_tokens": 2,
+    "sample_cutoff": 0.5,
     "min_distance": 3,
     "num_candidates": 4,
     "candidate_cost": 0.5,

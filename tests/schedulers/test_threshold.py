@@ -134,6 +134,17 @@ def test_greedy_and_drawn_tokens_stand_at_the_same_positions() -> None:
     assert torch.equal(greedy[greedy != MASK], logits.argmax(-1)[greedy != MASK])
 
 
+def test_of_positions_equally_sure_the_first_are_revealed() -> None:
+    """With `top_k=1` every token drawn is certain; SDAR's original leaves the order of equals to `torch.topk`."""
+    logits, sample = peaked_logits(2, 9), torch.full((2, 9), MASK)
+    sample[:, [1, 2]] = 4
+    scheduler = scheduler_of(threshold=1.0, min_count=3, measure="drawn", top_k=1)
+    after = scheduler.step(logits, 1.0, sample, generator=seeded()).prev_sample
+    expected = sample.clone()
+    expected[:, [0, 3, 4]] = logits.argmax(-1)[:, [0, 3, 4]]
+    assert torch.equal(after, expected)
+
+
 def test_drawn_tokens_that_are_sure_are_those_of_maskgit() -> None:
     """Both draw everywhere with the same noise, and MaskGIT without Gumbel noise keeps the most probable draws."""
     logits, sample = peaked_logits(64, 12), torch.full((64, 12), MASK)

@@ -54,19 +54,21 @@ def test_a_search_chooses_what_is_diverse_and_writes_presets(tmp_path: Path, cap
     found = json.loads((tmp_path / "one" / "results.json").read_text())
     trials = json.loads((tmp_path / "one" / "tune.json").read_text())["trials"]
     cost = sum(one["num_samples"] * (2 + one["passes"]) for one in trials)
-    assert cost == pytest.approx(found["plan"]["passes"], rel=0.05)
+    assert cost == pytest.approx(found["settings"]["plan"]["passes"], rel=0.05)
     assert cost <= 400 * 1.05
     assert all(one["passes"] == pytest.approx(2, abs=0.05) for one in trials)  # also in groups
     held_out = [one for one in trials if one["seed"] >= 1000]
     assert {one["seed"] for one in held_out} == {1000, 1001}
-    chosen = [row for row in found["rows"] if any(word in row["name"] for word in ("Halton", "Uniform"))]
+    chosen = [row for row in found["records"] if any(word in row["sampler"] for word in ("Halton", "Uniform"))]
     assert len(chosen) == 1
-    assert chosen[0]["is_chosen"]  # the pipeline's own repeats itself at two steps
-    assert chosen[0]["held_out"]["value"] == pytest.approx(
+    sampler = found["samplers"][chosen[0]["sampler"]]
+    assert sampler["made_with"]["is_chosen"]  # the pipeline's own repeats itself at two steps
+    quality = next(iter(found["measures"]))
+    assert chosen[0]["measures"][quality]["value"] == pytest.approx(
         np.mean([one["score"]["value"] for one in held_out if "as-it-is" not in one["candidate"]])
     )
     preset = tmp_path / "one" / "presets" / "2-passes"
-    assert type(MaskedDiffusionScheduler.from_pretrained(preset)).__name__ == chosen[0]["candidate"]["scheduler"]
+    assert type(MaskedDiffusionScheduler.from_pretrained(preset)).__name__ == sampler["scheduler"]["_class_name"]
     card = (preset / "README.md").read_text()
     assert "## How it was found" in card
     assert "new seeds" in card
@@ -114,10 +116,10 @@ def test_images_are_searched_too(tmp_path: Path) -> None:
     words = ["tune", "--pipeline", DIGITS, "--output_dir", str(tmp_path / "out"), *judge, *space, *sizes]
     assert main(words) == 0
     found: dict[str, Any] = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert all(row["held_out"]["value"] > 0 and row["held_out"]["diversity"] > 0 for row in found["rows"])
-    assert sum(row["is_chosen"] for row in found["rows"]) == 1
+    assert all(one["value"] > 0 for row in found["records"] for one in row["measures"].values())
+    assert sum(one["made_with"]["is_chosen"] for one in found["samplers"].values()) == 1
     trials = json.loads((tmp_path / "out" / "tune.json").read_text())["trials"]
-    assert found["budget"] == 2500 >= sum(one["num_samples"] * one["passes"] for one in trials)
+    assert found["settings"]["budget"] == 2500 >= sum(one["num_samples"] * one["passes"] for one in trials)
 
 
 @pytest.mark.exhaustive

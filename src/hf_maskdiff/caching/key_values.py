@@ -21,19 +21,22 @@ class KeptStates:
 
     Args:
         states: those of a full pass, with the batch first and the sequence at `dim`.
+
+    Attributes:
+        states: those of all positions, shaped as in the full pass; a view.
+        length: how many positions there are.
     """
 
     def __init__(self, states: Tensor, dim: int = 1) -> None:
-        self.length, self._dim = states.shape[dim], dim
-        self._places = _grown(states.movedim(dim, 1), self.length + 1)
+        self._dim = dim
+        self._hold(_grown(states.movedim(dim, 1), states.shape[dim] + 1))
+
+    def _hold(self, places: Tensor) -> None:
+        self._places, self.length = places, places.shape[1] - 1
+        self.states = places[:, : self.length].movedim(1, self._dim)
 
     def __len__(self) -> int:
         return len(self._places)
-
-    @property
-    def states(self) -> Tensor:
-        """Those of all positions, shaped as in the full pass; a view."""
-        return self._places[:, : self.length].movedim(1, self._dim)
 
     def write(self, new: Tensor, targets: Targets) -> Tensor:
         """Write those of the queries, shaped as in the full pass; returns those of all positions.
@@ -43,19 +46,19 @@ class KeptStates:
             targets: see `targets_of`.
         """
         if torch.is_grad_enabled():  # without gradients nothing else reads the stored tensor
-            self._places = self._places.clone()
+            self._hold(self._places.clone())
         self._places[targets] = new.movedim(self._dim, 1)
         return self.states
 
     def grow(self, length: int) -> None:
         """Make room at the end, with zeros, if this is more than there are; nothing may attend to them yet."""
         if length > self.length:
-            self._places, self.length = _grown(self._places[:, : self.length], length + 1), length
+            self._hold(_grown(self._places[:, : self.length], length + 1))
 
     def take(self, rows: Tensor) -> KeptStates:
         """A copy that holds only these rows of the batch, int64 `(num_rows,)`."""
         taken = copy.copy(self)
-        taken._places = self._places[rows]
+        taken._hold(self._places[rows])
         return taken
 
     def put(self, rows: Tensor, other: KeptStates) -> None:

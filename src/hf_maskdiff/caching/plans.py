@@ -67,6 +67,11 @@ class Queries:
     num_runs: int
     span: Span | None = None
 
+    @property
+    def num_computed(self) -> int | Tensor:
+        """How many positions each row computes and stores: one number for all rows, or int64 `(R,)`."""
+        return (self.positions >= 0).sum(-1) if self.span is None else self.span[1] - self.span[0]
+
 
 class PassPlan(Protocol):
     """Says which positions the pass of each step computes.
@@ -277,11 +282,12 @@ def positions_of(wanted: Tensor, count: int) -> Queries:
 
 def ranges_of(state: PassState, starts: Tensor, ends: Tensor) -> Queries | None:
     """The positions from `starts` to `ends` of each row; None if these are all positions of all rows."""
-    if not bool(starts.any()) and bool((ends == state.lengths).all()):
+    ranges = set(zip(starts.tolist(), ends.tolist(), strict=True))
+    if all(start == 0 for start, _ in ranges) and bool((ends == state.lengths).all()):
         return None
     device, length = state.masked.device, state.masked.shape[1]
-    if bool((starts == starts[0]).all()) and bool((ends == ends[0]).all()):
-        span = int(starts[0]), int(ends[0])
+    if len(ranges) == 1:
+        (span,) = ranges
         return Queries(torch.arange(*span, device=device).expand(len(starts), -1), num_runs=1, span=span)
     offsets = torch.arange(int((ends - starts).max()), device=device)
     # A shorter row is filled up with the positions that follow, in a circle.

@@ -148,9 +148,10 @@ class PositionalCache(Cache, KeyValueStore):
         return sum(layer.is_initialized for layer in self.layers)
 
     def grow(self, length: int) -> int:
-        for layer in self.layers:
-            layer.grow(length)
-        return self.layers[0].keys.shape[2]
+        if length > self.get_seq_length():
+            for layer in self.layers:
+                layer.grow(length)
+        return self.get_seq_length()
 
     def run(self, model: PreTrainedModel, positions: Tensor | None, span: Span | None = None, **inputs: Any) -> Tensor:
         return model(**inputs, past_key_values=self.at(positions, span), use_cache=True).logits

@@ -23,6 +23,7 @@ from hf_maskdiff.conversion import (
     sdtt,
     text_models,
     titok,
+    vampnet,
 )
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
@@ -122,7 +123,10 @@ def _writer(found: Source, output: Path, given: _Given) -> Write:
             return known.writer(found, output, given)
     tokenizer, heads = given.tokenizer, given.num_attention_heads
     _leave_out("a checkpoint of this kind", attention=given.attention, block_size=given.block_size)
-    trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in checkpoint_files(found.path)}
+    files = vampnet.files_in(found.path) or checkpoint_files(found.path)
+    trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in files}
+    if any(vampnet.is_model(tree) for tree in trees.values()):
+        return _vampnet_writer(trees, found, output, given)
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
         _leave_out("MDLM", num_attention_heads=heads)
         return _mdlm_writer(mdlm.load_mdlm_checkpoint(next(iter(trees))), found, output, tokenizer)
@@ -158,8 +162,8 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, LLaDA, Dream or AntiBERTy, got "
-            f"{found.name!r} with {keys}."
+            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, VampNet, LLaDA, Dream or "
+            f"AntiBERTy, got {found.name!r} with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
     if len(transformers) != 1:
@@ -245,6 +249,21 @@ def _titok_writer(found: Source, output: Path, given: _Given) -> Write:
         beside = locate(given.tokenizer, argument="tokenizer")
         trees[beside.path], origin = titok.read_titok(beside.path), beside.origin
     return _image_writer(trees, found, output, origin, given.num_attention_heads)
+
+
+def _vampnet_writer(trees: dict[Path, Tree], found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("VampNet", num_attention_heads=given.num_attention_heads)
+    origin = None
+    if given.tokenizer is not None:
+        beside = locate(given.tokenizer, argument="tokenizer")
+        trees = trees | {path: read_checkpoint(path) for path in checkpoint_files(beside.path, "tokenizer")}
+        origin = beside.origin
+    opened = vampnet.open_vampnet(trees, found.name)
+    about = vampnet.ABOUT.format(folder=output.as_posix()) + (f" {vampnet.TERMS}" if found.licence else "")
+    parts = (vampnet.NAME, vampnet.LICENCE, vampnet.NOTES, vampnet.TERMS)
+    card = card_of(found, Description(*parts, tokenizer=origin, about=about))
+    card.text = f"# {output.name}\n\n{card.text}"
+    return lambda folder: vampnet.write_vampnet(opened, folder, card)
 
 
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:

@@ -12,6 +12,9 @@ from hf_maskdiff.hub import CARD
 from hf_maskdiff.published.malformed import read_json, settings_of
 from hf_maskdiff_cli.convert import folder_of, may_be_checkpoint, repository_of
 
+# Checkpoints that are known by their names: VampNet's two models and their codec, of a repository that holds more.
+NAMED = ("coarse.pth", "c2f.pth", "codec.pth")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -68,7 +71,7 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
     details = {"repo_id": repo_id, "revision": info.sha, "licence": licence}
     written = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # what diffusers and transformers write
     if file is not None and file not in names and any(name.startswith(f"{file}/") for name in names):
-        patterns = [f"{file}/{pattern}" for pattern in written]
+        patterns = [f"{file}/{pattern}" for pattern in (*written, *NAMED)]
         folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
         return Source(Path(folder, file), source, **details)
     if file is not None:
@@ -76,7 +79,9 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
     patterns = written
     if not {"model_index.json", "config.json", "transformer/config.json"} & set(names):
         patterns = [name for name in names if may_be_checkpoint(Path(name))]
-        if len(patterns) > 2:
+        if NAMED[0] in names:
+            patterns = [name for name in NAMED if name in names]
+        elif len(patterns) > 2:
             raise ValueError(f"`source` must be one checkpoint, {repo_id!r} has {patterns}. Pass '{repo_id}/<one>'.")
     folder = snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns)
     return Source(Path(folder), source, **details)

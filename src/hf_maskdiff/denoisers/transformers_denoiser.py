@@ -251,7 +251,8 @@ class TransformersDenoiser(CacheReadings):
             tokens = cache.tokens.gather(1, places_of(positions))
             logits_at = predicting if logits_at is None else predicting.gather(1, logits_at)
             span = None  # the position before it is computed, too, and not kept
-        run = (self.model, abilities, cache.store, tokens, places_of(positions), positions)
+        places = positions if span is not None else places_of(positions)  # a range is stored, all of it
+        run = (self.model, abilities, cache.store, tokens, places, positions)
         return run_pass(*run, cache.attention_mask, logits_at, cache.offsets, cache.length, span)
 
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:

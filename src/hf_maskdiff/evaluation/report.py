@@ -1,4 +1,4 @@
-"""The report of an evaluation: rows of measures with errors, as a table, as JSON and as a plot."""
+"""The report of an evaluation: rows of measures with errors, as a table, as a file of results and as a plot."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from hf_maskdiff_cli.results import write_results
+from hf_maskdiff_cli.results.numbers import with_error
+
+from .results_file import results_of
 
 Measure = tuple[float, float]  # value and error; NaN if the error is unknown
 
@@ -130,7 +135,7 @@ class Report:
         for row in self.rows:
             seeds = ", ".join(str(one.seed) for one in row.sets if one.seed is not None)
             sizes = "/".join(map(str, dict.fromkeys(one.num_samples for one in row.sets)))
-            values = [_with_error(row.measures[name]) for name in names]
+            values = [with_error(*row.measures[name]) for name in names]
             cost = [_optional(row.mean(name)) for name in ("passes", "seconds")]
             lines.append(_line(row.name, f"{len(row.sets)} x {sizes}", seeds, *values, *cost))
         notes = [f"- {name}: {meaning}" for name, meaning in self.legend.items()]
@@ -144,8 +149,7 @@ class Report:
         """Write `report.md`, `report.json` and `report.png`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.md").write_text(self.table() + "\n", encoding="utf-8")
-        content = {"settings": self.settings, "legend": self.legend, "rows": [_as_json(row) for row in self.rows]}
-        (folder / "report.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        write_results(results_of(self), folder / "report.json")
         self.plot(folder / "report.png")
 
     def plot(self, path: Path) -> None:
@@ -168,28 +172,6 @@ class Report:
             axis.grid(alpha=0.3)
         figure.savefig(path, dpi=150)
         plt.close(figure)
-
-
-def _as_json(row: Row) -> dict[str, Any]:
-    sets = [asdict(one) | {"measures": _named(one.measures)} for one in row.sets]
-    return {"name": row.name, "measures": _named(row.measures), "sets": sets}
-
-
-def _named(measures: dict[str, Measure]) -> dict[str, Any]:
-    return {name: {"value": _number(value), "error": _number(error)} for name, (value, error) in measures.items()}
-
-
-def _number(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
-
-
-def _with_error(measure: Measure) -> str:
-    value, error = measure
-    if math.isnan(error):
-        return f"{value:.4g}"
-    digits = 3 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} +- {error:.{digits}f}"
 
 
 def _optional(value: float | None) -> str:

@@ -93,7 +93,7 @@ def denoise(
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
             count, changed = counts.of_step(i, sample, given, before if reuse_logits else None)
-            unfinished = count.nonzero()[:, 0].tolist()
+            unfinished = [row for row, some in enumerate(count.tolist()) if some]
             if not unfinished or interrupted():
                 break
             rows = unfinished if logits is None else [row for row in unfinished if changed[row]]

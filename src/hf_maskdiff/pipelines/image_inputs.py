@@ -152,7 +152,7 @@ def check_counts(given: Mapping[str, int]) -> None:
     if any(count not in (1, max(given.values())) for count in given.values()):
         raise ValueError(
             f"{', '.join(f'`{name}`' for name in given)} must hold one each, or as many as the others, got "
-            f"{given}. Pass one for all images or one for each."
+            f"{given}. Pass one for all, or one for each."
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..caching import PassPlan, PassState, Queries
 from ..schedulers import MaskedDiffusionScheduler
 from .looking_ahead import require_no_cache
+from .step_logits import at_rows
 
 
 class PlannedPasses:
@@ -44,7 +45,7 @@ class PlannedPasses:
         self.plan, self._on_host = plan, (starts, ends, lengths, resumed)
         self._revises = scheduler.revises
         self._block_starts = block_starts
-        self._masked = masked.clone()  # so that nothing of the caller is overwritten
+        self._masked = masked
         self._num_masked = masked.sum(-1).cpu() if plan is not None else torch.zeros(len(masked), dtype=torch.int64)
 
     @classmethod
@@ -64,7 +65,7 @@ class PlannedPasses:
         self,
         step: int,
         rows: Tensor | slice,
-        of_rows: Tensor,
+        of_rows: Tensor | slice,
         masked: Tensor,
         num_masked: Tensor,
         chosen: Tensor | None = None,
@@ -80,16 +81,21 @@ class PlannedPasses:
         """
         if self.plan is None:
             return None
-        starts, ends, lengths, resumed = (values[of_rows] for values in self._on_host)
-        latest = (self._masked[rows], self._num_masked[of_rows])
+        starts, ends, lengths, resumed = (at_rows(values, of_rows) for values in self._on_host)
+        latest = (at_rows(self._masked, rows), at_rows(self._num_masked, of_rows))
         if self._revises:  # what was masked again is stored as the token that stood there
             latest = _and_their_number(latest[0] | masked)
-        block_starts = None if self._block_starts is None else self._block_starts[of_rows]
+        block_starts = None if self._block_starts is None else at_rows(self._block_starts, of_rows)
         now = (masked, num_masked, chosen)
         queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts, *now))
-        self._masked[rows] = masked
-        self._num_masked[of_rows] = num_masked
+        self._masked = _put(self._masked, rows, masked)
+        self._num_masked = _put(self._num_masked, of_rows, num_masked)
         return queries
+
+
+def _put(values: Tensor, rows: Tensor | slice, new: Tensor) -> Tensor:
+    """The values with new ones in some rows, or in all of them."""
+    return new if isinstance(rows, slice) else values.index_put((rows,), new)
 
 
 def _and_their_number(masked: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class StepCounts:
         self.first_step = scheduler.fit_timesteps(num_masked, first_step)
         self.initial = num_masked if initial is None else initial.cpu()
         self.timesteps = scheduler.timesteps[self.first_step :]
-        self.planned = scheduler.planned_counts(num_masked, self.initial, self.first_step)
+        self._plan(scheduler.planned_counts(num_masked, self.initial, self.first_step))
         self._promised = self.planned  # what each row may have left, whether it goes on to its end or not
         self.hold = self.planned is not None
         self._row_length = sample[0].numel() if len(sample) else 0
@@ -54,6 +54,12 @@ class StepCounts:
         """The number of model calls in the run, or an upper bound if it is not known."""
         return len(self.timesteps) if self.planned is None else int((self.planned > 0).any(-1).sum())
 
+    def _plan(self, planned: Tensor | None) -> None:
+        """Go by these counts from here on; with them it is known how many masks each step finds."""
+        self.planned = planned
+        if planned is not None:
+            self._left = planned.flip(0).cumsum(0).flip(0)
+
     def _read(self, sample: Tensor, given: Tensor) -> list[Tensor]:
         """How many positions of each row are masked, and how many are not given, int64 `(batch_size,)` on the CPU."""
         masked = sample == self.scheduler.config.mask_token_id
@@ -68,7 +74,7 @@ class StepCounts:
         """
         changed = [True] * len(sample)
         if self.hold and self.planned is not None:
-            return self.scheduler.most_drawn(self.planned[i], self.planned[i:].sum(0)), changed
+            return self.scheduler.most_drawn(self.planned[i], self._left[i]), changed
         masked = (sample == self.scheduler.config.mask_token_id).flatten(1)
         num_open = self.scheduler.open_counts(masked, masked | ~given.flatten(1), self.memory)
         if before is None:
@@ -80,7 +86,7 @@ class StepCounts:
     def remaining(self, i: int, count: Tensor) -> Tensor:
         """The most masks that each row holds before step i, whose `count` is known, int64 `(batch_size,)` on the CPU;
         exact where a step only reveals, or the counts are planned."""
-        return self.planned[i:].sum(0) if self.hold and self.planned is not None else count
+        return self._left[i] if self.hold and self.planned is not None else count
 
     def num_read(self, remaining: Tensor) -> Tensor:
         """How many positions' logits a step reads at most, given what is masked, int64 `(batch_size,)` on the CPU."""
@@ -94,7 +100,7 @@ class StepCounts:
     def finish_rows(self, sample: Tensor) -> None:
         """Take rows without masks out of the plan; the others keep theirs."""
         if self.planned is not None:
-            self.planned = self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0)
+            self._plan(self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0))
 
     def note(self, sample: Tensor) -> None:
         """Record how many masks a step has left, for `require_all_drawn`."""

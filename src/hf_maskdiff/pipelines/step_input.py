@@ -39,4 +39,4 @@ class StepInput:
     @property
     def most(self) -> int:
         """How many positions any row draws at most."""
-        return int(self.count.max())
+        return max(self.count.tolist())

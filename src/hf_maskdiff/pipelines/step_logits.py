@@ -123,3 +123,8 @@ def as_index(rows: list[int], batch_size: int, device: torch.device) -> Tensor |
     if len(rows) == batch_size:
         return slice(None)
     return torch.tensor(rows).to(device, non_blocking=True)
+
+
+def at_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
+    """`values[rows]` of an index that `as_index` made: all rows are the tensor itself, without a view of it."""
+    return values if isinstance(rows, slice) else values[rows]

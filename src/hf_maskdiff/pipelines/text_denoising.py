@@ -18,7 +18,7 @@ from .calls import CallCaches, GuidanceScale, PipelineCall, as_pair
 from .denoising import StepCallback, denoise
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
-from .step_logits import StepLogits, StepRows
+from .step_logits import StepLogits, StepRows, at_rows
 from .text_windows import WindowBatch
 
 # "cond" sees the prompt, "uncond" does not.
@@ -61,7 +61,7 @@ class WindowDenoiser:
         self._ones = torch.ones_like(self._ids)
         resumed = torch.full_like(batch.starts, -1) if resumed is None else resumed
         windows = (
-            batch.masked(batch.sample),
+            batch.masked(batch.with_blocks(batch.sample)),
             batch.starts,
             batch.ends,
             batch.lengths.cpu(),
@@ -91,48 +91,53 @@ class WindowDenoiser:
                 self._planned.forget_resumed()
         self._contexts = contexts
         rows = now.index(len(sample), device)
-        tokens, of_rows = sample[rows], torch.tensor(now.rows)
+        of_rows = rows if isinstance(rows, slice) else torch.tensor(now.rows)
+        windows = batch.with_blocks(at_rows(sample, rows), rows)
         if now.choice is None:
             # What is read first; a row with less of it is filled up with other positions, whose logits nobody reads.
-            wanted = now.read[rows]
-            size, most = wanted.shape[1], int(now.num_read[of_rows].max())
+            wanted = at_rows(now.read, rows)
+            size, most = wanted.shape[1], int(at_rows(now.num_read, of_rows).max())
             # Of a compiled model all logits are computed: each number of them would be a graph of its own.
             if most == size or is_compiled(self.denoiser.model):
                 columns = ranks(size, device).expand(wanted.shape)
             else:
-                columns = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
+                columns = wanted.long().argsort(dim=1, descending=True, stable=True)[:, :most]
                 wanted = wanted.gather(1, columns)
         else:
-            columns, wanted = now.choice.positions[rows], now.choice.valid[rows]
-        first = first_rows(*sample.shape, device)[rows]
+            columns, wanted = at_rows(now.choice.positions, rows), at_rows(now.choice.valid, rows)
+        first = at_rows(first_rows(*sample.shape, device), rows)
         places = torch.where(wanted, first + columns, -1)
 
         at, queries = batch.places_at(columns, rows), None
         if self.denoiser.plan is not None:
-            num_masked = self._num_outside[of_rows] + now.remaining[of_rows]
+            num_masked = at_rows(self._num_outside + now.remaining, of_rows)
             chosen = None if now.choice is None else torch.where(wanted, at, ~at)
-            queries = self._planned.next(now.step, rows, of_rows, batch.masked(tokens, rows), num_masked, chosen)
-        values = self._guided(t, rows, lambda contexts: self._computed(contexts, tokens, t, rows, now, queries, at))
-        values = self._ruled(values, tokens, rows)
+            queries = self._planned.next(now.step, rows, of_rows, batch.masked(windows), num_masked, chosen)
+        values = self._guided(t, rows, lambda contexts: self._computed(contexts, windows, t, rows, now, queries, at))
+        values = self._ruled(values, windows, rows)
         self._unfinished = now.unfinished
-        if queries is None:
-            self.passes[0].index_add_(0, self._ids[rows], self._ones[rows])
-        else:  # some positions of the batch's longest row may be all positions of another
-            whole = (queries.positions >= 0).sum(-1) == batch.lengths[rows]
-            self.passes[:, self._ids[rows]] += torch.stack([whole, ~whole])
+        self._count(queries, rows)
         return StepLogits(values, places, now.rows)
+
+    def _count(self, queries: Queries | None, rows: Tensor | slice) -> None:
+        """Note a pass of some rows, whole or partial."""
+        ids = at_rows(self._ids, rows)
+        if queries is not None:  # some positions of the batch's longest row may be all positions of another
+            is_partial = at_rows(self.batch.lengths, rows) != queries.num_computed
+            ids = ids + is_partial * self.passes.shape[1]
+        self.passes.view(-1).index_add_(0, ids, at_rows(self._ones, rows))
 
     def _computed(
         self,
         contexts: Contexts,
-        tokens: Tensor,
+        windows: Tensor,
         t: Tensor,
         rows: Tensor | slice,
         now: StepRows,
         queries: Queries | None,
         at: Tensor,
     ) -> Tensor:
-        ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
+        ids = self._seen_in(contexts, windows, rows)
         arguments: dict[str, Any] = {**self._sequences(rows), "logits_at": at}
         if queries is None:
             return self._run(contexts, t, ids, now.rows, now.unfinished, None, arguments)
@@ -162,9 +167,9 @@ class WindowDenoiser:
             self.passes[0].index_put_((self._ids[rows],), needed, accumulate=True)
             if self.denoiser.plan is None:
                 self._contexts = self._contexts_at(t)
-            return self._ruled(
-                self._guided(t, rows, lambda contexts: self._apart(contexts, tokens, t, rows)), tokens, rows
-            )
+            windows = self.batch.with_blocks(tokens, rows)
+            values = self._guided(t, rows, lambda contexts: self._apart(contexts, windows, t, rows))
+            return self._ruled(values, windows, rows)
         # A row without valid positions gets its tokens from full passes.
         self.passes[1, self._ids[rows]] += (positions >= 0).any(-1)
         stand, held = self.batch.places_of(positions, rows), self._unfinished
@@ -173,16 +178,26 @@ class WindowDenoiser:
         def run(contexts: Contexts) -> Tensor:
             return self._run(contexts, t, _repeated(tokens, contexts), held, held, stand, arguments)
 
-        return self._ruled(self._guided(t, rows, run), tokens, rows, positions)
+        values = self._guided(t, rows, run)
+        if not self.call.rules:
+            return values
+        written = at_rows(self._began, rows).scatter(1, places_of(positions), tokens)
+        return self._ruled(values, self.batch.with_blocks(written, rows), rows)
 
-    def _apart(self, contexts: Contexts, tokens: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
-        ids = torch.cat([self.batch.seen(tokens, rows, with_prompt=context == "cond") for context in contexts])
+    def _apart(self, contexts: Contexts, windows: Tensor, t: Tensor, rows: Tensor | slice) -> Tensor:
+        ids = self._seen_in(contexts, windows, rows)
         given = {**self._sequences(rows), "logits_at": self.batch.block_places(rows)}
         arguments = {name: _repeated(value, contexts) for name, value in given.items()}
         with self.denoiser.cache_context(contexts[0]):
             return self.denoiser(ids, self._times(t, rows, contexts), **arguments, **self.caches.apart())
 
     # --- both ---------------------------------------------------------------------------------------------------------
+
+    def _seen_in(self, contexts: Contexts, windows: Tensor, rows: Tensor | slice) -> Tensor:
+        """What the model is given of the windows of `rows`, once for each context."""
+        if contexts == ("cond",):
+            return windows
+        return torch.cat([windows if one == "cond" else self.batch.without_prompt(windows, rows) for one in contexts])
 
     def _run(
         self,
@@ -234,20 +249,17 @@ class WindowDenoiser:
             logits, without_prompt = run(contexts).chunk(2)
         return self.call.guided(without_prompt, logits, t, self._num_masks[rows])
 
-    def _ruled(self, logits: Tensor, tokens: Tensor, rows: Tensor | slice, positions: Tensor | None = None) -> Tensor:
-        """Logits as the scheduler is to read them; the rows' blocks hold `tokens`, all of them or at `positions`."""
+    def _ruled(self, logits: Tensor, windows: Tensor, rows: Tensor | slice) -> Tensor:
+        """Logits as the scheduler is to read them."""
         if not self.call.rules:
             return logits
-        if positions is not None:
-            tokens = self._began[rows].scatter(1, places_of(positions), tokens)
         seen = self.batch.attention_mask
-        ids = self.batch.seen(tokens, rows, with_prompt=True)
-        return self.call.rules(logits, ids, None if seen is None else seen[rows])
+        return self.call.rules(logits, windows, None if seen is None else at_rows(seen, rows))
 
     def _sequences(self, rows: Tensor | slice) -> dict[str, Any]:
         """What the model is told of the windows: what pads them, and where their blocks begin."""
         told = {"attention_mask": self.batch.attention_mask, "offsets": self.batch.offsets}
-        return {name: None if value is None else value[rows] for name, value in told.items()}
+        return {name: None if value is None else at_rows(value, rows) for name, value in told.items()}
 
 
 def _name(contexts: Contexts) -> str:

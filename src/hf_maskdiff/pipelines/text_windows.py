@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .step_logits import at_rows
+
 
 @dataclass(frozen=True)
 class Part:
@@ -191,7 +193,7 @@ class WindowBatch:
 
     def places_at(self, columns: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Convert columns of the blocks, none of them negative, to positions in the windows."""
-        return columns if self._is_whole else self._places[rows].gather(1, columns)
+        return columns if self._is_whole else at_rows(self._places, rows).gather(1, columns)
 
     def without_ended(self, sample: Tensor, ends: Sequence[int], from_places: Tensor) -> Tensor:
         """The sample without the masks of rows that have ended: what stands behind an end of text is cut off.
@@ -214,25 +216,19 @@ class WindowBatch:
         """Where the blocks of `rows` stand in their windows, int64 `(num_rows, size)`; None if they are the windows."""
         return None if self._is_whole else self._places[rows]
 
-    def masked(self, tokens: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Which positions of the windows are masked if the blocks of `rows` hold `tokens`, bool `(num_rows, L)`."""
-        return self._with(tokens, rows) == self.mask_token_id
+    def with_blocks(self, tokens: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The windows of `rows` if their blocks hold `tokens`, int64 `(num_rows, size)`; int64 `(num_rows, L)`."""
+        if self._is_whole:
+            return tokens
+        return at_rows(self._seen, rows).scatter(1, at_rows(self._places, rows), tokens)
 
-    def seen(self, tokens: Tensor, rows: Tensor | slice, with_prompt: bool) -> Tensor:
-        """The model's input if the blocks of `rows` hold `tokens`, int64 `(num_rows, L)`.
+    def masked(self, windows: Tensor) -> Tensor:
+        """Which positions of windows are masked, bool `(num_rows, L)`."""
+        return windows == self.mask_token_id
 
-        Args:
-            tokens: int64 `(num_rows, size)`.
-            rows: rows of the batch.
-            with_prompt: False masks the `hidden` tokens.
-        """
-        ids = self._with(tokens, rows)
-        if not with_prompt and self._hidden is not None:
-            ids = ids.masked_fill(self._hidden[rows], self.mask_token_id)
-        return ids
-
-    def _with(self, tokens: Tensor, rows: Tensor | slice) -> Tensor:
-        return tokens if self._is_whole else self._seen[rows].scatter(1, self._places[rows], tokens)
+    def without_prompt(self, windows: Tensor, rows: Tensor | slice) -> Tensor:
+        """The windows of `rows` with masks for the `hidden` tokens."""
+        return windows if self._hidden is None else windows.masked_fill(self._hidden[rows], self.mask_token_id)
 
     def filled(self, sample: Tensor) -> list[Tensor]:
         """The windows with `sample` in their blocks."""

@@ -1,4 +1,4 @@
-"""Masked diffusion through `transformers.pipeline(...)`: two tasks, registered when this module is imported."""
+"""Masked diffusion through `transformers.pipeline(...)`: what its tasks share, and those for text and images."""
 
 from __future__ import annotations
 
@@ -87,11 +87,15 @@ class Repository:
         if found is None:
             raise ValueError(
                 f"`model` must be a repository of type {expected[0].__name__} for this task, got {self.name!r}, which "
-                f"is of type {name}. The tasks of this package are {list(TASKS)}."
+                f"is of type {name}. The tasks of this package are {_tasks()}."
             )
         pipe = found.from_pretrained(self.name, trust_remote_code=False, **self.location, **self.loading, **components)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+def _tasks() -> list[str]:
+    return [task for task in PIPELINE_REGISTRY.supported_tasks if task.startswith("masked-diffusion-")]
 
 
 # --- what may stand for `model` ---------------------------------------------------------------------------------------
@@ -211,8 +215,8 @@ def _caching(pipe: Any) -> Any:
 # --- the tasks --------------------------------------------------------------------------------------------------------
 
 
-class _MaskedDiffusionTask(Pipeline):
-    """What both tasks share: batches without padding, arguments of the diffusers pipeline, saving as a repository."""
+class MaskedDiffusionTask(Pipeline):
+    """What the tasks share: batches without padding, arguments of the diffusers pipeline, saving as a repository."""
 
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = _load_tokenizer = False
     # Arguments of the diffusers pipeline that are decided here.
@@ -302,7 +306,7 @@ class _MaskedDiffusionTask(Pipeline):
                 yield self.postprocess({"inputs": [given], "outputs": [made]}, **postprocess_params)
 
 
-class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
+class MaskedDiffusionTextGenerationPipeline(MaskedDiffusionTask):
     """Writes and fills in text with any masked diffusion model and scheduler, the way transformers' pipelines do.
 
     Example:
@@ -327,7 +331,7 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
     messages.
     """
 
-    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "prompt", "input_ids", "mask")
+    _own_arguments = (*MaskedDiffusionTask._own_arguments, "prompt", "input_ids", "mask")
     _outputs, _num_outputs = "texts", "num_return_sequences"
 
     def __init__(self, model: Any, tokenizer: Any = None, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
@@ -352,7 +356,7 @@ class MaskedDiffusionTextGenerationPipeline(_MaskedDiffusionTask):
         return [{"generated_text": text[start:]} for text in texts]
 
 
-class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
+class MaskedDiffusionImageGenerationPipeline(MaskedDiffusionTask):
     """Draws images of classes or from text, with any model and scheduler, the way transformers' pipelines do.
 
     Example:
@@ -374,7 +378,7 @@ class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
     the pipeline.
     """
 
-    _own_arguments = (*_MaskedDiffusionTask._own_arguments, "class_labels", "prompt")
+    _own_arguments = (*MaskedDiffusionTask._own_arguments, "class_labels", "prompt")
     _outputs, _num_outputs = "images", "num_images_per_prompt"
 
     def __init__(self, model: Any, scheduler: Scheduler | None = None, **kwargs: Any) -> None:
@@ -389,12 +393,3 @@ class MaskedDiffusionImageGenerationPipeline(_MaskedDiffusionTask):
     def postprocess(self, model_outputs: dict[str, list], as_list: bool = False) -> Any:
         (images,) = model_outputs["outputs"]
         return images if as_list else images[0]
-
-
-TASKS = {
-    "masked-diffusion-text-generation": (MaskedDiffusionTextGenerationPipeline, "text"),
-    "masked-diffusion-image-generation": (MaskedDiffusionImageGenerationPipeline, "image"),
-}
-for task, (task_class, modality) in TASKS.items():
-    if task not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
-        PIPELINE_REGISTRY.register_pipeline(task, task_class, pt_model=Repository, type=modality)

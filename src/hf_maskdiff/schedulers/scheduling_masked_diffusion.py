@@ -289,7 +289,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         """
         config = self.config
         allowed = (config.mask_token_id, config.codebook_size, config.temperature, config.top_k, config.top_p)
-        return Marginals(logits, *allowed, logits_at, num_places, self.own_setting("typical_p"))
+        typical = self.own_setting("typical_p"), self.own_setting("typical_min_tokens", 1)
+        return Marginals(logits, *allowed, logits_at, num_places, *typical)
 
     def start_step(
         self,
@@ -322,7 +323,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
             shape, allowed = tuple(starting_mask_ratio.shape), f"a number or one per row ({len(tokens)},)"
             remedy = "Pass each row's share of masked positions."
             require(shape in ((), (1,), (len(tokens),)), "starting_mask_ratio", allowed, shape, remedy)
-            starting_mask_ratio = starting_mask_ratio.to(device=device, dtype=torch.float64, non_blocking=True)
+            starting_mask_ratio = _one_of_all(starting_mask_ratio, device)
         initial = (starting_mask_ratio * tokens.shape[1] + 0.5) // 1
         target = masks_left(initial, step_index, num_steps, self.config.masking_schedule, self.config.rounding)
         if isinstance(target, Tensor):
@@ -380,6 +381,12 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         ratio = mask_ratio(self.config.masking_schedule, time.clamp(0, 1))
         masked = (noise < ratio[:, None]).to(tokens.device)
         return tokens.masked_fill(masked, self.config.mask_token_id).view_as(original_samples)
+
+
+def _one_of_all(ratios: Tensor, device: torch.device) -> Tensor | float:
+    """The number that all of these are, where that can be seen without waiting; else a float64 tensor on `device`."""
+    found: set[float] = set(ratios.flatten().tolist()) if ratios.device.type == "cpu" else set()
+    return found.pop() if len(found) == 1 else ratios.to(device=device, dtype=torch.float64, non_blocking=True)
 
 
 def _schedulers(base: type = MaskedDiffusionScheduler) -> list[type]:

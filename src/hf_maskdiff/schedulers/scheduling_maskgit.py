@@ -5,9 +5,10 @@ from __future__ import annotations
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ..integers import is_integer
 from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
-from .checks import ChoiceTemperature
+from .checks import ChoiceTemperature, is_number, require
 from .draw_then_choose import DrawThenChooseScheduler
 from .step_context import StepContext
 
@@ -36,6 +37,9 @@ class MaskGITScheduler(DrawThenChooseScheduler):
             changes linearly over the steps.
         choice_temperature_schedule (`str`): `"linear"`, `alpha_n = alpha (1 - (n + 1) / T)` as in MaskGIT, or
             `"constant"`.
+        typical_min_tokens (`int`): with `typical_p`, the least number of tokens that may be drawn, as in VampNet.
+        sample_cutoff (`float`): tokens are drawn in steps n of T with `n / T <= sample_cutoff`; in later steps the most
+            probable one is the candidate, as in VampNet. 1 draws them in all steps, 0 in the first alone.
     """
 
     @register_to_config
@@ -51,10 +55,20 @@ class MaskGITScheduler(DrawThenChooseScheduler):
         choice_temperature: ChoiceTemperature = 6.0,
         choice_temperature_schedule: str = "linear",
         typical_p: float | None = None,
+        typical_min_tokens: int = 1,
+        sample_cutoff: float = 1.0,
     ) -> None:
         self.check_config()
+        tokens, cutoff = self.config.typical_min_tokens, self.config.sample_cutoff
+        remedy = "Pass 1 to keep what `typical_p` needs and no more."
+        require(is_integer(tokens, at_least=1), "typical_min_tokens", "an integer of at least 1", tokens, remedy)
+        valid = is_number(cutoff) and 0 <= cutoff <= 1
+        require(valid, "sample_cutoff", "in [0, 1]", cutoff, "Pass 1 to draw tokens in every step.")
 
     def draw_and_score(self, marginals: Marginals, context: StepContext) -> tuple[Tensor, Tensor]:
-        drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
+        if context.step_index / context.num_inference_steps <= self.config.sample_cutoff:
+            drawn, log_prob = marginals.draw_all(context.masked, context.uniform(Purpose.TOKEN))
+        else:
+            drawn, log_prob = marginals.most_probable(context.masked)
         score = log_prob + (context.choice_temperature or 0.0) * context.gumbel(Purpose.CHOICE)
         return drawn, score

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hf_maskdiff_cli.results import write_results
+from hf_maskdiff_cli.results.numbers import with_error
+
 from .front import Score, differ, pareto_front
 from .halving import Plan
 from .judging import Judge
+from .results_file import results_of
 from .space import AS_SHIPPED, Candidate
 from .trials import Trial
 
@@ -119,10 +122,10 @@ class Results:
             notes += ["front in time"] if index in by_seconds else []
             notes += ["too little diversity"] if one.held_out.lacks(self.floor) else []
             notes += ["overfitted"] if one.is_overfitted else []
-            searched = "" if one.searched is None else _value(one.searched.value, one.searched.error)
-            again = _value(one.held_out.value, one.held_out.error)
-            spread = _value(one.held_out.diversity, one.held_out.diversity_error)
-            milliseconds = _value(1000 * one.seconds, 1000 * one.seconds_error)
+            searched = "" if one.searched is None else with_error(one.searched.value, one.searched.error)
+            again = with_error(one.held_out.value, one.held_out.error)
+            spread = with_error(one.held_out.diversity, one.held_out.diversity_error)
+            milliseconds = with_error(1000 * one.seconds, 1000 * one.seconds_error)
             cells = [one.name, f"{one.passes:.2f}", milliseconds, searched, again, spread, ", ".join(notes)]
             lines.append(_line(cells))
         return "\n".join([*lines, "", *(f"- {note}" for note in self._notes())])
@@ -144,9 +147,7 @@ class Results:
     def save(self, folder: Path) -> None:
         """Write `tune.md`, `tune.png`, `results.json` and the presets."""
         (folder / "tune.md").write_text(self.table() + "\n", encoding="utf-8")
-        rows = [asdict(one) | {"candidate": _described(one.candidate), "name": one.name} for one in self.found]
-        content = {"floor": self.floor, "budget": self.budget, "plan": asdict(self.plan), "rows": rows}
-        (folder / "results.json").write_text(json.dumps(_without_nan(content), indent=1) + "\n", encoding="utf-8")
+        write_results(results_of(self), folder / "results.json")
         for one in self.chosen:
             self._save_preset(one, folder / "presets" / f"{one.candidate.level}-passes")
         self.plot(folder / "tune.png")
@@ -166,12 +167,12 @@ class Results:
         differs = differ(*_pair(one.held_out), *_pair(shipped.held_out))
         size = "more" if differs else "no more"
         verdict = f" The difference is {size} than twice its error." if is_other else ""
-        own = f"; the pipeline's own has {_value(*_pair(shipped.held_out))}" if is_other else ""
+        own = f"; the pipeline's own has {with_error(*_pair(shipped.held_out))}" if is_other else ""
         found = (
             f"By `hf-maskdiff tune`, the best of {self.plan.rounds[0].num_kept[one.candidate.level]} candidates at "
             f"{one.candidate.level} passes by {quality}. On {self.plan.num_held_out} sets of "
-            f"{self.plan.rounds[-1].num_samples} samples with new seeds: {_value(*_pair(one.held_out))}{own}.{verdict} "
-            f"Diversity: {_value(one.held_out.diversity, one.held_out.diversity_error)}, where "
+            f"{self.plan.rounds[-1].num_samples} samples with new seeds: {with_error(*_pair(one.held_out))}{own}."
+            f"{verdict} Diversity: {with_error(one.held_out.diversity, one.held_out.diversity_error)}, where "
             f"{self.floor:.4g} was asked for.\n\n{self.table()}"
         )
         written = ModelCard(_CARD.format(name=folder.name, words=words, found=found))
@@ -223,28 +224,6 @@ class Results:
 
 def _pair(score: Score) -> tuple[float, float]:
     return score.value, score.error
-
-
-def _described(candidate: Candidate) -> dict[str, Any]:
-    config = {name: one for name, one in candidate.scheduler.config.items() if not name.startswith("_")}
-    steps = {"num_inference_steps": candidate.num_inference_steps, "num_substeps": candidate.num_substeps}
-    return {"level": candidate.level, **steps, "scheduler": type(candidate.scheduler).__name__, "config": config}
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _value(value: float, error: float) -> str:
-    if math.isnan(error):
-        return f"{value:.4g}"
-    digits = 3 if error == 0 else max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} +- {error:.{digits}f}"
 
 
 def _or_zero(error: float) -> float:

@@ -1,0 +1,176 @@
+"""The runs of the loop in one call of the audio pipeline: coarse codebooks first, window after window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor
+
+from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig
+from ..sampling import Generators
+from .audio_conditions import AudioCondition
+from .audio_windows import put, seen, windows
+from .call_progress import CallProgress
+from .calls import PipelineCall
+from .denoising import StepCallback, denoise
+from .image_denoising import ImageDenoiser
+
+
+class AudioCachingMixin:
+    """Gives the audio pipeline the switches that the others have; they hold for both of its models."""
+
+    transformer: Any
+    fine_transformer: Any
+    _switches: dict[str, tuple[Any, CacheSwitch]] | None = None  # by component, with the model that each is for
+
+    def _switch_of(self, name: str) -> CacheSwitch:
+        self._switches = self._switches or {}
+        model, before = getattr(self, name), self._switches.get(name)
+        if before is None or before[0] is not model:
+            made = CacheSwitch(model)
+            if before is not None and unwrap_module(before[0]) is unwrap_module(model):
+                made.take_over(before[1])  # the same model, compiled or not any more
+            self._switches[name] = model, made
+        return self._switches[name][1]
+
+    @property
+    def _cache_switch(self) -> CacheSwitch:
+        return self._switch_of("transformer")
+
+    def _all_switches(self) -> list[CacheSwitch]:
+        return [
+            self._switch_of(name) for name in ("transformer", "fine_transformer") if getattr(self, name) is not None
+        ]
+
+    @property
+    def partial_cache(self) -> PartialCacheConfig | None:
+        """How this pipeline's steps are drawn in groups; None if they are drawn at once."""
+        return self._cache_switch.partial_cache
+
+    def enable_cache(self, config: Any) -> None:
+        """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
+
+        Takes `DelayedCacheConfig` and `GreedyCacheConfig` too, and diffusers' configurations; diffusers' caches are the
+        models', and hold for every pipeline that shares them.
+
+        Raises:
+            ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
+        """
+        if isinstance(config, PrefixCacheConfig | DualCacheConfig):
+            raise ValueError(
+                f"a clip is not filled in block by block, so {type(config).__name__} would save nothing. Use "
+                "DelayedCacheConfig or PartialCacheConfig."
+            )
+        for switch in self._all_switches():
+            switch.enable_cache(config)
+
+    def disable_cache(self) -> None:
+        """Switch the cache off, whichever it is."""
+        for switch in self._all_switches():
+            switch.disable_cache()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The codebooks that one model draws.
+
+    Args:
+        switch: knows the model and its caches.
+        own: its codebooks.
+        given: the codebooks that it is given; none of them may hold a mask.
+        num_inference_steps: of each window.
+        classes, no_class, labels_given: see `AudioCondition`.
+    """
+
+    switch: CacheSwitch
+    own: slice
+    given: slice | None
+    num_inference_steps: int
+    classes: Tensor | None = None
+    no_class: int = 0
+    labels_given: bool = False
+
+    def condition(self, codes: Tensor, starts: Tensor, length: int) -> AudioCondition:
+        """What the model is told of the clips in these windows."""
+        given = None if self.given is None else seen(codes[:, self.given], starts, length)
+        return AudioCondition(self.classes, self.no_class, self.labels_given, given)
+
+
+def fill_in(
+    stages: Sequence[Stage],
+    codes: Tensor,
+    call: PipelineCall,
+    temperature: Any,
+    generator: Generators,
+    lengths: tuple[int, int],
+    progress_bar: Any,
+    on_step_end: StepCallback,
+) -> Tensor:
+    """Codes without masks; those that are known stay.
+
+    Args:
+        stages: in their order; each finds the codebooks that it is given filled in.
+        codes: int64 `(batch_size, num_codebooks, num_frames)`, the mask where to draw.
+        call: the pipeline's.
+        temperature: the choice temperature of the call, see `MaskedDiffusionScheduler.set_timesteps`.
+        generator: one for the batch, or one for each clip.
+        lengths: frames that a model sees at a time, and how many of them an earlier window shares.
+        progress_bar: of the pipeline.
+        on_step_end: see `denoise`; it sees the stage's codebooks of the window.
+    """
+    mask, (length, overlap) = call.scheduler.config.mask_token_id, lengths
+    length = min(length, codes.shape[2])
+    masked = (codes == mask).cpu()  # the one look at the codes: what a run fills in is known before it begins
+    plans = [windows(masked[:, stage.own].any(1), length, min(overlap, length - 1)) for stage in stages]
+    num_runs = sum(len(plan) for plan in plans)
+    with CallProgress(progress_bar, num_runs, lambda: call.interrupt) as progress:
+        for stage, plan in zip(stages, plans, strict=True):
+            call.scheduler.set_timesteps(stage.num_inference_steps, temperature)
+            for starts, unfinished in plan:
+                if call.interrupt:
+                    return codes
+                condition = stage.condition(codes, starts, length)
+                window = seen(codes[:, stage.own], starts, length)
+                own = _of_unfinished(generator, unfinished)
+                filled = _run(stage.switch, condition, window, call, own, progress, on_step_end)
+                codes = codes.clone()
+                codes[:, stage.own] = put(codes[:, stage.own], starts, filled)
+    return codes
+
+
+def _run(
+    switch: CacheSwitch,
+    condition: AudioCondition,
+    window: Tensor,
+    call: PipelineCall,
+    generator: Generators,
+    progress: CallProgress,
+    on_step_end: StepCallback,
+) -> Tensor:
+    run = ImageDenoiser(switch, condition, call, len(window))
+    try:
+        return denoise(
+            run,
+            call.scheduler,
+            window,
+            generator,
+            partial_cache=switch.partial_cache,
+            pass_of_step=run.pass_of_step,
+            progress_bar=progress,
+            on_step_end=on_step_end,
+            interrupted=lambda: call.interrupt,
+        )
+    finally:  # what diffusers' caches hold is freed, also after an error
+        switch.model._reset_stateful_cache()
+
+
+def _of_unfinished(generator: Generators, unfinished: Tensor) -> Generators:
+    """The generators of the clips; a finished one gets another, so that its own does not depend on its batch."""
+    if not isinstance(generator, Sequence):
+        return generator
+    each = zip(generator, unfinished.tolist(), strict=True)
+    return [own if holds_masks else torch.Generator(own.device) for own, holds_masks in each]
