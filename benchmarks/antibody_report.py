@@ -148,7 +148,8 @@ def plot(summary: Summary, length: int, path: Path, title: str = "Antibodies at 
     """Nats against diversity for the two numbers of steps with the most samplers."""
     counts: dict[int, int] = {}
     for _, steps in _plain(summary):
-        counts[steps] = counts.get(steps, 0) + (steps != length)
+        if steps != length:
+            counts[steps] = counts.get(steps, 0) + 1
     panels = sorted(sorted(counts, key=lambda steps: -counts[steps])[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
     with figure(path, title=title, figsize=(11, 5.8)) as page:

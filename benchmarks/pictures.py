@@ -23,6 +23,7 @@ import second_order
 import text
 from arguments import new_parser
 from cells import Summary
+from design_files import read_designs
 from partial_caching_plot import draw_moment, draw_others
 from samplers import in_groups
 
@@ -113,9 +114,9 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
 
 
 def draw_antibodies(path: Path) -> None:
-    found = json.loads((RESULTS / "runs" / "antibodies_chain.json").read_text())
+    found = read_designs(RESULTS / "runs" / "antibodies_chain.json")
     length = found["settings"]["length"]
-    title = "AntiBERTy: only taking residues back is better than a lower temperature"
+    title = "AntiBERTy: what takes residues back lies far below any temperature"
     antibody_report.plot(antibody_report.summary_of(found["cells"], "chain", length), length, path, title)
 
 
