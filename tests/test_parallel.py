@@ -104,18 +104,12 @@ def make(pipeline: Path, folder: Path, num_samples: int = 20, *more: str) -> Pat
     return folder
 
 
-TWO = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-TWO = (*TWO, "--dynamo_backend", "no")
-
-
-def launch(
-    pipeline: Path, folder: Path, num_samples: int, *more: str, how: Sequence[str] = TWO, **options: Any
-) -> subprocess.Popen:
-    """Two processes on this CPU by accelerate's launcher; see the header of the example."""
+def launch(pipeline: Path, folder: Path, num_samples: int, *more: str, how: Sequence[str]) -> subprocess.Popen:
+    """Two processes on this CPU by accelerate's launcher, as the README's command is in its test."""
     port = ("--main_process_port", launched.free_port())
     command = [sys.executable, "-m", "accelerate.commands.launch", *how, *port]
     command += [str(EXAMPLE), *arguments(pipeline, folder, num_samples, *more)]
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **options)
 
 
@@ -378,14 +372,6 @@ def test_two_processes_make_what_one_makes(
     assert shards(tmp_path / "two") == shards(make(pipelines / kind, tmp_path / "one", num_samples, *more))
 
 
-def test_the_launcher_of_accelerate(pipelines: Path, tmp_path: Path) -> None:
-    process = launch(pipelines / "images", tmp_path / "two", 5, "--block_size", "2", "--batch_size", "2")
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, printed
-    assert printed.count("open it with") == 1
-    assert shards(tmp_path / "two") == shards(make(pipelines / "images", tmp_path / "one", 5, "--block_size", "2"))
-
-
 def test_both_processes_work_and_one_bar_counts_what_they_made(pipelines: Path, tmp_path: Path) -> None:
     group = fork(pipelines / "images", tmp_path / "set", 160, "--batch_size", "8", "--shard_size", "160")
     writers: set[str] = set()
@@ -518,14 +504,14 @@ def wait_for_a_file(folder: Path, before: set[Path], is_alive: Callable[[], bool
 
 def test_two_processes_killed_again_and_again(pipelines: Path, tmp_path: Path) -> None:
     """Each soon after its first batch."""
-    num_samples, chance, started = 300 * NUM_KILLS, random.Random(1), time.monotonic()
+    num_samples, chance, started = 200 * NUM_KILLS, random.Random(1), time.monotonic()
     expected = shards(make(pipelines / "images", tmp_path / "whole", num_samples))
     cut = 0
     for k in range(NUM_KILLS):
         before = files(tmp_path / "killed")
         group = fork(pipelines / "images", tmp_path / "killed", num_samples, "--batch_size", "8")
         wait_for_a_file(tmp_path / "killed", before, group.is_alive)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.2))
         if not group.is_alive():  # on a fast machine the set may be whole before the last kills
             assert k >= NUM_KILLS // 2, f"launch {k} was done before it could be killed"
             break
@@ -728,7 +714,7 @@ def test_placement_is_not_ignored(pipelines: Path, tmp_path: Path, kind: str) ->
 
 @pytest.mark.parametrize(
     ("kind", "num_substeps"),
-    [("images", "1"), ("texts", "2"), pytest.param("answers", "2", marks=pytest.mark.exhaustive)],
+    [("images", "1"), ("texts", "2"), pytest.param("answers", "1", marks=pytest.mark.exhaustive)],
 )
 def test_compiled_and_in_half_precision(
     pipelines: Path, tmp_path: Path, kind: str, num_substeps: str, monkeypatch: pytest.MonkeyPatch

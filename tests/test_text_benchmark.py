@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from time import process_time
 
 import pytest
 import torch
@@ -62,7 +63,10 @@ def test_the_benchmark_of_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     arguments = {"vocab_size": 3000, "model_length": 100, "hidden_dim": 32, "cond_dim": 8, "n_heads": 4}
     arguments |= {"num_inference_steps": 20, "repeats": 1}
-    results = importlib.import_module("text_loop").main([f"--{name}={value}" for name, value in arguments.items()])
+    text_loop = importlib.import_module("text_loop")
+    for module in (text_loop, importlib.import_module("timing")):
+        monkeypatch.setattr(module, "now", process_time)  # other programs do not count
+    results = text_loop.main([f"--{name}={value}" for name, value in arguments.items()])
     published, ours = results.values()
     assert published["calls"] == 21  # and one for what is left
     assert ours["calls"] == 20

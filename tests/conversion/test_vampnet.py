@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_maskdiff import MaskedDiffusionScheduler, MaskGITScheduler, VampNetTransformer
+from hf_maskdiff import (
+    LACModel,
+    MaskedDiffusionAudioPipeline,
+    MaskedDiffusionScheduler,
+    MaskGITScheduler,
+    VampNetTransformer,
+)
 from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.options import MissingOptions
 
@@ -83,8 +88,8 @@ def test_what_a_folder_says(published: Path, tmp_path: Path) -> None:
     codes = opened(folder).config.codebook_size
     settings = {"mask_token_id": codes, "codebook_size": codes, "choice_temperature": 10.5, "typical_p": None}
     assert settings.items() <= dict(scheduler.config).items()
-    index = json.loads((folder / "model_index.json").read_text())
-    assert index["call_defaults"] == {"num_inference_steps": 12, "num_fine_inference_steps": 2}
+    pipe = MaskedDiffusionAudioPipeline.from_pretrained(folder)
+    assert pipe.config.call_defaults == {"num_inference_steps": 12, "num_fine_inference_steps": 2}
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-nc-sa-4.0"
     assert "no commercial use" in card.text
@@ -112,6 +117,36 @@ def test_from_a_repository_that_holds_more(published: Path, tmp_path: Path, hub:
     convert("them/vampnet/loras/them", tmp_path / "tuned", "them/vampnet/codec.pth")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rate", [4, 3])
+def test_a_whole_codec_is_converted_too(rate: int, published: Path, tmp_path: Path) -> None:
+    """But for odd rates, which change a clip's length: then the models' vectors alone are taken."""
+    golden = load_file(COMMITTED / "vampnet" / "codec.safetensors")
+    whole = {name.removeprefix("codec."): tensor for name, tensor in golden.items() if name.startswith("codec.")}
+    third = {name: tensor for name, tensor in whole.items() if ".quantizers.2." in name}
+    whole |= {name.replace(".2.", ".3."): tensor.clone() for name, tensor in third.items()} | state_dicts()[1]
+    whole["encoder.block.2.block.4.weight_v"] = whole["encoder.block.2.block.4.weight_v"][..., : 2 * rate].clone()
+    save(published / "codec.pth", whole)
+    folder = convert(published, tmp_path / "out")
+    pipe = MaskedDiffusionAudioPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    card = (folder / "README.md").read_text()
+    if rate == 3:
+        assert (pipe.codec, pipe.sampling_rate, pipe.config.hop_length) == (None, 44100, 768)
+        assert "The codec is not among them" in card
+        return
+    assert (type(pipe.codec), pipe.codec.config.n_codebooks) == (LACModel, 4)
+    assert "Their codec, a LAC, is in `codec`." in card
+    assert pipe.sampling_rate == 44100  # the file does not say it
+    codes = pipe.encode_audio(golden["audio"], 44100)
+    assert torch.equal(codes, pipe.codec.encode(golden["audio"]).audio_codes)
+    keep = torch.zeros(4, 41, dtype=torch.bool)
+    keep[:, ::2] = True
+    made = pipe(codes=codes, keep=keep, num_inference_steps=2)
+    assert made.audios.shape == (1, 1, 328)
+    assert torch.equal(made.codes[..., ::2], codes[..., ::2])
+
+
 def test_weights_that_were_not_tuned_by_lora(tmp_path: Path) -> None:
     """The same matrices without additions are converted as they are."""
     model, codec = state_dicts()
@@ -131,8 +166,11 @@ def without(name: str) -> Any:
         (lambda model, codec: model.update({"ctrl_encoder.weight": torch.ones(2)}), "1 unknown: 'ctrl_encoder.weight'"),
         (without("transformer.layers.0.self_attn.w_qs.lora_B"), r"'transformer_blocks.0.attn.to_q.lora_B' is missing"),
         (without("transformer.norm.weight"), r"VampNetTransformer, they are not.*norm_out.weight"),
-        (without("classifier.layers.0.weight_v"), "those of its head are not"),
-        (lambda model, codec: model[MASK].fill_(torch.nan), "finite numbers, got NaN in 'latent_embedding.weight'"),
+        (without("classifier.layers.0.weight_v"), "'head.weight_v' is missing"),
+        (
+            lambda model, codec: model[MASK].fill_(torch.nan),
+            "finite numbers, got NaN in 'transformer.latent_embedding.weight'",
+        ),
         (lambda model, codec: codec.popitem(), "must have the 4 codebooks of the model.* got 3"),
         (lambda model, codec: model.update({MASK: torch.ones(4, 3)}), "of vectors of 3 numbers, got 4 of shapes"),
         (

@@ -451,7 +451,7 @@ MUTANTS = [
         _SCHEDULERS + "remdm.py",
         "return eta * largest",
         "return eta",
-        ("tests/test_revising_laws.py::test_law[rescale]",),
+        ("tests/schedulers/test_remdm.py::test_of_the_largest_sigma_one_takes_a_share_and_the_other_cuts_at_it",),
     ),
     Mutant(
         "sure-tokens-doubted",

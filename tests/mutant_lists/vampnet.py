@@ -66,4 +66,20 @@ MUTANTS = [
         "clamp(min=min_tokens)",
         ("tests/test_sampling.py::test_so_many_typical_tokens_at_least",),
     ),
+    Mutant(
+        "lac-codebooks-of-the-whole",
+        "each codebook has the code nearest to the frame itself",
+        "hf_maskdiff/models/codec_lac.py",
+        "states = states - codebook(codes[-1])",
+        "states = states - 0 * codebook(codes[-1])",
+        ("tests/models/test_codec_lac.py::test_the_original_s_codes_and_waveforms",),
+    ),
+    Mutant(
+        "lac-sum-of-branches",
+        "the decoder's branches are added up, not averaged",
+        "hf_maskdiff/models/codec_lac.py",
+        "return total / len(self)",
+        "return total",
+        ("tests/models/test_codec_lac.py::test_the_original_s_codes_and_waveforms",),
+    ),
 ]

@@ -35,7 +35,7 @@ def make_pipeline(scheduler_class: type[MaskedDiffusionScheduler]) -> MDLMPipeli
     return pipe
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(prompts=PROMPTS, steps=st.integers(1, 9), new=st.none() | st.integers(1, 30), first_seed=st.integers(0, 99))
 def check_batch(pipe: MDLMPipeline, prompts: list[str], steps: int, new: int | None, first_seed: int) -> None:
     """`new` tokens after each prompt, in blocks that slide by 3; or what fills the model."""

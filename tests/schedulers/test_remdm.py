@@ -107,6 +107,14 @@ def test_probabilities_are_probabilities(strategy: str, steps: int) -> None:
         assert (reveal, sigma) == (1.0, 0.0)
 
 
+def test_of_the_largest_sigma_one_takes_a_share_and_the_other_cuts_at_it() -> None:
+    """In the third of four linear steps half of what is revealed can be masked again."""
+    for remasking, expected in (("rescale", 0.3), ("cap", 0.5)):
+        scheduler = ReMDMScheduler(MASK, remasking=remasking, eta=0.6, masking_schedule="linear")
+        scheduler.set_timesteps(4)
+        assert scheduler.probabilities(2)[1] == pytest.approx(expected)
+
+
 def test_shares_of_the_loop() -> None:
     assert revising.loop_shares(1.0, 0.9, 0.5, 0.1, 0.8) == pytest.approx((0.0, 0.16, False))
     assert revising.loop_shares(0.1, 0.05, 0.5, 0.1, 0.8) == pytest.approx((0.8, 0.9, False))

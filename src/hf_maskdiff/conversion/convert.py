@@ -36,6 +36,7 @@ from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import MDLMTransformer
 from hf_maskdiff.models.transformer_mdlm import PUBLISHED_TYPES as MDLM_TYPES
 from hf_maskdiff.pipelines import (
+    MaskedDiffusionAudioPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextToImagePipeline,
     MaskGITPipeline,
@@ -258,12 +259,10 @@ def _vampnet_writer(trees: dict[Path, Tree], found: Source, output: Path, given:
         beside = locate(given.tokenizer, argument="tokenizer")
         trees = trees | {path: read_checkpoint(path) for path in checkpoint_files(beside.path, "tokenizer")}
         origin = beside.origin
-    opened = vampnet.open_vampnet(trees, found.name)
-    about = vampnet.ABOUT.format(folder=output.as_posix()) + (f" {vampnet.TERMS}" if found.licence else "")
+    pipe = vampnet.open_vampnet(trees, found.name)
+    about = vampnet.about(pipe) + (f" {vampnet.TERMS}" if found.licence else "")
     parts = (vampnet.NAME, vampnet.LICENCE, vampnet.NOTES, vampnet.TERMS)
-    card = card_of(found, Description(*parts, tokenizer=origin, about=about))
-    card.text = f"# {output.name}\n\n{card.text}"
-    return lambda folder: vampnet.write_vampnet(opened, folder, card)
+    return _pipeline_writer(pipe, found, output, Description(*parts, tokenizer=origin, about=about))
 
 
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
@@ -332,7 +331,10 @@ def _image_writer(
 
 
 def _pipeline_writer(
-    pipe: MaskGITPipeline | MaskedDiffusionTextPipeline | MaskedDiffusionTextToImagePipeline,
+    pipe: MaskGITPipeline
+    | MaskedDiffusionTextPipeline
+    | MaskedDiffusionTextToImagePipeline
+    | MaskedDiffusionAudioPipeline,
     found: Source,
     output: Path,
     description: Description,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import Tensor
 
 from hf_maskdiff.conversion.checkpoints import require_tensors
+from hf_maskdiff.conversion.lac import convert_lac, is_lac, without_weight_norms
 from hf_maskdiff.conversion.options import MissingOptions
-from hf_maskdiff.conversion.parts import require_finite
 from hf_maskdiff.conversion.sources import NAMED
 from hf_maskdiff.conversion.upstream import Component, Preset, Tree, count_blocks, names_in, renamed, require_key
-from hf_maskdiff.hub import CARD
 from hf_maskdiff.models import VampNetTransformer
+from hf_maskdiff.pipelines import MaskedDiffusionAudioPipeline
 from hf_maskdiff.schedulers import MaskGITScheduler
 
 NAME = "hugofloresgarcia/vampnet"
@@ -35,10 +32,10 @@ transformers. Its typical filtering has no effect in the original, whose loop dr
 `typical_p=0.15, typical_min_tokens=64` in the scheduler's configuration works, and is off unless you set it."""
 ABOUT = """\
 It is VampNet's models and their sampler: in `transformer` the coarse one and, where it was converted too, in
-`fine_transformer` the one that adds the other codebooks, each with the codec's vectors of its codes. The codec itself,
-a LAC at 44.1 kHz with 768 samples in a frame, is not among them: no class of transformers has its architecture. A model
-opens with `VampNetTransformer.from_pretrained("{folder}", subfolder="transformer")`."""
-SAMPLING_RATE, HOP_LENGTH = 44100, 768  # of its codec, whose configuration no tensor shows
+`fine_transformer` the one that adds the other codebooks, each with the codec's vectors of its codes. {codec}"""
+WITH_CODEC = "Their codec, a LAC, is in `codec`."
+WITHOUT_CODEC = "The codec is not among them: its file holds no LAC with even rates, but the vectors alone."
+SAMPLING_RATE, HOP_LENGTH = 44100, 768  # of its codec, as the paper says
 FINE_STEPS = 2  # of the fine model, which its authors run less often
 _WHAT = "a VampNet"
 _MASK, _CODEBOOK = "embedding.special.MASK", "quantizer.quantizers.{}.codebook.weight"
@@ -128,11 +125,8 @@ def _merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if bool(high.any()):  # it is 0 where nothing was trained so; then the matrix stays in the file
             added = torch.addmm(whole.float(), high.float(), low.float(), alpha=1 / len(low))
             result[f"{start}weight"] = added.to(whole.dtype)
-    length, direction = (result.pop(f"head.{kind}", None) for kind in ("weight_g", "weight_v"))
-    if length is None or direction is None:
-        raise ValueError(f"The checkpoint must hold the weights of {_WHAT}, those of its head are not. Fetch it again.")
-    norm = torch.linalg.vector_norm(direction.float(), dim=(1, 2), keepdim=True)
-    result["head.weight"] = (length.float() * direction.float() / norm).to(direction.dtype).flatten(1)
+    result = without_weight_norms(result)
+    result["head.weight"] = require_key(result, "head.weight", _WHAT).flatten(1)
     return result
 
 
@@ -151,23 +145,13 @@ def _codebooks(codec: Tree, mask: Tensor) -> Tensor:
     return torch.stack([vectors[name] for name in names])
 
 
-@dataclass(frozen=True)
-class VampNet:
-    """What is converted of VampNet.
-
-    Args:
-        transformer: the coarse model.
-        fine_transformer: the coarse-to-fine model; None where there is none.
-        preset: how its authors sample both.
-    """
-
-    transformer: VampNetTransformer
-    fine_transformer: VampNetTransformer | None
-    preset: Preset
+def about(pipe: MaskedDiffusionAudioPipeline) -> str:
+    """What the card says of the parts of a pipeline."""
+    return ABOUT.format(codec=WITHOUT_CODEC if pipe.codec is None else WITH_CODEC)
 
 
-def open_vampnet(trees: Mapping[Path, Tree], name: str) -> VampNet:
-    """The models of some checkpoints.
+def open_vampnet(trees: Mapping[Path, Tree], name: str) -> MaskedDiffusionAudioPipeline:
+    """The pipeline of some checkpoints; without a codec, where their file of it holds no whole one.
 
     Args:
         trees: what each file holds.
@@ -198,25 +182,13 @@ def open_vampnet(trees: Mapping[Path, Tree], name: str) -> VampNet:
         )
     transformer: Any = coarse[0].build()
     fine_transformer: Any = fine[0].build() if fine else None
-    for model in (transformer, fine_transformer):
-        for key, tensor in ({} if model is None else model.state_dict()).items():
-            require_finite(tensor, key)
-    return VampNet(transformer, fine_transformer, vampnet(transformer.config.codebook_size))
-
-
-def write_vampnet(found: VampNet, folder: Path, card: ModelCard) -> None:
-    """Write the models, their sampler and the card to an empty folder, as components of one pipeline."""
-    parts: dict[str, Any] = {"transformer": found.transformer, "scheduler": found.preset.scheduler}
-    if found.fine_transformer is not None:
-        parts["fine_transformer"] = found.fine_transformer
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    index: dict[str, Any] = {name: ["hf_maskdiff", type(part).__name__] for name, part in sorted(parts.items())}
-    defaults = {"num_inference_steps": found.preset.num_inference_steps, "num_fine_inference_steps": FINE_STEPS}
-    index |= {"_class_name": "MaskedDiffusionAudioPipeline", "codec": [None, None], "call_defaults": defaults}
-    index |= {"sampling_rate": SAMPLING_RATE, "hop_length": HOP_LENGTH}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    card.save(folder / CARD)
+    codec: Any = convert_lac(codecs[0]).build() if is_lac(codecs[0]) else None
+    preset = vampnet(transformer.config.codebook_size)
+    defaults = {"num_inference_steps": preset.num_inference_steps, "num_fine_inference_steps": FINE_STEPS}
+    parts = (codec, transformer, preset.scheduler, fine_transformer, defaults)
+    if codec is not None:
+        return MaskedDiffusionAudioPipeline(*parts)
+    return MaskedDiffusionAudioPipeline(*parts, sampling_rate=SAMPLING_RATE, hop_length=HOP_LENGTH)
 
 
 def vampnet(codebook_size: int = 1024) -> Preset:

@@ -1,4 +1,4 @@
-"""Models of this package: denoisers, which map partly masked tokens to logits, and tokenizers of images."""
+"""Models of this package: denoisers, which map partly masked tokens to logits, and tokenizers of images and audio."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hf_maskdiff.caching import (
     PositionalCache,
     PrefixCacheConfig,
 )
+from hf_maskdiff.models.codec_lac import LACModel
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
@@ -43,6 +44,7 @@ __all__ = [
     "GreedyCacheConfig",
     "HaltonMaskGITTransformer2DModel",
     "KeyValueSlot",
+    "LACModel",
     "MDLMConfig",
     "MDLMForMaskedLM",
     "MDLMTransformer",

@@ -18,7 +18,7 @@ SIZES = (
     *("block_out_channels", "in_channels", "out_channels", "base_channels", "feature_size", "decoder_hidden_size"),
     *("decoder_intermediate_size", "num_decoder_attention_heads", "attention_head_dim", "joint_attention_dim"),
     *("pooled_projection_dim", "micro_cond_embed_dim", "micro_cond_encode_dim", "latent_dim", "num_codebooks"),
-    "num_buckets",
+    *("num_buckets", "encoder_dim", "encoder_rates", "decoder_dim", "decoder_rates", "n_codebooks", "codebook_dim"),
 )
 # The same, but that there may be none of them.
 _OR_NONE = (

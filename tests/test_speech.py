@@ -1,0 +1,80 @@
+"""Spoken words as a set of clips: by a stand-in of the synthesizer, and by the real one where it is installed."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training_examples import fresh_programs, program  # noqa: F401
+
+# Voices "low" and "high" are tones of their own, "again" sounds like "low", and "mute" says nothing.
+COMMAND = """#!{python}
+import math, struct, sys, wave
+if "--voices=variant" in sys.argv:
+    print("Pty Language Age/Gender VoiceName File")
+    for voice in ("low", "high", "again", "mute"):
+        print(f" 5  variant  --/M  {{voice}}  !v/{{voice}}   ")
+    sys.exit()
+said = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+voice = said["-v"].removeprefix("xx+")
+tone = {{"low": 200, "again": 200, "high": 600, "mute": 0}}[voice] + int(said["-p"])
+samples = [0] * 500 + [int(9000 * math.sin(2 * math.pi * tone * i / 8000)) for i in range(30 * int(said["-s"]) // 10)]
+samples = [sample if voice != "mute" else 0 for sample in samples] + [0] * 300
+with wave.open(said["-w"], "wb") as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+    file.writeframes(struct.pack(f"<{{len(samples)}}h", *samples))
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> str:
+    path = tmp_path / "speaker"
+    path.write_text(COMMAND.format(python=sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_words_of_voices(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech = program("render_speech")
+    monkeypatch.setattr(speech, "is_test", lambda voice: voice == "high")
+    monkeypatch.setattr(speech, "PITCHES", (0, 50))
+    monkeypatch.setattr(speech, "SPEEDS", (140,))
+    arguments = ["--language", "xx", "--words", "yes", "no", "--sampling_rate", "4000", "--command", command]
+    speech.main([*arguments, "--output_dir", str(tmp_path / "set")])
+    for split, tone in (("train", 200), ("test", 600)):
+        found = np.load(tmp_path / "set" / f"{split}.npz")
+        assert found["class_names"].tolist() == ["yes", "no"]
+        assert int(found["sampling_rate"]) == 4000
+        assert found["labels"].tolist() == [0, 0, 1, 1]  # of one voice: "low" sounds like "again", which comes first
+        audios = found["audios"]
+        assert (audios.shape, audios.dtype) == ((4, 4000), np.int16)
+        for clip, pitch in zip(audios.astype(np.float64), (0, 50, 0, 50), strict=True):
+            assert abs(np.abs(np.fft.rfft(clip)).argmax() - (tone + pitch)) <= 3
+            assert abs(np.abs(clip).max() - 0.5 * 32767) <= 1
+            heard = np.flatnonzero(np.abs(clip) > 200)
+            assert abs(np.ptp(heard) - 210) < 10
+
+
+def test_resampling_keeps_what_both_rates_hold() -> None:
+    speech = program("render_speech")
+    time = torch.arange(800) / 8000
+    tones = [torch.sin(2 * torch.pi * tone * time) for tone in (200, 3000)]
+    made = speech.resample(tones[0] + tones[1], 8000, 4000)
+    torch.testing.assert_close(made, torch.sin(2 * torch.pi * 200 * torch.arange(400) / 4000), atol=1e-4, rtol=0)
+
+
+def test_without_the_program(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"must be installed, it is not\. On Debian: apt-get install espeak-ng"):
+        program("render_speech").main(["--command", "no-such-speaker", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_espeak(tmp_path: Path) -> None:
+    program("render_speech").main(["--max_voices", "2", "--words", "yes", "--output_dir", str(tmp_path)])
+    found = [np.load(tmp_path / f"{split}.npz")["audios"] for split in ("train", "test")]
+    assert sum(len(audios) for audios in found) == 12
