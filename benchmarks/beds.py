@@ -13,7 +13,8 @@ import markov_chain
 import text
 import torch
 from families import scheduler_of
-from passes import draw_codes, draw_ids, generators_from
+from passes import draw_codes, draw_ids, generators_from, partial_caching
+from samplers import parts
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -21,6 +22,7 @@ from hf_maskdiff.evaluation.markov_chain import ChainDenoiser, MarkovChain
 from hf_maskdiff.pipelines import denoise
 
 FULL, REAL = "one a pass", "real"  # rows to compare with: the uniform order at its slowest, and data
+TOKENIZER = "tokenizer"  # and data after encoding and decoding
 PLANNER = "p2-planner"
 
 
@@ -53,33 +55,34 @@ def of_seeds(seeds: Sequence[int], number: int) -> list[torch.Generator]:
     return [one for seed in seeds for one in generators_from(seed * number, number)]
 
 
-class Digits:
-    """The shipped digits: Frechet distance, accuracy and the variance within a class, as `images.py` has them."""
+class Images:
+    """A shipped image model: Frechet distance, accuracy and the variance within a class, as `images.py` has them.
 
-    def __init__(self, args: argparse.Namespace, number: int) -> None:
+    With groups, as in "moment 6, 2 groups", a step is drawn by partial caching.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, number: int, pipeline: str, folder: str, dtype: str = "float32"
+    ) -> None:
         self.number = number
-        options: dict[str, Any] = {
-            "pipeline": "pipelines/maskgit-mnist",
-            "classifier": None,
-            "dataset": None,
-            "split": "test",
-        }
-        options |= {"data_dir": args.image_dir, "num_images": number, "batch_size": args.batch_size or most_rows(250)}
-        self.bench = images.Bench(argparse.Namespace(**options), {})
-        self.pipe = self.bench.pipeline
+        options: dict[str, Any] = {"pipeline": pipeline, "classifier": None, "dataset": None, "split": "test"}
+        options |= {"num_images": number, "batch_size": args.batch_size or most_rows(250)}
+        self.bench = images.Bench(argparse.Namespace(**options, data_dir=getattr(args, folder)), {})
+        self.pipe = self.bench.pipeline.to(getattr(torch, dtype))
         self.calls = Calls(self.pipe.transformer)
 
     def measure(self, sampler: str, steps: int, seeds: Sequence[int]) -> list[dict[str, float]]:
-        if sampler == REAL:
-            return [self.bench.reference("real images", seed) for seed in seeds]
-        self.pipe.scheduler = scheduler_of("uniform" if sampler == FULL else sampler, **self.bench.shared)
+        if sampler in (REAL, TOKENIZER):
+            return [self.bench.reference(sampler, seed) for seed in seeds]
+        name, num_substeps = parts("uniform" if sampler == FULL else sampler)
+        self.pipe.scheduler = scheduler_of(name, **self.bench.shared)
         labels = torch.cat([self.bench.labels[self.bench.real(seed)[0]] for seed in seeds])
-        generators, codes = of_seeds(seeds, self.number), []
-        parts = batches(generators, self.bench.args.batch_size)
+        rows, codes = batches(of_seeds(seeds, self.number), self.bench.args.batch_size), []
         self.calls.since()
-        for own, some in zip(parts, labels.split(self.bench.args.batch_size), strict=True):
-            codes.append(draw_codes(self.pipe, own, some.tolist(), num_inference_steps=steps, guidance_scale=1.0))
-        calls = self.calls.since() / len(parts)
+        with partial_caching(self.pipe.transformer, num_substeps):
+            for own, some in zip(rows, labels.split(self.bench.args.batch_size), strict=True):
+                codes.append(draw_codes(self.pipe, own, some.tolist(), num_inference_steps=steps, guidance_scale=1.0))
+        calls = self.calls.since() / len(rows)
         sets = zip(torch.cat(codes).split(self.number), labels.split(self.number), seeds, strict=True)
         return [self.bench.judge_codes(own, some, seed) | {"calls": calls} for own, some, seed in sets]
 

@@ -38,6 +38,7 @@ SHOWN: Mapping[str, Measures] = {
     "antibodies": Measures("nats", "apart", (3, 3)),
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
     "digits": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3), passes=32),
     "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),
@@ -173,7 +174,7 @@ LOOKS = {
     "freecorrection-uniform": (GREY, "X", "FreeCorrection, uniform"),
     "editing-mask": (BROWN, "v", "editing, to masks"),
 }
-PANELS = ("antibodies", "digits", "text", "long text", "chain")
+PANELS = ("antibodies", "digits", "letters", "text", "long text", "chain")
 LABELS = {
     "nats": "nats, lower is better",
     "pairs": "KL of adjacent pairs, nats",

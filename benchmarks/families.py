@@ -52,11 +52,14 @@ TEMPERED: Samplers = {
     "moment": MomentScheduler,
     **APART,
     "hybrid": HYBRIDS["halton 0.75"],
+    "hybrid-0.5": HYBRIDS["halton 0.5"],
+    "hybrid-1>0": HYBRIDS["halton 1>0"],
     "extrapolating-moment": partial(ExtrapolatingScheduler, position_order="moment"),
     "remdm-moment": partial(ReMDMScheduler, remasking="rescale", eta=0.3, exact_order="moment"),
     "p2-moment": partial(PathPlanningScheduler, measure="moment"),
     "freecorrection": partial(FreeCorrectionScheduler, **CORRECTED),
 }
+RATIOS = ("hybrid-0.5", "hybrid-1>0")  # further shares of exploration, which only the letters compare
 NUCLEUS = ", top-p "
 
 
@@ -80,7 +83,7 @@ def tempered(alpha: float, curve: Sequence[float], apart: int = 3) -> list[str]:
     Args:
         apart: the distance of the moment sampler whose positions lie apart.
     """
-    names = [name for name in TEMPERED if name not in APART or name.endswith(str(apart))]
+    names = [name for name in TEMPERED if name not in {*APART, *RATIOS} or name == f"moment-apart-{apart}"]
     return [*(f"{name} {alpha:g}" for name in names), *(f"uniform {value:g}" for value in curve)]
 
 

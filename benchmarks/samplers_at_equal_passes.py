@@ -1,4 +1,4 @@
-r"""All samplers at equal numbers of passes, quality beside diversity, on five beds.
+r"""All samplers at equal numbers of passes, quality beside diversity, on six beds.
 
     hf-maskdiff convert antiberty-0.1.3-py3-none-any.whl antiberty
     python benchmarks/samplers_at_equal_passes.py --image_dir FOLDER_OF_MNIST --text_dir FOLDER_OF_TXT \
@@ -12,6 +12,8 @@ what lies on it could be had by a temperature. `families.py` has the samplers, `
 antibodies: AntiBERTy's chains of 118 residues. Nats a residue in any order; the share of places at which two differ.
 antibodies, float32: four of them with more chains, in float32.
 digits: `pipelines/maskgit-mnist`. Frechet distance, and variance within a class relative to real images.
+letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; both orders of the hybrid and mixtures of them, each at
+several temperatures, also in two and four groups to a step.
 text, long text: `pipelines/mdlm-shakespeare`, and `-long`. Nats a character by a judge; entropy of a text.
 chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, which are too few where it is too likely.
 
@@ -41,11 +43,11 @@ from beds import FULL, PLANNER, REAL
 from cell_files import KEY, write_cells
 from cells import load_results, missing_cells, seed_by_seed
 from equal_passes_report import plot, print_tables, rows_of, summary_of
-from families import PLAIN, REMDM, nucleus, tempered
+from families import PLAIN, REMDM, TEMPERED, nucleus, tempered
 from tables import write_json
 from tqdm.auto import tqdm
 
-OPTIONS = ("image_dir", "text_dir", "antibody_pipeline", "batch_size")  # the arguments that a bed is opened with
+OPTIONS = ("image_dir", "letter_dir", "text_dir", "antibody_pipeline", "batch_size")  # what a bed is opened with
 Group = tuple[str, str, int, tuple[int, ...]]  # bed, sampler, steps and seeds: cells that are drawn in one batch
 
 
@@ -72,6 +74,10 @@ SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
 REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")  # more passes than positions are of use to them
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
+MIXED = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "uniform")
+IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in MIXED for alpha in (3, 6, 12, 24)]
+LETTERS = [*PLAIN, *(f"{name} {alpha}" for name in MIXED for alpha in (1, 3, 6, 12, 24)), *IN_GROUPS]
+LETTERS += [f"{name} {alpha}" for name in TEMPERED if name not in MIXED for alpha in (3, 6, 12)]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
@@ -84,9 +90,14 @@ PLANS: Mapping[str, Plan] = {
     ),
     "antibodies, float32": Plan(partial(beds.Antibodies, dtype="float32"), 256, pairs_of(SECOND, (24,))),
     "digits": Plan(
-        beds.Digits,
+        partial(beds.Images, pipeline="pipelines/maskgit-mnist", folder="image_dir"),
         1000,
         pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()], (4, 8, 16, 32), (REAL, 0), (FULL, 49)),
+    ),
+    "letters": Plan(
+        partial(beds.Images, pipeline="pipelines/maskgit-letters", folder="letter_dir", dtype="bfloat16"),
+        800,
+        pairs_of(LETTERS, (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
     ),
     "text": Plan(
         partial(beds.Texts, pipeline="pipelines/mdlm-shakespeare"),
@@ -113,6 +124,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--beds", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--image_dir", help="folder with IDX files")
+    parser.add_argument("--letter_dir", help="what `examples/render_letters.py` wrote")
     parser.add_argument("--text_dir", help="folder of .txt files")
     parser.add_argument("--antibody_pipeline", default="antiberty", help="folder or Hub name")
     parser.add_argument("--samplers", nargs="+", help="only these; default: those of each bed")
@@ -153,9 +165,7 @@ def run_groups(
     args: argparse.Namespace, groups: Mapping[str, Sequence[Group]]
 ) -> Iterator[tuple[Group, list[dict[str, float]]]]:
     """Measures groups of cells, in as many processes for each bed as were asked for."""
-    options = tuple(
-        (name, getattr(args, name)) for name in ("image_dir", "text_dir", "antibody_pipeline", "batch_size")
-    )
+    options = tuple((name, getattr(args, name)) for name in OPTIONS)
     deadline = time.time() + args.seconds
     work = {bed: partial(measure, options, args.number or PLANS[bed].number, deadline) for bed in groups if groups[bed]}
     if not args.jobs:

@@ -16,6 +16,7 @@ import torch
 
 from hf_maskdiff import MaskGITPipeline
 from hf_maskdiff.evaluation.image_data import IDX_PREFIXES
+from hf_maskdiff_cli.results import read_results
 
 Program = Callable[[str], Any]
 
@@ -87,7 +88,9 @@ def test_two_groups_gain_at_the_price_of_the_positions_once(
         assert len(differences) == 2
         assert f"/ from {maskgit}, at the same steps:" in printed
     for kind in ("images", "text"):
-        assert json.loads((tmp_path / "out" / kind / "results.json").read_text())["cells"]
+        results = read_results(tmp_path / "out" / kind / "results.json")
+        assert {record.num_substeps for record in results.records} == {1, 2}
+        assert results.samplers["halton"].scheduler["_class_name"] == "HaltonScheduler"  # type: ignore[index]
     for name in ("partial_caching", "samplers"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
 

@@ -33,6 +33,9 @@ VIEWS = {
     "permute",
     "t",
     "detach",
+    "movedim",
+    "flatten",
+    "unflatten",
 }
 
 
@@ -136,6 +139,32 @@ def test_a_range_is_written_as_positions_are() -> None:
             one = stores[0].at(positions, (start, stop)).update(key, value, 0)
             other = stores[1].at(positions).update(key, value, 0)
             assert all(torch.equal(mine, expected) for mine, expected in zip(one, other, strict=True))
+
+
+def test_what_a_pass_leaves_behind_may_be_used_anywhere() -> None:
+    """Its work is done in inference mode, but nothing that lasts is of that mode."""
+    denoiser = TransformersDenoiser(make())
+    span, head = (8, 16), denoiser.model.lm_head
+    positions = torch.arange(*span).expand(3, -1)
+    with torch.no_grad():
+        denoiser(tokens(), cache=denoiser.new_cache())  # the probe
+        inside: list[bool] = []
+        handle = denoiser.model.model.layers[0].mlp.register_forward_hook(
+            lambda *of: inside.append(of[2].is_inference())
+        )
+        cache = denoiser.new_cache()
+        full = denoiser(tokens(), cache=cache)
+        cache.put(torch.tensor([1]), cache.take(torch.tensor([1])))  # writes into what the pass has stored
+        block = denoiser(tokens(1, 8), positions=positions, cache=cache, span=span)
+    kept = [states for layer in cache.store.layers for states in (layer.keys, layer.values)]
+    assert inside == [True, True]
+    assert not any(made.is_inference() for made in (full, block, *kept))
+    (head(torch.ones(1, 32, requires_grad=True)).sum() * full.mean()).backward()
+    with torch.enable_grad():
+        denoiser(tokens()).sum().backward()
+    handle.remove()
+    assert inside[2:] == [False]
+    assert denoiser.model.model.embed_tokens.weight.grad is not None
 
 
 class Operations(TorchDispatchMode):

@@ -20,12 +20,12 @@ MUTANTS = [
         ("tests/test_audio_masks.py::test_a_span_takes_every_frame_that_it_touches",),
     ),
     Mutant(
-        "audio-finished-clip-draws",
-        "the generator of a clip that is finished goes on with the windows of the others",
-        _RUN,
-        "own if holds_masks else torch.Generator(own.device)",
-        "own",
-        (f"{_TESTS}::test_known_codes_never_change_and_a_clip_alone_is_the_clip_in_a_batch",),
+        "audio-masks-are-heard",
+        "a frame of which some codes are still masked sounds as if they were the first ones",
+        "hf_maskdiff/pipelines/pipeline_masked_diffusion_audio.py",
+        "silent = masked.any(1)",
+        "silent = masked.all(1)",
+        (f"{_TESTS}::test_callbacks",),
     ),
     Mutant(
         "audio-one-window-for-all",

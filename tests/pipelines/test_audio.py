@@ -100,15 +100,14 @@ def test_windows_cover_every_mask_once_each_row_by_itself() -> None:
         masked = torch.rand(3, num_frames, generator=noise) < share
         found = windows(masked, length, overlap)
         for row in range(3):
-            left, own = masked[row].clone(), [(starts[row], holds[row]) for starts, holds in found]
-            alone = windows(masked[[row]], length, overlap)
-            assert [int(start) for start, holds in own if holds] == [int(starts) for starts, _ in alone]
-            for start, holds in own:
-                assert bool(holds) == bool(left.any())
+            left, alone = masked[row].clone(), windows(masked[[row]], length, overlap)
+            assert [int(starts[row]) for starts in found[: len(alone)]] == [int(starts) for starts in alone]
+            for start in [int(starts) for starts in alone]:
+                first = int(left.int().argmax())
+                assert left.any()
                 assert 0 <= start <= num_frames - length
-                first = int(left.int().argmax()) if holds else 0
-                assert not holds or start <= max(first - overlap, 0)
-                assert not holds or start + length > first
+                assert start <= max(first - overlap, 0)
+                assert start + length > first
                 left[start : start + length] = False
             assert not left.any()
 
@@ -116,10 +115,10 @@ def test_windows_cover_every_mask_once_each_row_by_itself() -> None:
 def test_a_short_gap_stands_in_the_middle_of_its_window() -> None:
     masked = torch.zeros(1, 100, dtype=torch.bool)
     masked[0, 50:54] = True
-    ((starts, _),) = windows(masked, 20, 5)
+    (starts,) = windows(masked, 20, 5)
     assert starts.tolist() == [42]
     masked[:] = True
-    assert [starts.tolist() for starts, _ in windows(masked, 40, 10)] == [[0], [30], [60]]
+    assert [starts.tolist() for starts in windows(masked, 40, 10)] == [[0], [30], [60]]
 
 
 def test_windows_are_cut_out_and_put_back() -> None:

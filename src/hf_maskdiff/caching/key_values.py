@@ -90,7 +90,8 @@ def places_of(positions: Tensor) -> Tensor:
 
 def _grown(rows: Tensor, length: int) -> Tensor:
     """A copy of `(batch_size, n, ...)` with zeros behind it, `(batch_size, length, ...)`."""
-    grown = rows.new_empty(len(rows), length, *rows.shape[2:])
+    with torch.inference_mode(False):  # later passes may write into it in another mode
+        grown = rows.new_empty(len(rows), length, *rows.shape[2:])
     grown[:, : rows.shape[1]] = rows
     grown[:, rows.shape[1] :].zero_()
     return grown

@@ -90,12 +90,29 @@ def direct_pass(
         keep: stores the new keys and values of a layer, and returns those to attend to; None for the new ones alone.
         rows: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
     """
+    # Without the bookkeeping for gradients, each of its many small operations takes less time. The logits are computed
+    # outside, so that they may enter a graph.
+    with torch.inference_mode(not torch.is_grad_enabled()):
+        wanted = None if rows is None else _filled(rows, model.dtype)
+        states = _hidden_states(model, input_ids, places, seen, keep, wanted)
+    logits = model.lm_head(states)
+    return logits if rows is None or wanted is rows else logits[:, : rows.shape[1]]
+
+
+def _hidden_states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    places: Tensor,
+    seen: Tensor | None,
+    keep: Keep | None,
+    wanted: Tensor | None,
+) -> Tensor:
+    """What the head makes logits of, `(batch_size, n, hidden_size)`; arguments as of `direct_pass`."""
     inner, attend = model.model, ALL_ATTENTION_FUNCTIONS["sdpa"]
     hidden = inner.embed_tokens(input_ids)
     cos, sin = (table[:, None] for table in inner.rotary_emb(hidden, position_ids=places))
     sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
     layers = inner.layers[: model.config.num_hidden_layers]
-    wanted = None if rows is None else _filled(rows, hidden.dtype)
     for number, layer in enumerate(layers):
         attention, normed = layer.self_attn, _normed(layer.input_layernorm, hidden)
         key = _rotated(_in_heads(attention, "k", normed), cos, sin)
@@ -112,8 +129,7 @@ def direct_pass(
         ]
         hidden = hidden + attention.o_proj(attended.flatten(2))
         hidden = hidden + layer.mlp(_normed(layer.post_attention_layernorm, hidden))
-    logits = model.lm_head(_normed(inner.norm, hidden))
-    return logits if rows is None or wanted is rows else logits[:, : rows.shape[1]]
+    return _normed(inner.norm, hidden)
 
 
 def _in_heads(attention: nn.Module, name: str, states: Tensor) -> Tensor:

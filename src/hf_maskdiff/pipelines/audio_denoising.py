@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 
@@ -130,13 +129,12 @@ def fill_in(
     with CallProgress(progress_bar, num_runs, lambda: call.interrupt) as progress:
         for stage, plan in zip(stages, plans, strict=True):
             call.scheduler.set_timesteps(stage.num_inference_steps, temperature)
-            for starts, unfinished in plan:
+            for starts in plan:
                 if call.interrupt:
                     return codes
                 condition = stage.condition(codes, starts, length)
                 window = seen(codes[:, stage.own], starts, length)
-                own = _of_unfinished(generator, unfinished)
-                filled = _run(stage.switch, condition, window, call, own, progress, on_step_end)
+                filled = _run(stage.switch, condition, window, call, generator, progress, on_step_end)
                 codes = codes.clone()
                 codes[:, stage.own] = put(codes[:, stage.own], starts, filled)
     return codes
@@ -166,11 +164,3 @@ def _run(
         )
     finally:  # what diffusers' caches hold is freed, also after an error
         switch.model._reset_stateful_cache()
-
-
-def _of_unfinished(generator: Generators, unfinished: Tensor) -> Generators:
-    """The generators of the clips; a finished one gets another, so that its own does not depend on its batch."""
-    if not isinstance(generator, Sequence):
-        return generator
-    each = zip(generator, unfinished.tolist(), strict=True)
-    return [own if holds_masks else torch.Generator(own.device) for own, holds_masks in each]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def windows(masked: Tensor, length: int, overlap: int) -> list[tuple[Tensor, Tensor]]:
+def windows(masked: Tensor, length: int, overlap: int) -> list[Tensor]:
     """Where the windows begin that a model sees one after the other, until nothing is masked.
 
     Each row has its own, which do not depend on the others. A window reaches back from the row's first mask by
@@ -19,8 +19,7 @@ def windows(masked: Tensor, length: int, overlap: int) -> list[tuple[Tensor, Ten
         overlap: frames of a window that an earlier one has filled in, below `length`.
 
     Returns:
-        For each window in turn the first frames `(batch_size,)`, int64, and which rows it holds masks of, bool; a row
-        that is finished has any window.
+        For each window in turn its first frames, int64 `(batch_size,)`; a row that is finished has any.
     """
     num_frames = masked.shape[1]
     frames, found = torch.arange(num_frames), []
@@ -30,7 +29,7 @@ def windows(masked: Tensor, length: int, overlap: int) -> list[tuple[Tensor, Ten
         needed = (frames * in_reach).amax(1) + 1 - first
         context = ((length - needed) // 2).clamp(min=overlap)
         starts = (first - context).clamp(min=0, max=num_frames - length)
-        found.append((starts, masked.any(1)))
+        found.append(starts)
         masked = masked & ((frames < starts[:, None]) | (frames >= (starts + length)[:, None]))
     return found
 
