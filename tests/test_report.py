@@ -106,6 +106,8 @@ def test_what_is_missing_or_no_json_is_told(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match="results must be a JSON file, got"):
         read_results(path)
+    with pytest.raises(ValueError, match=r"results must be a file, got the folder .*\. Pass the \.json files"):
+        read_results(tmp_path)
 
 
 def test_committed_files_have_the_form() -> None:

@@ -22,6 +22,8 @@ def read_results(path: str | Path) -> Results:
         OSError: there is no such file.
         ValueError: it is no file of results.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"results must be a file, got the folder {str(path)!r}. Pass the .json files that are in it.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
