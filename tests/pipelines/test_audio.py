@@ -197,8 +197,12 @@ def test_encodec() -> None:
     keep = keep_every(3, 12) & keep_codebooks(1, CODEBOOKS)
     made = codes_of(pipe, audio=audio, sampling_rate=RATE, keep=keep)
     assert torch.equal(made[:, keep], codes[:, keep])
-    with pytest.raises(ValueError, match="facebook/encodec_24khz"):
-        _ = tiny_audio.pipeline(tiny_audio.encodec(normalize=True)).sampling_rate
+    pipe.codec = torch.compile(model, backend="eager")
+    assert torch.equal(pipe.encode_audio(audio, RATE), codes)
+    torch.testing.assert_close(pipe.decode_codes(codes), expected)
+    for codec in (of_loudness := tiny_audio.encodec(normalize=True), torch.compile(of_loudness, backend="eager")):
+        with pytest.raises(ValueError, match="facebook/encodec_24khz"):
+            _ = tiny_audio.pipeline(codec).sampling_rate
 
 
 def test_clips_end_where_the_audio_ends(pipe: MaskedDiffusionAudioPipeline) -> None:

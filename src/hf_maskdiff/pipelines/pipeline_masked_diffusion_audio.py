@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -122,7 +123,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         rates = self.config.sampling_rate, self.config.hop_length
         if self.codec is None:
             return MissingCodec(*rates, self.num_codebooks, self.transformer.config.codebook_size)
-        found = audio_codec(self.codec)
+        found = audio_codec(unwrap_module(self.codec))  # compiled, it is of no kind that tells how to speak with it
         check_rates(found, *rates)
         return found
 
