@@ -34,7 +34,7 @@ GERMLINES: dict[str, tuple[tuple[int, str], ...]] = {
         ("IGLV2-14", (34, 54), "QSALTQPASVSGSPGQSITISCTGT VSWYQQHPGKAPKLMIY NRPSGVSNRFSGSKSGNTASLTISGLQAEDEADYYC"),
     )
 }
-SHIFTS = range(-4, 5)  # of a region, as CDRs differ in length
+SHIFTS = range(-4, 16)  # of a region, as CDRs differ in length, and light chains are made as long as heavy ones
 
 
 def agreements(first: Tensor, second: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _jackknife(without: Tensor) -> float:
 def nearest_germline(chain: str) -> tuple[str, float]:
     """The gene of `GERMLINES` whose framework a chain is nearest to, and the share of its residues that the chain has.
 
-    Each region is laid on the chain without gaps, where it agrees best within four places of its own.
+    Each region is laid on the chain without gaps, where it agrees best near its own place (`SHIFTS`).
     """
     shares = {
         gene: sum(_found(chain, *region) for region in regions) / sum(len(letters) for _, letters in regions)
@@ -125,6 +125,6 @@ def is_mixed(chain: str) -> bool:
 
 
 def _found(chain: str, start: int, letters: str) -> int:
-    """Residues of a region that a chain has, where it agrees best within four places of its own."""
+    """Residues of a region that a chain has, where it agrees best near its own place."""
     starts = [start + shift for shift in SHIFTS if start + shift >= 0]
     return max(sum(a == b for a, b in zip(chain[begin:], letters, strict=False)) for begin in starts)

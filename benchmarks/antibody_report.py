@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def summary_of(cells: Cells, design: str, length: int) -> Summary:
             row["distinct"] = (len(drawn.unique(dim=0)) / len(drawn), math.nan)
         row["entropy"] = mean_of(sentence_entropy(list(drawn)))
         row["number"] = (len(drawn), math.nan)
-        row["seconds"] = mean_of([own[seed]["seconds"] for seed in seeds])
+        row["seconds"] = (fmean(own[seed]["seconds"] for seed in seeds), math.nan)
         if theirs is not None and key != ("uniform", length):
             row["places"], row["pairs"] = distance(drawn, theirs, size=1), distance(drawn, theirs)
         if design == "chain":
@@ -147,7 +148,8 @@ def plot(summary: Summary, length: int, path: Path, title: str = "Antibodies at 
     """Nats against diversity for the two numbers of steps with the most samplers."""
     counts: dict[int, int] = {}
     for _, steps in _plain(summary):
-        counts[steps] = counts.get(steps, 0) + (steps != length)
+        if steps != length:
+            counts[steps] = counts.get(steps, 0) + 1
     panels = sorted(sorted(counts, key=lambda steps: -counts[steps])[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
     with figure(path, title=title, figsize=(11, 5.8)) as page:

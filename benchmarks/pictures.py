@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import antibody_report
 import entropy_bound
 import equal_passes_report
 import equivalence
@@ -22,6 +23,7 @@ import second_order
 import text
 from arguments import new_parser
 from cells import Summary
+from design_files import read_designs
 from partial_caching_plot import draw_moment, draw_others
 from samplers import in_groups
 
@@ -111,6 +113,13 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     equal_passes_report.plot(beds, path, title)
 
 
+def draw_antibodies(path: Path) -> None:
+    found = read_designs(RESULTS / "runs" / "antibodies_chain.json")
+    length = found["settings"]["length"]
+    title = "AntiBERTy: what takes residues back lies far below any temperature"
+    antibody_report.plot(antibody_report.summary_of(found["cells"], "chain", length), length, path, title)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "chain": draw_chain,
     "text": draw_text,
@@ -120,6 +129,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "samplers_images": draw_samplers_images,
     "second_order": draw_second_order,
     "samplers_at_equal_passes": draw_samplers_at_equal_passes,
+    "antibodies": draw_antibodies,
 }
 
 

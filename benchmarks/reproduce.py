@@ -6,11 +6,12 @@ r"""MAGE, Halton-MaskGIT, MDLM, SDTT and LLaDA in one command, and our numbers b
 
 Prints the plan first: how long each entry takes, about, what does not fit or has no data, and what is downloaded, how
 much of it and under which licence. Then it runs entry by entry. Estimates are operations divided by `--teraflops`, and
-corrected by what is done as soon as something is. What no longer fits then is left out, and said.
+corrected by what is done as soon as something is. What no longer fits then is left out, and said; an entry that has
+begun is not stopped.
 
 Stopped, the same command goes on where it was, with `--hours` from then on: `progress.json` knows what is done. An
 entry that fails is reported, costs the others nothing, and is tried again by the next call. After every entry
-`report.md` is written anew. `--launch` starts samples and tasks on many GPUs.
+`report.md` is written anew; `log.txt` has the progress. `--launch` starts samples and tasks on many GPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 from arguments import new_parser
 from reproduce_entries import ENTRIES, Entry, Step
-from reproduce_plan import Planned, plan, told
+from reproduce_plan import Planned, downloads, plan, told, told_of
 from reproduce_report import report
 
 Command = Callable[[Sequence[str], bool], None]  # words of `hf-maskdiff`, and whether many processes share them
@@ -107,14 +108,17 @@ def save(text: str, path: Path) -> None:
 
 
 def as_program(args: argparse.Namespace) -> Command:
-    """Each command in a process of its own, which leaves no memory of the GPU behind."""
+    """Each command in a process of its own, which leaves no GPU memory behind; progress and errors go to a log."""
 
     def run(words: Sequence[str], is_launched: bool) -> None:
         program = shlex.split(args.launch) if is_launched else ["hf-maskdiff"]
-        finished = subprocess.run([*program, *words], stderr=subprocess.PIPE, text=True, check=False)
+        log = args.output_dir / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            finished = subprocess.run([*program, *words], stderr=file, check=False)
         if finished.returncode:
-            last = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
-            raise RuntimeError(last[0])
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(last[0] if last else f"exit status {finished.returncode}")
 
     return run
 
@@ -162,6 +166,7 @@ def run_all(entries: Sequence[Entry], args: argparse.Namespace, command: Command
 
     current = planned()
     print(told(current, args), flush=True)
+    known = set(downloads(current, args))
     while not args.plan:
         following = next((one for one in current if one.runs), None)
         if following is None:
@@ -169,6 +174,10 @@ def run_all(entries: Sequence[Entry], args: argparse.Namespace, command: Command
         name = following.entry.name
         tried.add(name)
         print(f"\n{name}: about {following.hours:.2f} hours", flush=True)
+        new = [need for need in downloads([following], args) if need not in known]
+        if new:  # it fits only now, as the machine is faster than was assumed
+            print(told_of(new), flush=True)
+            known.update(new)
         try:
             run_entry(following.entry, args, command, states.setdefault(name, {}))
         finally:  # also where it was stopped by hand

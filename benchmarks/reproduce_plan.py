@@ -93,19 +93,26 @@ def told(planned: Sequence[Planned], args: argparse.Namespace) -> str:
         markdown(["entry", "hours, about", "published", "plan"], rows),
         f"{needed:.2f} of {args.hours:g} hours, at {args.teraflops:g} teraflops until an entry has been timed.",
     ]
-    wanted = downloads(planned, args)
-    if wanted:
-        total = sum(SOURCES[need].gigabytes for need in wanted)
-        lines = [[SOURCES[need].name, f"{SOURCES[need].gigabytes:g}", SOURCES[need].licence] for need in wanted]
-        parts.append(f"Downloaded, unless it is in the cache already: about {total:.1f} GB in all.")
-        parts.append(markdown(["what", "GB, about", "licence"], lines))
-    else:
-        parts.append("Nothing is downloaded.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, told_of(downloads(planned, args))])
+
+
+def told_of(wanted: Sequence[str]) -> str:
+    """How much is downloaded, and under which licences.
+
+    Args:
+        wanted: keys of `SOURCES`.
+    """
+    if not wanted:
+        return "Nothing is downloaded."
+    total = sum(SOURCES[need].gigabytes for need in wanted)
+    lines = [[SOURCES[need].name, f"{SOURCES[need].gigabytes:g}", SOURCES[need].licence] for need in wanted]
+    table = markdown(["what", "GB, about", "licence"], lines)
+    return f"Downloaded, unless it is in the cache already: about {total:.1f} GB in all.\n\n{table}"
 
 
 def _published(name: str) -> str:
-    return ", ".join(f"{one.measure} {one.value:g}" for one in PUBLISHED.get(name, ()))
+    found = PUBLISHED.get(name, ())
+    return ", ".join(f"{one.measure} {one.value:g}{'' if one.was_seen else ' (not verified)'}" for one in found)
 
 
 def _status(one: Planned) -> str:

@@ -70,7 +70,7 @@ def convert(*arguments: object) -> list[object]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Things that are wrong in one place or another: empty and full folders, files, prompts, samples."""
-    for name in ("empty", "full", "images", "texts", "several/seed-0/.generation", "listed", "amused"):
+    for name in ("empty", "full", "images", "texts", "several/seed-0/.generation", "listed", "amused", "drawn"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "full" / "thesis.tex").write_text("Chapter 1")
     (tmp_path / "file").write_text("content")
@@ -79,6 +79,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "listed" / "model_index.json").write_text("3")
     amused = {"_class_name": "AmusedPipeline", "tokenizer": ["transformers", "CLIPTokenizer"]}
     (tmp_path / "amused" / "model_index.json").write_text(json.dumps(amused))
+    drawn = {"_class_name": "MaskedDiffusionTextToImagePipeline"}
+    (tmp_path / "drawn" / "model_index.json").write_text(json.dumps(drawn))
     (tmp_path / "latin").write_bytes("ein König".encode("latin-1"))
     for number in range(3):
         Image.new("L", (8, 8), number).save(tmp_path / "images" / f"{number}.PNG")
@@ -121,6 +123,8 @@ def refused_by_generate(folder: Path) -> list[Case]:
         (generate(pipeline="/no/where"), 1, "`pipeline` must be a folder that exists, or a repository of the Hub, got"),
         (generate("--max_new_tokens", 3), 1, "`max_new_tokens` must be left out for a pipeline of images, got 3"),
         (generate("--class_labels", 3, pipeline=PLAYS), 1, "`class_labels` must be left out for a pipeline of texts"),
+        (generate(pipeline=folder / "drawn"), 1, "`prompt_file` must be given for a pipeline of images from text"),
+        (generate("--class_labels", 3, pipeline=folder / "drawn"), 1, "left out for a pipeline of images from text"),
     ]
 
 
@@ -320,8 +324,8 @@ def test_the_names_that_the_command_line_knows_are_those_of_the_package() -> Non
     assert [c.__name__ for c in concrete] == list(SCHEDULERS)
     exported = [getattr(pipelines, name) for name in pipelines.__all__]
     diffusers_pipelines = [c for c in exported if isinstance(c, type) and issubclass(c, hf_maskdiff.DiffusionPipeline)]
-    of_prompts = {"MaskedDiffusionTextToImagePipeline"}  # `generate` has none to give it
-    assert {c.__name__ for c in diffusers_pipelines} - of_prompts == set(PIPELINES)
+    without_sets = {"MaskedDiffusionAudioPipeline"}  # `generate` makes none of sounds
+    assert {c.__name__ for c in diffusers_pipelines} - without_sets == set(PIPELINES)
 
 
 def told(capsys: pytest.CaptureFixture[str], *command: object) -> str:

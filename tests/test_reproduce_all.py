@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, GOLDEN2, Model
+from test_report import results
 from test_reproduce import BLOCKS, PAGE, ROOT, stand_ins, text
 
 from hf_maskdiff.cli import main as program
 from hf_maskdiff.evaluation.digit_classifier import DigitClassifier
-from hf_maskdiff_cli.results import read_results
+from hf_maskdiff_cli.results import read_results, write_results
 
 __all__ = ["stand_ins", "text"]  # fixtures
 
@@ -54,8 +57,11 @@ def test_the_plan_says_everything_before_it_starts(
     assert by_name["llada-gsm8k"].hours > 100
     assert by_name["sdtt-ancestral-16"].runs
     assert "| llada-gsm8k | 1" in said
-    for words in ("about 3.8 GB", "Apache-2.0", "none stated", "gpt2-large | 3.1 | MIT", "perplexity 51.3"):
-        assert words in said or words == "about 3.8 GB"
+    for words in ("Apache-2.0", "none stated", "gpt2-large | 3.1 | MIT", "perplexity 51.3"):
+        assert words in said
+    listed = said.partition("Downloaded, ")[2].splitlines()[4:]
+    total = sum(float(line.split(" | ")[1]) for line in listed if line.startswith("| "))
+    assert f"about {total:.1f} GB in all" in said
     assert "openwebtext" not in said  # nobody asked for MAUVE
     assert list(tmp_path.iterdir()) == []
 
@@ -73,6 +79,28 @@ def test_what_is_done_corrects_the_estimates(reproduce: ModuleType) -> None:
     assert [one.runs for one in slow] == [False, False, 10 * first[2].hours <= args.hours]
     with pytest.raises(ValueError, match="`hours` must be above 0, got 0"):
         reproduce.parse_args(["--hours", "0", "--output_dir", "x"])
+
+
+def test_what_fits_only_later_is_not_downloaded_in_silence(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first entry takes no time, so that there is some for LLaDA, of which nothing had been said."""
+
+    def command(words: Sequence[str], is_launched: bool) -> None:
+        if words[0] == "evaluate":
+            write_results(results(), Path(words[words.index("--output_dir") + 1]) / "report.json")
+        if words[0] == "lm_eval":
+            folder = Path(words[words.index("--output_path") + 1])
+            folder.mkdir(parents=True)
+            (folder / "results_1.json").write_text(json.dumps(harness(0.7)))
+
+    model = str(ROOT / "pipelines" / "mdlm-shakespeare")
+    options = ["--hours", "0.5", "--teraflops", "10", "--output_dir", str(tmp_path), "--sdtt", model]
+    reproduce.main([*options, "--entries", "sdtt-ancestral-16", "llada-piqa"], command)
+    before, _, after = capsys.readouterr().out.partition("\nllada-piqa: about")
+    assert "| llada-piqa | 20." in before
+    assert "GSAI-ML" not in before
+    assert "GSAI-ML/LLaDA-8B-Base | 16 | MIT |" in after
 
 
 def test_operations_are_those_of_the_page(reproduce: ModuleType) -> None:
@@ -140,6 +168,20 @@ def test_it_goes_on_where_it_was_stopped_and_a_failure_costs_itself_alone(
     assert all(one.is_done for one in reproduce.main(options, never))
     with pytest.raises(ValueError, match=r"got others for images\. Pass the same ones"):
         reproduce.main([*options, "--images", "8"], never)
+
+
+def test_a_command_is_a_process_whose_last_words_are_its_error(reproduce: ModuleType, tmp_path: Path) -> None:
+    lines = [
+        "import sys",
+        "print('step 1', file=sys.stderr)",
+        "sys.exit(None if sys.argv[1] == 'ok' else 'no such word')",
+    ]
+    launch = shlex.join([sys.executable, "-c", "; ".join(lines)])
+    run = reproduce.as_program(reproduce.parse_args(["--hours", "1", f"--output_dir={tmp_path}", "--launch", launch]))
+    run(["ok"], True)
+    with pytest.raises(RuntimeError, match=r"^no such word$"):
+        run(["generate"], True)
+    assert (tmp_path / "log.txt").read_text() == "step 1\nstep 1\nno such word\n"
 
 
 def test_what_was_cut_short_is_no_product(reproduce: ModuleType, tmp_path: Path) -> None:
@@ -215,7 +257,7 @@ def test_small_models_to_the_end(reproduce: ModuleType, stand_ins: dict[str, str
     assert [one.entry.name for one in planned if one.is_done] == names[:3], report
     assert "**With 12 images, 4 texts" in report
     for name in names[:3]:
-        results = read_results(tmp_path / "out" / "reports" / name / "report.json")
-        assert all(value.value is not None for record in results.records for value in record.measures.values())
+        found = read_results(tmp_path / "out" / "reports" / name / "report.json")
+        assert all(value.value is not None for record in found.records for value in record.measures.values())
     assert "| mage-hybrid-r2-8 | Frechet distance | " in report
     assert "| halton-moment-16 | failed after" in report

@@ -1,4 +1,4 @@
-"""Spoken words as a set of clips: by a stand-in of the synthesizer, and by the real one where it is installed."""
+"""Programs for audio: words of a synthesizer, by a stand-in or the real one where it is installed; a clip varied."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_audio
 import torch
 from test_training_examples import fresh_programs, program  # noqa: F401
 
@@ -78,3 +79,37 @@ def test_espeak(tmp_path: Path) -> None:
     program("render_speech").main(["--max_voices", "2", "--words", "yes", "--output_dir", str(tmp_path)])
     found = [np.load(tmp_path / f"{split}.npz")["audios"] for split in ("train", "test")]
     assert sum(len(audios) for audios in found) == 12
+
+
+def test_a_clip_is_varied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two channels become one; with every code kept the clip comes back as its codes sound."""
+    vary = program("vary_audio")
+    pipe = tiny_audio.pipeline()
+    pipe.save_pretrained(tmp_path / "pipe")
+    vary.write_wav(tmp_path / "in.wav", tiny_audio.clips()[0].expand(2, -1), tiny_audio.RATE)
+    audio, rate = vary.read_wav(tmp_path / "in.wav")
+    torch.testing.assert_close(audio, tiny_audio.clips()[0, 0], atol=1e-4, rtol=0)
+    assert rate == tiny_audio.RATE
+    command = ["--pipeline", str(tmp_path / "pipe"), "--num_inference_steps", "2"]
+    common = [*command, "--input", str(tmp_path / "in.wav"), "--output"]
+    sounds = {}
+    for name, options in {"same": ["--every", "1"], "fill": ["--fill", "0.5", "0.8"], "few": ["--every", "4"]}.items():
+        vary.main([*common, str(tmp_path / f"{name}.wav"), *options])
+        sounds[name] = vary.read_wav(tmp_path / f"{name}.wav")[0]
+    expected = pipe.decode_codes(pipe.encode_audio(audio, rate))[0, 0].clamp(-1, 1)
+    torch.testing.assert_close(sounds["same"], expected, atol=1e-4, rtol=0)
+    assert not torch.equal(sounds["fill"], sounds["same"])
+    vary.main([*command, "--seconds", "2", "--output", str(tmp_path / "new.wav")])
+    assert "2.00 seconds" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        vary.main([*common, str(tmp_path / "no.wav")])
+    assert "--every or --fill" in capsys.readouterr().err
+
+
+def test_which_codes_the_options_keep() -> None:
+    vary, pipe = program("vary_audio"), tiny_audio.pipeline()
+    options = "--pipeline x --output y --input z --every 4 --fill 0.5 0.8 --codebooks 2"
+    args = vary.parse_args(options.split())
+    keep = vary.kept(args, 12, pipe)
+    assert keep.any(0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 8, 9, 10, 11]
+    assert keep.any(1).tolist() == [True, True, False, False]

@@ -15,15 +15,16 @@ from torch import Tensor
 from hf_maskdiff import MaskGITScheduler, StepContext, VampNetTransformer
 from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.conversion.vampnet import vampnet
-from hf_maskdiff.masking import ROUNDINGS
+from hf_maskdiff.masking import ROUNDINGS, Count
 from hf_maskdiff.sampling import Marginals, Purpose
 from hf_maskdiff.token_filters import keep_top_p
 
 
-def round_in_float32(initial: Tensor, ratio: float, done: int, num_steps: int) -> Tensor:
-    """The original's count, whose float32 may fall below a whole number."""
+def round_in_float32(initial: Count, ratio: float, done: int, num_steps: int) -> Count:
+    """The original's count, whose float32 may fall below a whole number; a tensor for one, a number for a number."""
     progress = torch.tensor(done / num_steps)
-    return torch.floor((progress * torch.pi / 2).cos() * initial.float()).double()
+    left = torch.floor((progress * torch.pi / 2).cos() * torch.as_tensor(initial, dtype=torch.float32)).double()
+    return left if isinstance(initial, Tensor) else left.item()
 
 
 class Replay:

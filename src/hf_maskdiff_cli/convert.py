@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a model of dLLM that its type and name do not tell: full for an MDLM, block_causal for a BD3LM",
     )
     add("--block_size", type=int, help="of blocks seen from left to right, where config.json does not say it")
+    add("--text_encoder", help="of a MaskGen: where the CLIP is that reads its prompts; forms as those of the source")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> Path:
     check_arguments(args)
     from hf_maskdiff.conversion.convert import convert
 
-    said = (args.num_attention_heads, args.attention, args.block_size)
+    said = (args.num_attention_heads, args.attention, args.block_size, args.text_encoder)
     output = convert(args.source, args.output, args.tokenizer, args.revision, *said)
     name = json.loads((output / "model_index.json").read_text())["_class_name"]
     name = _OPENS.get(name, name)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .checks import require_pipeline, require_positive, require_scheduler
-from .names import SCHEDULERS, TEXTS, did_you_mean
-from .samples import kind_of_saved_pipeline
+from .names import OF_PROMPTS, PIPELINES, SCHEDULERS, TEXTS, did_you_mean
+from .samples import class_of_saved_pipeline
 from .set_folder import require_set_folder
 
 CPU_BLOCK_SIZE = 16
@@ -52,9 +52,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_inference_steps", type=int)
     add("--guidance_scale", type=float)
     add("--num_substeps", type=int, default=1, help="groups of a step, by partial caching; 1 is without")
-    add("--class_labels", type=int, nargs="+", metavar="ID", help="images: the classes in turn; default: all")
+    add("--class_labels", type=int, nargs="+", metavar="ID", help="images of classes: these in turn; default: all")
     add("--decode_chunk_size", type=int, default=8, help="images: how many are decoded at a time")
-    add("--prompt_file", type=Path, help="texts: a file with one prompt on each line, used in turn; default: none")
+    prompts = "a file with one prompt on each line, used in turn; for texts the default is none"
+    add("--prompt_file", type=Path, help=f"texts, and images that are drawn from text: {prompts}")
     add("--max_new_tokens", type=int, help="texts: tokens after the prompt")
     placement = parser.add_argument_group("placement")
     where = placement.add_mutually_exclusive_group()
@@ -80,9 +81,9 @@ def check_sampling_arguments(args: argparse.Namespace) -> None:
     if args.scheduler is not None:
         require_scheduler(args.scheduler)
     read_settings(args.scheduler_config)
-    kind = kind_of_saved_pipeline(args.pipeline)
-    if kind is not None:
-        require_arguments_of(kind, args)
+    name = class_of_saved_pipeline(args.pipeline)
+    if name is not None:
+        require_arguments_of(name, args)
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -153,16 +154,23 @@ def read_settings(
     return settings
 
 
-def require_arguments_of(kind: str, args: argparse.Namespace) -> None:
-    """Raise `ValueError` if an argument for images was given with a pipeline of texts, or the other way round.
+def require_arguments_of(pipeline: str, args: argparse.Namespace) -> None:
+    """Raise `ValueError` if an argument is given that a pipeline has no use for, or none that it needs.
 
     Args:
-        kind: what the pipeline makes, `IMAGES` or `TEXTS`.
+        pipeline: the name of its class, one of `PIPELINES`.
     """
-    for name in ("class_labels",) if kind == TEXTS else ("prompt_file", "max_new_tokens"):
+    kind, of_prompts = PIPELINES[pipeline], pipeline in OF_PROMPTS
+    what = f"{kind} from text" if of_prompts else kind
+    of_other_kind = () if kind == TEXTS else ("max_new_tokens",)
+    for name in ("class_labels" if kind == TEXTS or of_prompts else "prompt_file", *of_other_kind):
         value = getattr(args, name)
         if value is not None:
             raise ValueError(
-                f"`{name}` must be left out for a pipeline of {kind}, got {value!r}. Leave it out, or pass another "
+                f"`{name}` must be left out for a pipeline of {what}, got {value!r}. Leave it out, or pass another "
                 f"`pipeline` than {args.pipeline!r}."
             )
+    if of_prompts and args.prompt_file is None:
+        raise ValueError(
+            f"`prompt_file` must be given for a pipeline of {what}, got None. Pass a file with one prompt on each line."
+        )

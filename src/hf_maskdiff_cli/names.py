@@ -45,7 +45,14 @@ ESTIMATORS = (
     "pseudo",
 )
 # What each pipeline makes.
-PIPELINES = {"MaskGITPipeline": IMAGES, "MDLMPipeline": TEXTS, "MaskedDiffusionTextPipeline": TEXTS}
+PIPELINES = {
+    "MaskGITPipeline": IMAGES,
+    "MaskedDiffusionTextToImagePipeline": IMAGES,
+    "MDLMPipeline": TEXTS,
+    "MaskedDiffusionTextPipeline": TEXTS,
+}
+# Of those of images, which draw what a text says rather than a class.
+OF_PROMPTS = ("MaskedDiffusionTextToImagePipeline",)
 
 _ALIKE = 0.75
 _MOST_FOLDERS = 2000

@@ -116,9 +116,18 @@ def kind_of_saved_pipeline(folder: str) -> str | None:
     Raises:
         ValueError: see `kind_of_pipeline`.
     """
+    name = class_of_saved_pipeline(folder)
+    return None if name is None else PIPELINES[name]
+
+
+def class_of_saved_pipeline(folder: str) -> str | None:
+    """The class of a saved pipeline, as `kind_of_saved_pipeline` reads it."""
     try:
         index: Any = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     name = index.get("_class_name") if isinstance(index, Mapping) else None
-    return kind_of_pipeline(name, folder) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    kind_of_pipeline(name, folder)
+    return name

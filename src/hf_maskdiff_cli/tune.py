@@ -10,8 +10,8 @@ from typing import Any
 from .checks import require_pipeline, require_positive
 from .evaluate import INCEPTION_LAYERS, is_statistics, not_statistics
 from .generate import DTYPES, read_prompts
-from .names import SCHEDULERS, TEXTS, did_you_mean
-from .samples import form_of, kind_of_saved_pipeline
+from .names import OF_PROMPTS, SCHEDULERS, TEXTS, did_you_mean
+from .samples import class_of_saved_pipeline, form_of, kind_of_saved_pipeline
 
 SAMPLERS = (
     "ConfidenceScheduler",
@@ -133,7 +133,12 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _check_judge(args: argparse.Namespace) -> None:
-    kind = kind_of_saved_pipeline(args.pipeline)
+    kind, name = kind_of_saved_pipeline(args.pipeline), class_of_saved_pipeline(args.pipeline)
+    if name in OF_PROMPTS:
+        raise ValueError(
+            f"`pipeline` must make texts, or images of classes, got {args.pipeline!r}, which draws from text. Pass "
+            "another one."
+        )
     if kind is not None:
         for name in _FOR_THE_OTHER_KIND[kind == TEXTS]:
             if getattr(args, name) is not None:

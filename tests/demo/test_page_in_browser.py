@@ -435,7 +435,7 @@ def test_a_prompt_that_cannot_be_read_is_one_line_on_the_page(page: Callable[...
         )
         assert re.match(message, said)
         assert said.count("\n") == 0
-        assert number > 0 or "Press “Write”" in one.text(f"#{PLAYS}-a")
+        assert prompt[:8] not in one.text(f"#{PLAYS}-a")  # where typing was lost, another prompt was written from
         one.type(f"#{PLAYS}-prompt textarea", "KING:")
         one.type(f"#{PLAYS}-steps input[type=number]", 5 + number)  # so that an old result is not taken for a new one
         one.run(PLAYS, 5 + number)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_maskdiff import (
     HaltonMaskGITTransformer2DModel,
+    MaskGenTransformer1DModel,
     MaskGITTransformer2DModel,
     MDLMTransformer,
     MeissonicTransformer2DModel,
@@ -65,6 +66,11 @@ def titok(num_layers: int) -> nn.Module:
     return TiTokTransformer1DModel(LENGTH, TOKENS, 3, num_layers=num_layers, **sizes, **skips)
 
 
+def maskgen(num_layers: int) -> nn.Module:
+    text = {"joint_attention_dim": 8, "pooled_projection_dim": 8, "micro_cond_encode_dim": 4}
+    return MaskGenTransformer1DModel(LENGTH, TOKENS, 32, num_layers, 4, **text)
+
+
 def vampnet(num_layers: int) -> nn.Module:
     return VampNetTransformer(1, TOKENS, 4, hidden_size=32, num_layers=num_layers, num_attention_heads=4)
 
@@ -76,7 +82,7 @@ def of_text(num_rows: int) -> dict[str, Tensor]:
     return text | {"timestep": torch.full((num_rows,), 3.0)}
 
 
-@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok, vampnet])
+@pytest.fixture(params=[mdlm, halton, maskgit, maskgit_v1, mage, meissonic, titok, maskgen, vampnet])
 def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run]]:
     """A model with weights that all matter, and how it is called."""
 
@@ -93,7 +99,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[int], tuple[nn.Module, Run
             with model.cache_context(context):
                 if request.param in (mdlm, vampnet):
                     return model(tokens, return_dict=False, **extra)[0]
-                if request.param is meissonic:
+                if request.param in (meissonic, maskgen):
                     return model(tokens, **of_text(len(tokens)), return_dict=False, **extra)[0]
                 return model(tokens, labels[: len(tokens)], return_dict=False, **extra)[0]
 

@@ -1,4 +1,4 @@
-"""Bugs in Meissonic's and TiTok's models, converters and sampler."""
+"""Bugs in Meissonic's, TiTok's and MaskGen's models, converters and sampler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _TOKENIZER = "hf_maskdiff/models/vq_titok.py"
 _TESTS = "tests/models/test_transformer_meissonic.py"
 _PARITY = (f"{_TESTS}::test_parity_with_a_model_of_diffusers_blocks",)
 _TITOK_TESTS = "tests/models/test_titok_models.py"
+_MASKGEN_TESTS = "tests/models/test_maskgen_models.py"
 _ANNEALED = "hf_maskdiff/schedulers/scheduling_annealed.py"
 _ANNEALED_TESTS = ("tests/schedulers/test_annealed.py::test_the_authors_rule_with_our_noise",)
 
@@ -100,8 +101,8 @@ MUTANTS = [
         "titok-latents-in-order",
         "the vectors are read in the order in which they were written, unlike in training",
         _TOKENIZER,
-        "mixed = latent.reshape(len(image), latent.shape[2], latent.shape[1])",
-        "mixed = latent.transpose(1, 2)",
+        "return latent.reshape(len(latent), latent.shape[2], latent.shape[1]).transpose(1, 2)",
+        "return latent",
         (f"{_TITOK_TESTS}::test_parity_of_the_tokenizer",),
     ),
     Mutant(
@@ -124,8 +125,8 @@ MUTANTS = [
         "power-cosine-to-the-end",
         "a power-cosine reaches its end in the last step",
         "hf_maskdiff/pipelines/guidance.py",
-        "share = (step / num_steps.clamp(min=1).double()).clamp(max=1)",
-        "share = (step / (num_steps - 1).clamp(min=1).double()).clamp(max=1)",
+        "share = ((step + ahead) / num_steps.clamp(min=1).double()).clamp(max=1)",
+        "share = ((step + ahead) / (num_steps - 1).clamp(min=1).double()).clamp(max=1)",
         ("tests/schedulers/test_annealed.py::test_the_three_rises_of_titok",),
     ),
     Mutant(
@@ -135,5 +136,45 @@ MUTANTS = [
         "masked.any(-1)[:, None, None]",
         "masked.all(-1)[:, None, None]",
         ("tests/conversion/test_titok.py::test_every_mode_of_a_row_of_codes",),
+    ),
+    Mutant(
+        "guidance-not-ahead",
+        "the fourth number of a rise is not read",
+        "hf_maskdiff/pipelines/guidance.py",
+        "share = ((step + ahead) /",
+        "share = ((step + 0 * ahead) /",
+        ("tests/schedulers/test_annealed.py::test_the_three_rises_of_titok",),
+    ),
+    Mutant(
+        "maskgen-text-filled-with-its-end",
+        "texts are filled up as their tokenizer does it, and not as the model was trained",
+        "hf_maskdiff/pipelines/text_conditions.py",
+        "return found.input_ids.masked_fill(found.attention_mask == 0, self.pad_token_id)",
+        "return found.input_ids",
+        ("tests/conversion/test_maskgen.py::test_what_comes_out_computes_what_went_in",),
+    ),
+    Mutant(
+        "maskgen-score-in-ones",
+        "the aesthetic score is encoded as it is, and not a hundred times as large",
+        "hf_maskdiff/models/transformer_maskgen.py",
+        "100 * micro_conds[:, -1]",
+        "micro_conds[:, -1]",
+        (f"{_MASKGEN_TESTS}::test_parity_of_the_denoiser",),
+    ),
+    Mutant(
+        "maskgen-text-behind-its-head",
+        "the last block gives the codes the text's attention",
+        "hf_maskdiff/models/maskgen_layers.py",
+        "codes = attended[:, :count]",
+        "codes = attended[:, -count:]",
+        (f"{_MASKGEN_TESTS}::test_parity_of_the_denoiser",),
+    ),
+    Mutant(
+        "tatitok-patches-on-their-side",
+        "rows and columns of a patch's pixels are swapped",
+        "hf_maskdiff/models/vq_tatitok.py",
+        "patches.permute(0, 5, 1, 3, 2, 4)",
+        "patches.permute(0, 5, 1, 4, 2, 3)",
+        (f"{_MASKGEN_TESTS}::test_parity_of_the_tokenizer",),
     ),
 ]

@@ -90,9 +90,11 @@ def test_the_three_rises_of_titok(num_steps: int) -> None:
     power = [(6.9 - 1) * (1 - math.cos(((n / num_steps) ** 3) * math.pi)) / 2 + 1 for n in range(num_steps)]
     assert scales([1, 6.9, 3.0], num_steps) == pytest.approx(power)
     assert PipelineCall(UniformScheduler(MASK), num_steps, guidance_scale=[1, 6.9, 3.0]).may_guide
+    ahead = [(12 - 1) * (1 - math.cos((n + 1) / num_steps * math.pi)) / 2 + 1 for n in range(num_steps)]
+    assert scales([2, 13, 1.0, 1], num_steps) == pytest.approx([1 + weight for weight in ahead])  # MaskGen's
 
 
-@pytest.mark.parametrize("value", [[1.0], [1, 2, 0], [1, 2, 3, 4], [1, -2, 3], [1, 2, math.inf]])
+@pytest.mark.parametrize("value", [[1.0], [1, 2, 0], [1, 2, 0, 1], [1, 2, 3, -1], [1, 2, 3, 4, 5], [1, 2, math.inf]])
 def test_rises_that_cannot_be(value: list[float]) -> None:
     with pytest.raises(ValueError, match="`guidance_scale` must be a finite number or a pair"):
         check_guidance_scale(value)

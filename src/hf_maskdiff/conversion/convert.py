@@ -16,6 +16,7 @@ from hf_maskdiff.conversion import (
     dimo,
     halton_maskgit,
     mage,
+    maskgen,
     maskgit_jax,
     maskgit_pytorch_v1,
     mdlm,
@@ -27,6 +28,7 @@ from hf_maskdiff.conversion import (
 )
 from hf_maskdiff.conversion.cards import Description, card_of
 from hf_maskdiff.conversion.checkpoints import read_checkpoint
+from hf_maskdiff.conversion.clip_text import PICKLE
 from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff.conversion.parts import check_parts
 from hf_maskdiff.conversion.sources import Source, locate, model_type, read_settings
@@ -62,6 +64,7 @@ def convert(
     num_attention_heads: Sequence[int] = (),
     attention: str | None = None,
     block_size: int | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Path:
     """Convert a published checkpoint to a pipeline folder in safetensors, ready for `from_pretrained` and for the Hub.
 
@@ -86,6 +89,7 @@ def convert(
         attention: "full" or "block_causal": how a model of dLLM was trained whose type and name do not tell, as MDLM or
             as BD3LM.
         block_size: Size of the blocks that a model sees from left to right, where its configuration does not say it.
+        text_encoder: For MaskGen, where the CLIP is that reads its prompts; it is given like `source`.
 
     Returns:
         `output`.
@@ -100,7 +104,8 @@ def convert(
     with whole_folder(Path(output)) as folder:
         found = locate(source, revision)
         try:
-            write = _writer(found, Path(output), _Given(tokenizer, num_attention_heads, attention, block_size))
+            given = _Given(tokenizer, num_attention_heads, attention, block_size, text_encoder)
+            write = _writer(found, Path(output), given)
         except SafetensorError as error:
             raise ValueError(
                 f"`source` must hold whole safetensors, {str(source)!r} does not: {error}. Fetch it again."
@@ -123,13 +128,13 @@ def _writer(found: Source, output: Path, given: _Given) -> Write:
         if known.is_at(found.path):
             return known.writer(found, output, given)
     tokenizer, heads = given.tokenizer, given.num_attention_heads
-    _leave_out("a checkpoint of this kind", attention=given.attention, block_size=given.block_size)
+    _leave_out("a checkpoint of this kind", given, "tokenizer", "num_attention_heads")
     files = vampnet.files_in(found.path) or checkpoint_files(found.path)
     trees: dict[Path, Tree] = {path: read_checkpoint(path) for path in files}
     if any(vampnet.is_model(tree) for tree in trees.values()):
         return _vampnet_writer(trees, found, output, given)
     if [mdlm.is_mdlm(tree) for tree in trees.values()] == [True]:
-        _leave_out("MDLM", num_attention_heads=heads)
+        _leave_out("MDLM", given, "tokenizer")
         return _mdlm_writer(mdlm.load_mdlm_checkpoint(next(iter(trees))), found, output, tokenizer)
     if tokenizer is None:
         return _image_writer(trees, found, output, None, heads)
@@ -138,10 +143,10 @@ def _writer(found: Source, output: Path, given: _Given) -> Write:
     return _image_writer(trees, found, output, beside.origin, heads)
 
 
-def _leave_out(what: str, **options: object) -> None:
-    """`ValueError` for an option that would have no effect."""
-    for name, value in options.items():
-        if value not in (None, (), []):
+def _leave_out(what: str, given: _Given, *used: str) -> None:
+    """`ValueError` for an option that would have no effect: of all but those that are used."""
+    for name, value in asdict(given).items():
+        if name not in used and value not in (None, (), []):
             raise ValueError(f"`--{name}` must be left out for {what}, got {value!r}. It would have no effect.")
 
 
@@ -163,8 +168,8 @@ def _parts(trees: dict[Path, Tree], found: Source, heads: Sequence[int]) -> tupl
         known = ", ".join(upstream.name for upstream in UPSTREAMS)
         keys = sorted({str(key) for tree in trees.values() for key in tree})[:8]
         raise ValueError(
-            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, VampNet, LLaDA, Dream or "
-            f"AntiBERTy, got {found.name!r} with {keys}."
+            f"`source` must be a checkpoint of {known}, MDLM, SDTT, aMUSEd, Meissonic, MaskGen, VampNet, LLaDA, "
+            f"Dream or AntiBERTy, got {found.name!r} with {keys}."
         )
     transformers = [(key[0], path) for key, paths in parts.items() if key[1] == "transformer" for path in paths]
     if len(transformers) != 1:
@@ -208,6 +213,7 @@ class _Given:
     num_attention_heads: Sequence[int]
     attention: str | None
     block_size: int | None
+    text_encoder: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -227,13 +233,13 @@ class _Format:
 
 
 def _amused_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("aMUSEd", **asdict(given))
+    _leave_out("aMUSEd", given)
     amused.check_amused(found.path)
     return lambda folder: _write_amused(found, folder, output)
 
 
 def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("Meissonic", **{**asdict(given), "tokenizer": None})
+    _leave_out("Meissonic", given, "tokenizer")
     others, origin = None, None
     if given.tokenizer is not None:
         beside = locate(given.tokenizer, argument="tokenizer")
@@ -243,8 +249,22 @@ def _meissonic_writer(found: Source, output: Path, given: _Given) -> Write:
     return _pipeline_writer(pipe, found, output, description)
 
 
+def _maskgen_writer(found: Source, output: Path, given: _Given) -> Write:
+    _leave_out("MaskGen", given, "tokenizer", "text_encoder")
+    asked = {"tokenizer": (given.tokenizer, ()), "text_encoder": (given.text_encoder, (PICKLE,))}
+    beside = {
+        name: locate(place, argument=name, else_fetch=files)
+        for name, (place, files) in asked.items()
+        if place is not None
+    }
+    pipe = maskgen.open_maskgen(found.path, **{name: part.path for name, part in beside.items()})
+    origin = "{tokenizer.origin}, its text encoder the text half of {text_encoder.origin}".format(**beside)
+    description = Description(maskgen.NAME, maskgen.LICENCE, maskgen.NOTES, tokenizer=origin)
+    return _pipeline_writer(pipe, found, output, description)
+
+
 def _titok_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("TiTok", attention=given.attention, block_size=given.block_size)
+    _leave_out("TiTok", given, "tokenizer", "num_attention_heads")
     trees, origin = {found.path: titok.read_titok(found.path)}, None
     if given.tokenizer is not None:
         beside = locate(given.tokenizer, argument="tokenizer")
@@ -253,7 +273,7 @@ def _titok_writer(found: Source, output: Path, given: _Given) -> Write:
 
 
 def _vampnet_writer(trees: dict[Path, Tree], found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("VampNet", num_attention_heads=given.num_attention_heads)
+    _leave_out("VampNet", given, "tokenizer")
     origin = None
     if given.tokenizer is not None:
         beside = locate(given.tokenizer, argument="tokenizer")
@@ -266,14 +286,12 @@ def _vampnet_writer(trees: dict[Path, Tree], found: Source, output: Path, given:
 
 
 def _mdlm_folder_writer(found: Source, output: Path, given: _Given) -> Write:
-    others = {"attention": given.attention, "block_size": given.block_size}
-    _leave_out("MDLM", num_attention_heads=given.num_attention_heads, **others)
+    _leave_out("MDLM", given, "tokenizer")
     return _mdlm_writer(MDLMTransformer.from_pretrained(found.path), found, output, given.tokenizer)
 
 
 def _sdtt_writer(found: Source, output: Path, given: _Given) -> Write:
-    others = {"attention": given.attention, "block_size": given.block_size}
-    _leave_out("SDTT", num_attention_heads=given.num_attention_heads, **others)
+    _leave_out("SDTT", given, "tokenizer")
     transformer = MDLMTransformer.from_pretrained(found.path)
     return _mdlm_writer(transformer, found, output, given.tokenizer, sdtt.DESCRIPTION)
 
@@ -303,7 +321,7 @@ def _mdlm_writer(
 
 
 def _text_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("a language model", num_attention_heads=given.num_attention_heads)
+    _leave_out("a language model", given, "tokenizer", "attention", "block_size")
     tokenizer, name = given.tokenizer, found.repo_id or found.path
     said = (given.attention, name, given.block_size)
     pipe, upstream = text_models.open_text_model(found.path, _text_tokenizer(tokenizer), *said)
@@ -314,7 +332,7 @@ def _text_writer(found: Source, output: Path, given: _Given) -> Write:
 
 
 def _antiberty_writer(found: Source, output: Path, given: _Given) -> Write:
-    _leave_out("AntiBERTy", **asdict(given))
+    _leave_out("AntiBERTy", given)
     pipe, licence_text = antiberty.open_antiberty(found.path)
     parts = (antiberty.NAME, antiberty.LICENCE, antiberty.NOTES, antiberty.TERMS)
     description = Description(*parts, about=antiberty.ABOUT, licence_text=licence_text)
@@ -367,6 +385,7 @@ _BY_FILES = (
     _Format(amused.is_amused, _amused_writer),
     _Format(lambda path: model_type(path) in MDLM_TYPES, _mdlm_folder_writer),
     _Format(sdtt.is_sdtt_at, _sdtt_writer),
+    _Format(maskgen.is_maskgen, _maskgen_writer),  # whose settings name TiTok's parts too
     _Format(titok.is_titok, _titok_writer),
     _Format(text_models.is_text_model, _text_writer),
     _Format(antiberty.is_antiberty, _antiberty_writer),

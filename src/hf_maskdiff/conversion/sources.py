@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,14 @@ class Source:
         return f"`{self.name}`" + (f" at revision `{self.revision}`" if self.revision else "")
 
 
-def locate(source: str | Path, revision: str | None = None, argument: str = "source") -> Source:
+def locate(
+    source: str | Path, revision: str | None = None, argument: str = "source", else_fetch: Sequence[str] = ()
+) -> Source:
     """Find a source on this machine, or fetch it from the Hub, and of a repository only what is needed.
 
     Args:
         argument: what to call it in an error.
+        else_fetch: files to fetch besides from a repository that has no safetensors.
 
     Raises:
         ValueError: If it is neither a path nor an id, a path with a revision, or a repository with several checkpoints.
@@ -52,7 +56,7 @@ def locate(source: str | Path, revision: str | None = None, argument: str = "sou
     if place is None:
         return Source(folder_of(Path(source)), Path(source).name)
     try:
-        return _fetch(str(source), place.repo_id, place.file, place.revision)
+        return _fetch(str(source), place.repo_id, place.file, place.revision, else_fetch)
     except ValueError:
         raise
     except Exception as error:  # the Hub's client raises those of the library that it connects with, too
@@ -62,7 +66,7 @@ def locate(source: str | Path, revision: str | None = None, argument: str = "sou
         ) from error
 
 
-def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) -> Source:
+def _fetch(source: str, repo_id: str, file: str | None, revision: str | None, else_fetch: Sequence[str] = ()) -> Source:
     info = HfApi().model_info(repo_id, revision=revision)
     names = [sibling.rfilename for sibling in info.siblings or []]
     licence = None
@@ -76,7 +80,8 @@ def _fetch(source: str, repo_id: str, file: str | None, revision: str | None) ->
         return Source(Path(folder, file), source, **details)
     if file is not None:
         return Source(Path(hf_hub_download(repo_id, file, revision=info.sha)), source, **details)
-    patterns = written
+    has_safetensors = any(name.endswith(".safetensors") for name in names)
+    patterns = written if has_safetensors else [*written, *else_fetch]
     if not {"model_index.json", "config.json", "transformer/config.json"} & set(names):
         patterns = [name for name in names if may_be_checkpoint(Path(name))]
         if NAMED[0] in names:

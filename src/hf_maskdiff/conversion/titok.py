@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from hf_maskdiff.conversion.checkpoints import read_checkpoint, require_tensors
 from hf_maskdiff.conversion.sources import read_settings
+from hf_maskdiff.conversion.titok_vit import HEAD_WIDTH, VIT_RULES, add_up_embeddings
 from hf_maskdiff.conversion.upstream import (
     Component,
     Preset,
@@ -31,7 +32,6 @@ from hf_maskdiff.schedulers import AnnealedScheduler
 _WHERE = "The checkpoint"
 _GENERATOR, _TOKENIZER = "a generator of TiTok", "a tokenizer of TiTok"
 _HEADS = {768: 16, 1024: 16}  # of the published generators, by width
-_HEAD_WIDTH = 64  # of all its tokenizers' transformers
 _WEIGHTS = "model.safetensors"
 # What a generator of either architecture is known by, by the name of its head.
 _MARKS = {
@@ -132,31 +132,9 @@ def _with_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | missing
 
 
-def _vit_rules(half: str) -> dict[str, str]:
-    block, ours = rf"{half}\.transformer\.(\d+)\.", rf"{half}.transformer_blocks.\1."
-    rules = {
-        rf"{half}\.ln_pre\.(weight|bias)": rf"{half}.norm_in.\1",
-        rf"{half}\.ln_post\.(weight|bias)": rf"{half}.norm_out.\1",
-        rf"{block}attn\.in_proj_(weight|bias)": rf"{ours}attn.qkv.\2",
-        rf"{half}\.(class_embedding|positional_embedding|latent_token_positional_embedding)": rf"{half}.\1",
-    }
-    for name, own in (("ln_1", "norm1"), ("attn.out_proj", "attn.to_out.0"), ("ln_2", "norm2")):
-        rules[rf"{block}{name}\.(weight|bias)".replace("attn.", r"attn\.")] = rf"{ours}{own}.\2"
-    for name, own in (("c_fc", "ff.net.0.proj"), ("c_proj", "ff.net.2")):
-        rules[rf"{block}mlp\.{name}\.(weight|bias)"] = rf"{ours}{own}.\2"
-    return rules
-
-
 def _tokenizer_rules(levels: int) -> dict[str, str]:
-    rules = _vit_rules("encoder") | _vit_rules("decoder")
-    rules |= {
-        "latent_tokens": "latent_tokens",
-        r"decoder\.mask_token": "mask_token",
-        r"encoder\.patch_embed\.(weight|bias)": r"encoder.patch_embedding.\1",
-        r"encoder\.conv_out\.(weight|bias)": r"encoder.proj_out.\1",
-        r"decoder\.decoder_embed\.(weight|bias)": r"decoder.proj_in.\1",
+    rules = VIT_RULES | {
         r"decoder\.ffn\.(0|2)\.(weight|bias)": r"decoder.head.\1.\2",
-        r"quantize\.embedding\.weight": "quantize.embedding.weight",
         r"pixel_quantize\.embedding\.weight": "pixel_embedding.weight",
         r"pixel_decoder\.(conv_in|conv_out)\.(weight|bias)": r"pixel_decoder.\1.\2",
         r"pixel_decoder\.norm_out\.(weight|bias)": r"pixel_decoder.conv_norm_out.\1",
@@ -185,15 +163,8 @@ def convert_tokenizer(state_dict: Mapping[str, Tensor]) -> Component:
     def take(name: str) -> Tensor:
         return require_key(weights, name, _TOKENIZER)
 
-    latent, mask = take("latent_tokens"), take("mask_token")[0]
-    for half, own, patches in (("encoder", latent, 0.0), ("decoder", torch.zeros(()), mask)):
-        places = take(f"{half}.positional_embedding")
-        weights[f"{half}.class_embedding"] = take(f"{half}.class_embedding") + places[:1]
-        weights[f"{half}.position_embedding"] = places[1:] + patches
-        weights[f"{half}.latent_embedding"] = take(f"{half}.latent_token_positional_embedding") + own
-        for name in ("positional_embedding", "latent_token_positional_embedding"):
-            del weights[f"{half}.{name}"]
-    del weights["latent_tokens"], weights["mask_token"]
+    latent = take("latent_tokens")
+    add_up_embeddings(weights, _TOKENIZER)
     for name in ("encoder.proj_out.weight", "decoder.head.0.weight", "decoder.head.2.weight"):
         weights[name] = take(name).flatten(1)
     weights["quantize.embedding.weight"] = normalize(take("quantize.embedding.weight"), dim=-1)
@@ -209,10 +180,10 @@ def convert_tokenizer(state_dict: Mapping[str, Tensor]) -> Component:
         "vq_embed_dim": rows.shape[1],
         "hidden_size": reading,
         "num_layers": count_blocks(weights, r"encoder\.transformer_blocks\.(\d+)\."),
-        "num_attention_heads": reading // _HEAD_WIDTH,
+        "num_attention_heads": reading // HEAD_WIDTH,
         "decoder_hidden_size": writing,
         "num_decoder_layers": count_blocks(weights, r"decoder\.transformer_blocks\.(\d+)\."),
-        "num_decoder_attention_heads": writing // _HEAD_WIDTH,
+        "num_decoder_attention_heads": writing // HEAD_WIDTH,
         "num_pixel_embeddings": take("pixel_embedding.weight").shape[0],
         "latent_channels": take("pixel_embedding.weight").shape[1],
         "block_out_channels": widths,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -53,6 +53,10 @@ class ImageRequest:
         images = whole("Images", num_images, 1, MOST_IMAGES)
         return cls(label, images, seed_of(seed), steps_of(steps), guidance_of(guidance_scale), edit)
 
+    def what(self) -> dict[str, Any]:
+        """Arguments of the call that say what to draw."""
+        return {"class_labels": self.label}
+
     def start(self, opened: Opened) -> Tensor:
         """Codes to start from, int64 `(num_images, height, width)`."""
         mask, pipe = opened.mask_token_id, opened.pipe
@@ -68,12 +72,37 @@ class ImageRequest:
         return []
 
 
+class Request(Protocol):
+    """What both samplers draw: an `ImageRequest`, or another that speaks of something else than a class."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def guidance_scale(self) -> float: ...
+
+    @property
+    def edit(self) -> Edit | None: ...
+
+    def what(self) -> dict[str, Any]: ...
+
+    def start(self, opened: Opened) -> Tensor: ...
+
+    def remarks(self) -> list[str]: ...
+
+
 class ImageRun(Run):
     """A run that draws images; arguments as of `Run`."""
 
     tensor = "latents"
 
-    def __init__(self, title: str, opened: Opened, choice: Choice, request: ImageRequest) -> None:
+    def __init__(self, title: str, opened: Opened, choice: Choice, request: Request) -> None:
         self.request = request
         super().__init__(title, opened, choice, request.steps, request.start(opened), request.remarks())
 
@@ -82,7 +111,7 @@ class ImageRun(Run):
         request = self.request
         seeds = range(request.seed, request.seed + request.num_images)
         return self.pipe(
-            class_labels=request.label,
+            **request.what(),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.num_images,
@@ -109,6 +138,6 @@ class ImageRun(Run):
         return as_html(history_sheet(self.record.history, num_steps), f"heat map of {self.title}")
 
 
-def image_runs(opened: Opened, choices: Sequence[Choice], request: ImageRequest) -> list[ImageRun]:
+def image_runs(opened: Opened, choices: Sequence[Choice], request: Request) -> list[ImageRun]:
     """A run for each choice, titled A, B, ...; errors as of `Run`."""
     return [ImageRun(title, opened, choice, request) for title, choice in zip("AB", choices, strict=True)]

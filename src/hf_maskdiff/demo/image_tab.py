@@ -31,7 +31,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     """
     transformer = opened.pipe.transformer
     side = transformer.config.sample_size
-    first_steps, first_guidance = _published(opened.pipe, side * side)
+    first_steps, first_guidance = published_settings(opened.pipe, side * side, 8, 1.0)
     last = gr.State([])  # the images of A
     with gr.Row():
         label = gr.Dropdown(_classes(transformer), value=_first(transformer), label="Class", elem_id=f"{prefix}-class")
@@ -124,9 +124,14 @@ def _first(transformer: Any) -> Any:
     return classes[min(3, len(classes) - 1)][1]
 
 
-def _published(pipe: Any, most_steps: int) -> tuple[int, float]:
-    """Steps and guidance that a pipeline was published with; a ramp of guidance begins the slider at its mean."""
+def published_settings(pipe: Any, most_steps: int, steps: int, guidance_scale: float) -> tuple[int, float]:
+    """Steps and guidance that a pipeline was published with; a rise of guidance begins the slider in its middle.
+
+    Args:
+        most_steps: of the slider.
+        steps, guidance_scale: of a pipeline that says nothing.
+    """
     known = pipe.config.get("call_defaults") or {}
-    scale = known.get("guidance_scale", 1.0)
-    mean = sum(scale) / len(scale) if isinstance(scale, list | tuple) else scale
-    return min(known.get("num_inference_steps", 8), most_steps), min(max(float(mean), 1.0), MOST_GUIDANCE)
+    scale = known.get("guidance_scale", guidance_scale)
+    middle = sum(scale[:2]) / 2 if isinstance(scale, list | tuple) else scale
+    return min(known.get("num_inference_steps", steps), most_steps), min(max(float(middle), 1.0), MOST_GUIDANCE)

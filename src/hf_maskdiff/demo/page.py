@@ -9,10 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.names import IMAGES, OF_PROMPTS, TEXTS
 
 from .image_tab import image_tab
 from .opening import Opened
+from .prompt_tab import prompt_tab
 from .text_tab import text_tab
 
 TITLE = "Masked diffusion, step by step"
@@ -46,6 +47,7 @@ def build_page(pipelines: Sequence[Opened], concurrent_runs: int = 4) -> tuple[g
         with gr.Tabs():
             for number, opened in enumerate(pipelines):
                 with gr.Tab(opened.name, id=number):
-                    _TABS[opened.kind](opened, f"tab{number}", "runs")
+                    tab = prompt_tab if type(opened.pipe).__name__ in OF_PROMPTS else _TABS[opened.kind]
+                    tab(opened, f"tab{number}", "runs")
     page.queue(default_concurrency_limit=concurrent_runs, max_size=64)
     return page, at_launch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_MOST_STEPS = 1024
+MOST_STEPS = 1024
 _LARGEST_SEED = 2**32 - 1
 MOST_GUIDANCE = 10
 
@@ -43,7 +43,7 @@ def guidance_of(value: Any) -> float:
 
 def steps_of(value: Any) -> int:
     """The number of steps; errors as of `whole`."""
-    return whole("Steps", value, 1, _MOST_STEPS)
+    return whole("Steps", value, 1, MOST_STEPS)
 
 
 def seed_of(value: Any) -> int:

@@ -80,7 +80,8 @@ def direct_pass(
 ) -> Tensor:
     """Logits `(batch_size, n, vocab_size)` of one pass: those of the model's own in which every query sees `seen`.
 
-    In the last layer only the queries whose logits are wanted are computed to the end.
+    In the last layer only the queries whose logits are wanted are computed to the end. Where no gradients are taken,
+    all but the head runs in inference mode: what a hook sees there must be cloned to enter a graph.
 
     Args:
         model: one that `runs_directly`.
@@ -90,8 +91,7 @@ def direct_pass(
         keep: stores the new keys and values of a layer, and returns those to attend to; None for the new ones alone.
         rows: the queries whose logits are wanted, int64 `(batch_size, n)`; None for all.
     """
-    # Without the bookkeeping for gradients, each of its many small operations takes less time. The logits are computed
-    # outside, so that they may enter a graph.
+    # Without the bookkeeping for gradients, each of its many small operations takes less time.
     with torch.inference_mode(not torch.is_grad_enabled()):
         wanted = None if rows is None else _filled(rows, model.dtype)
         states = _hidden_states(model, input_ids, places, seen, keep, wanted)

@@ -19,12 +19,14 @@ from hf_maskdiff.caching import (
 from hf_maskdiff.models.codec_lac import LACModel
 from hf_maskdiff.models.masked_lm import MDLMConfig, MDLMForMaskedLM
 from hf_maskdiff.models.transformer_halton_maskgit import HaltonMaskGITTransformer2DModel
+from hf_maskdiff.models.transformer_maskgen import MaskGenTransformer1DModel
 from hf_maskdiff.models.transformer_maskgit import MaskGITTransformer2DModel
 from hf_maskdiff.models.transformer_mdlm import MDLMTransformer
 from hf_maskdiff.models.transformer_meissonic import MeissonicTransformer2DModel
 from hf_maskdiff.models.transformer_titok import TiTokTransformer1DModel
 from hf_maskdiff.models.transformer_vampnet import VampNetTransformer
 from hf_maskdiff.models.vq_maskgit import MaskGITVQModel, VQGANModel
+from hf_maskdiff.models.vq_tatitok import TATiTokVQModel
 from hf_maskdiff.models.vq_titok import TiTokVQModel
 
 # Names that were once defined here, and the modules in which they are defined now.
@@ -50,11 +52,13 @@ __all__ = [
     "MDLMTransformer",
     "MaskGITTransformer2DModel",
     "MaskGITVQModel",
+    "MaskGenTransformer1DModel",
     "MeissonicTransformer2DModel",
     "PartialCacheConfig",
     "PartialCacheMixin",
     "PositionalCache",
     "PrefixCacheConfig",
+    "TATiTokVQModel",
     "TiTokTransformer1DModel",
     "TiTokVQModel",
     "VQGANModel",

@@ -33,20 +33,26 @@ def check_image_tokens(
 def check_code_row(
     sample: Tensor, class_labels: Tensor, positions: Tensor | None, num_tokens: int, num_classes: int
 ) -> None:
-    """Raise `ValueError` unless shapes and dtypes fit a denoiser of a row of `num_tokens` codes.
+    """Raise `ValueError` unless shapes and dtypes fit a denoiser of a row of `num_tokens` codes of a class.
 
     Args:
         sample: int64 `(batch_size, num_tokens)`; in a partial pass `(batch_size, num_positions)`.
         class_labels: int64 `(batch_size,)`.
         positions: None, or int64 of the shape of `sample`.
     """
+    check_codes_of_row(sample, positions, num_tokens)
+    _check_labels(sample, class_labels, num_classes)
+
+
+def check_codes_of_row(sample: Tensor, positions: Tensor | None, num_tokens: int) -> None:
+    """As `check_code_row`, of the codes alone."""
     _check_positions(sample, positions)
     if sample.ndim != 2 or (positions is None and sample.shape[1] != num_tokens):
         raise ValueError(
             f"`sample` must have shape (batch_size, {num_tokens}), got {tuple(sample.shape)}. Pass the codes of whole "
             "images: their number is the model's `num_tokens`."
         )
-    _check_labels(sample, class_labels, num_classes)
+    _check_ids("sample", sample)
 
 
 def _check_positions(sample: Tensor, positions: Tensor | None) -> None:
@@ -64,8 +70,12 @@ def _check_labels(sample: Tensor, class_labels: Tensor, num_classes: int) -> Non
             f"{tuple(class_labels.shape)}. Pass {num_classes} for a row without a class."
         )
     for name, ids in (("sample", sample), ("class_labels", class_labels)):
-        if ids.dtype != torch.int64:
-            raise ValueError(f"`{name}` must hold ids as torch.int64, got {ids.dtype}. Convert it with `.long()`.")
+        _check_ids(name, ids)
+
+
+def _check_ids(name: str, ids: Tensor) -> None:
+    if ids.dtype != torch.int64:
+        raise ValueError(f"`{name}` must hold ids as torch.int64, got {ids.dtype}. Convert it with `.long()`.")
 
 
 def with_noise(

@@ -45,10 +45,12 @@ class TiTokEncoder(TiTokViT):
         patches = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position_embedding
         first, latent = (part.expand(len(image), -1, -1) for part in (self.class_embedding, self.latent_embedding))
         states = self.transformer_blocks.run(self.norm_in(torch.cat([first, patches, latent], 1)))
-        latent = self.norm_out(states[:, -latent.shape[1] :])
+        return self.proj_out(self._read(self.norm_out(states[:, -latent.shape[1] :]))).transpose(1, 2)
+
+    def _read(self, latent: Tensor) -> Tensor:
+        """The vectors `(batch_size, num_latent_tokens, dim)` as the projection takes them."""
         # The numbers of all vectors are read in another order than they were written in: so the models were trained.
-        mixed = latent.reshape(len(image), latent.shape[2], latent.shape[1])
-        return self.proj_out(mixed.transpose(1, 2)).transpose(1, 2)
+        return latent.reshape(len(latent), latent.shape[2], latent.shape[1]).transpose(1, 2)
 
 
 class TiTokDecoder(TiTokViT):

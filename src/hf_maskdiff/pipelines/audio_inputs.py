@@ -219,10 +219,11 @@ def check_models(codec: AudioCodec, transformer: Any, fine_transformer: Any, mas
             f"`transformer` must draw the first codebooks, got one that is given {config.num_conditioning_codebooks}. "
             "Pass it as `fine_transformer`."
         )
-    if fine_transformer is not None and fine.num_conditioning_codebooks != config.num_codebooks:
+    given = fine.get("num_conditioning_codebooks") or 0
+    if fine_transformer is not None and given != config.num_codebooks:
         raise ValueError(
             f"`fine_transformer` must be given the {config.num_codebooks} codebooks of the `transformer`, got one that "
-            f"is given {fine.num_conditioning_codebooks}. Load models that belong together."
+            f"is given {given}. Load models that belong together."
         )
     total = config.num_codebooks + (0 if fine_transformer is None else fine.num_codebooks)
     if total > codec.num_codebooks:

@@ -77,13 +77,13 @@ def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def check_guidance_scale(guidance_scale: GuidanceScale) -> None:
-    """It must be a finite number of at least 0, a pair of such, or a pair and a power above 0."""
+    """It must be a finite number of at least 0, a pair of such, or a pair, a power above 0, and steps to be ahead."""
     scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
-    valid = len(scales) in (2, 3) and all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in scales)
-    if not valid or scales[2:] == [0]:
+    valid = len(scales) in (2, 3, 4) and all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in scales)
+    if not valid or scales[2:3] == [0]:
         raise ValueError(
-            "`guidance_scale` must be a finite number or a pair (start, end) of such, none below 0, or a triple with a "
-            f"power above 0 besides, got {guidance_scale!r}. Pass 1.0 for no guidance."
+            "`guidance_scale` must be a finite number or a pair (start, end) of such, none below 0, or with a "
+            f"power above 0 and a number of steps ahead besides, got {guidance_scale!r}. Pass 1.0 for no guidance."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -33,6 +35,16 @@ class ImageCondition(Protocol):
         ...
 
 
+class DecodedCondition(ImageCondition, Protocol):
+    """A condition that the tokenizer of images may read too.
+
+    Attributes:
+        decoding: what it takes besides the codes, by name.
+    """
+
+    decoding: Mapping[str, Tensor]
+
+
 class ClassCondition:
     """The class of each image.
 
@@ -43,6 +55,7 @@ class ClassCondition:
     """
 
     takes_noise = True
+    decoding: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, classes: Tensor, no_class: int, is_given: bool) -> None:
         self.is_given = is_given

@@ -14,7 +14,7 @@ from ..schedulers import MaskedDiffusionScheduler
 from .calls import PipelineCall
 from .denoising import StepCallback, denoise
 from .image_codes import code_shape, nearest_codes, upcast, with_grey
-from .image_conditions import ImageCondition
+from .image_conditions import DecodedCondition
 from .image_denoising import ImageCachingMixin, ImageDenoiser
 from .image_inputs import read_images, read_masks
 
@@ -35,9 +35,10 @@ class ImageEditingMixin(ImageCachingMixin):
     upcasts_half = False  # whether a tokenizer in float16 works in float32 whatever its configuration says
 
     def _make_processors(self) -> None:
-        levels = len(self.vqvae.config.block_out_channels) if getattr(self, "vqvae", None) else 1
+        config = self.vqvae.config if getattr(self, "vqvae", None) else {}
+        levels = len(config.get("block_out_channels", [1]))  # of one whose codes are no places there may be none
         self.vae_scale_factor = 2 ** (levels - 1)
-        channels = self.vqvae.config.in_channels if getattr(self, "vqvae", None) else 3
+        channels = config.get("in_channels", 3)
         # No latent channels: four-channel tensors are images like any other.
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor,
@@ -52,8 +53,9 @@ class ImageEditingMixin(ImageCachingMixin):
 
     def _grid(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """How many codes an image of a size in pixels has: rows and columns, or one number where they are no places."""
-        if size is None:
-            return code_shape(self.transformer)
+        trained = code_shape(self.transformer)
+        if size is None or len(trained) == 1:
+            return trained
         return size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -138,17 +140,23 @@ class ImageEditingMixin(ImageCachingMixin):
         return nearest_codes(self.vqvae, latents)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
         """Images in [0, 1], `(batch_size, channels, height, width)`, of codes; what is still masked is grey.
 
         Args:
-            latents: int64 `(batch_size, height, width)`.
+            latents: int64 `(batch_size, height, width)`, or `(batch_size, L)` where they are no places.
+            encoder_hidden_states: of the prompt of each image, as `encode_prompt` returns them, for a tokenizer of
+                images that reads the text too.
         """
         masked = latents == self.scheduler.config.mask_token_id
         shape = (*latents.shape, self.vqvae.quantize.vq_embed_dim)
         codes = latents.masked_fill(masked, 0)
         with upcast(self.vqvae, self.upcasts_half):
-            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
+            text = {}
+            if encoder_hidden_states is not None:
+                own = encoder_hidden_states[..., -self.vqvae.config.text_embed_dim :]
+                text["encoder_hidden_states"] = own.to(codes.device, self.vqvae.dtype)
+            image = self.vqvae.decode(codes, force_not_quantize=True, shape=shape, **text).sample
         image = (image / 2 + 0.5 if self.config.get("do_normalize", False) else image).clip(0, 1)
         return with_grey(image, masked)
 
@@ -170,7 +178,7 @@ class ImageEditingMixin(ImageCachingMixin):
     def _fill_in(
         self,
         call: PipelineCall,
-        condition: ImageCondition,
+        condition: DecodedCondition,
         start: dict[str, Any],
         generator: Generators,
         on_step_end: StepCallback,
@@ -199,4 +207,4 @@ class ImageEditingMixin(ImageCachingMixin):
             self._cache_switch.model._reset_stateful_cache()
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(self.decode_latents(latents), output_type)
+        return self.image_processor.postprocess(self.decode_latents(latents, **condition.decoding), output_type)

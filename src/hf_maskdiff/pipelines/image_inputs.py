@@ -135,12 +135,17 @@ def read_masks(masks: PipelineImageInput, processor: VaeImageProcessor) -> list[
     return tensors
 
 
-def check_call_defaults(call_defaults: Mapping[str, Any] | None) -> None:
-    """Raise `ValueError` for a default of what a pipeline of images has none of."""
-    unknown = sorted(set(call_defaults or {}) - {"num_inference_steps", "guidance_scale"})
+def check_call_defaults(call_defaults: Mapping[str, Any] | None, *others: str) -> None:
+    """Raise `ValueError` for a default of what a pipeline of images has none of.
+
+    Args:
+        others: names besides those that all of them have.
+    """
+    names = ("num_inference_steps", "guidance_scale", *others)
+    unknown = sorted(set(call_defaults or {}) - set(names))
     if unknown:
         raise ValueError(
-            f"`call_defaults` must name `num_inference_steps` and `guidance_scale` only, got {unknown}. Pass the "
+            f"`call_defaults` must name {', '.join(f'`{name}`' for name in names)} only, got {unknown}. Pass the "
             "others to the call."
         )
 

@@ -15,7 +15,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..hub import PipelineRepositoryMixin
 from ..integers import as_integer
-from ..models import MeissonicTransformer2DModel
+from ..models import MaskGenTransformer1DModel, MeissonicTransformer2DModel, TATiTokVQModel
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler, MaskGITScheduler
 from .adapters import TextToImageLoraMixin, require_no_adapters
@@ -28,10 +28,12 @@ from .text_conditions import (
     TextCondition,
     TextFeatures,
     TextInput,
+    TextReader,
     check_micro_conditioning,
-    encode_texts,
+    check_read,
     image_size,
     micro_conditions,
+    only_size,
     read_prompt,
 )
 
@@ -63,16 +65,17 @@ class MaskedDiffusionTextToImagePipeline(
     that diffusers has deprecated. A tokenizer in float16 works in float32, since aMUSEd's gives NaN otherwise.
 
     Args:
-        vqvae ([`~diffusers.VQModel`]): the tokenizer of images, which lie in [0, 1].
+        vqvae ([`~diffusers.VQModel`] or [`TATiTokVQModel`]): the tokenizer of images, which lie in [0, 1].
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): of prompts.
         text_encoder ([`~transformers.CLIPTextModelWithProjection`], *optional*): its projected output and its
             penultimate hidden states condition the image. Without it prompts come encoded.
-        transformer ([`~diffusers.UVit2DModel`] or [`MeissonicTransformer2DModel`]): the denoiser, codes and text to
-            logits.
+        transformer ([`~diffusers.UVit2DModel`], [`MeissonicTransformer2DModel`] or [`MaskGenTransformer1DModel`]): the
+            denoiser, codes and text to logits.
         scheduler ([`MaskedDiffusionScheduler`]): which positions are revealed when, and at what temperature. An
             `AmusedScheduler` is taken as the `MaskGITScheduler` that does the same, with choice temperature (2, 0).
-        call_defaults (`dict`, *optional*): what `num_inference_steps` and `guidance_scale` of a call are where it does
-            not say: 12 and 10.0, as for aMUSEd, unless named here.
+        call_defaults (`dict`, *optional*): what `num_inference_steps`, `guidance_scale` and
+            `micro_conditioning_aesthetic_score` of a call are where it does not say: 12, 10.0 and 6, as for aMUSEd,
+            unless named here.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vqvae"
@@ -87,15 +90,15 @@ class MaskedDiffusionTextToImagePipeline(
 
     def __init__(
         self,
-        vqvae: VQModel,
+        vqvae: VQModel | TATiTokVQModel,
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModelWithProjection,
-        transformer: UVit2DModel | MeissonicTransformer2DModel,
+        transformer: UVit2DModel | MeissonicTransformer2DModel | MaskGenTransformer1DModel,
         scheduler: MaskedDiffusionScheduler,
         call_defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_call_defaults(call_defaults)
+        check_call_defaults(call_defaults, "micro_conditioning_aesthetic_score")
         if isinstance(scheduler, AmusedScheduler):
             codes = {} if transformer is None else {"codebook_size": transformer.config.codebook_size}
             scheduler = MaskGITScheduler.from_config(scheduler.config, choice_temperature=[2.0, 0.0], **codes)
@@ -121,14 +124,33 @@ class MaskedDiffusionTextToImagePipeline(
         """What a call takes as `prompt_embeds` and `encoder_hidden_states` in place of prompts.
 
         Returns:
-            Projected outputs `(num_prompts, width)`, and penultimate hidden states `(num_prompts, num_tokens, width)`.
+            Projected outputs `(num_prompts, width)`, and penultimate hidden states `(num_prompts, num_tokens, width)`;
+            for a tokenizer of images that reads the text too with the last ones, normalised, behind them,
+            `(num_prompts, num_tokens, 2 * width)`.
         """
         texts = [prompt] if isinstance(prompt, str) else prompt
         features = self._encoded(texts)
         return features.pooled, features.hidden
 
     def _encoded(self, texts: list[str]) -> TextFeatures:
-        return encode_texts(texts, self.tokenizer, self.text_encoder, self._execution_device)
+        return self._reader.encode(texts, self._execution_device)
+
+    @property
+    def _reader(self) -> TextReader:
+        pad_token_id = self.transformer.config.get("text_pad_token_id")
+        return TextReader(self.tokenizer, self.text_encoder, pad_token_id, self._image_tokenizer_reads_text)
+
+    @property
+    def _image_tokenizer_reads_text(self) -> bool:
+        return getattr(self.vqvae, "reads_text", False)
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        config = self.transformer.config
+        if len(self._grid()) == 1:
+            return only_size(height, width, self.vqvae.image_size)
+        multiple = self.vae_scale_factor * (2 if config.get("downsample", False) else 1)
+        return image_size(height, width, config.sample_size * self.vae_scale_factor, multiple)
 
     def check_inputs(
         self,
@@ -146,9 +168,10 @@ class MaskedDiffusionTextToImagePipeline(
         """Raise `ValueError` for arguments that cannot work, before any work is done."""
         check_components(self.components)
         config, mask_token_id = self.transformer.config, self.scheduler.config.mask_token_id
-        if not config.codebook_size <= mask_token_id < config.vocab_size:
+        rows = config.get("vocab_size", config.codebook_size + 1)
+        if not config.codebook_size <= mask_token_id < rows:
             raise ValueError(
-                f"`scheduler` must have the model's mask, in {config.codebook_size} .. {config.vocab_size - 1}, got "
+                f"`scheduler` must have the model's mask, in {config.codebook_size} .. {rows - 1}, got "
                 f"`mask_token_id` {mask_token_id}. Make it with `from_config(pipe.scheduler.config)`, of the scheduler "
                 "that the model came with."
             )
@@ -185,7 +208,7 @@ class MaskedDiffusionTextToImagePipeline(
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        micro_conditioning_aesthetic_score: float = 6,
+        micro_conditioning_aesthetic_score: float | None = None,
         micro_conditioning_crop_coord: Sequence[float] = (0, 0),
         temperature: float | Sequence[float] | None = None,
         image: PipelineImageInput | None = None,
@@ -200,20 +223,21 @@ class MaskedDiffusionTextToImagePipeline(
         Args:
             prompt (`str` or list, *optional*): what the images shall show.
             height, width (`int`, *optional*): in pixels, multiples of what a cell of the model covers. None is the size
-                that the model was trained with.
+                that the model was trained with, and the only one where codes are no places.
             num_inference_steps (`int`, *optional*): model passes; one step reveals several positions. None is the
                 pipeline's own number, 12 where it has none.
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,
                 `logits = negative + scale (positive - negative)`. A pair `(start, end)` is spaced evenly over the
-                steps, for a triple see `MaskGITPipeline`. A step whose scale is above 1 costs a second pass; the others
-                are not guided. None is the pipeline's own, 10.0 where it has none.
+                steps, for three and four numbers see `MaskGITPipeline`. A step whose scale is above 1 costs a second
+                pass; the others are not guided. None is the pipeline's own, 10.0 where it has none.
             negative_prompt (`str` or list, *optional*): what guidance leads away from; one for all, or one for each
                 prompt. None is the empty text.
             num_images_per_prompt (`int`): images of each prompt; they lie side by side in the output.
             generator (`torch.Generator` or list, *optional*): one for the batch, or one per image, which makes an
                 image independent of the others in its batch.
-            latents (int64 tensor, *optional*): codes `(batch_size, rows, columns)` to start from, the scheduler's
-                `mask_token_id` where to be filled in; the others come back unchanged.
+            latents (int64 tensor, *optional*): codes `(batch_size, rows, columns)`, or `(batch_size, L)` where they are
+                no places, to start from, the scheduler's `mask_token_id` where to be filled in; the others come back
+                unchanged.
             prompt_embeds, encoder_hidden_states (tensors, *optional*): what `encode_prompt` returns, in place of
                 `prompt`; both or neither.
             negative_prompt_embeds, negative_encoder_hidden_states (tensors, *optional*): the same in place of
@@ -224,7 +248,8 @@ class MaskedDiffusionTextToImagePipeline(
             callback_on_step_end (*optional*): called as `callback(pipe, step, timestep, {{"latents": codes}})` after
                 each step; returns such a dict, whose latents are used from there on.
             callback_on_step_end_tensor_inputs (list of `str`): the tensors that the callback gets.
-            micro_conditioning_aesthetic_score (`float`): of the images, as the model was told it in training.
+            micro_conditioning_aesthetic_score (`float`, *optional*): of the images, as the model was told it in
+                training. None is the pipeline's own, 6 where it has none.
             micro_conditioning_crop_coord (pair): where the images are cropped, as the model was told it in training.
             temperature (`float` or pair, *optional*): *choice* temperature for this call, see
                 `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's. Not for schedulers without one.
@@ -249,18 +274,20 @@ class MaskedDiffusionTextToImagePipeline(
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        defaults = {"num_inference_steps": 12, "guidance_scale": 10.0, **(self.config.call_defaults or {})}
+        defaults: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 10.0}
+        defaults |= {"micro_conditioning_aesthetic_score": 6, **(self.config.call_defaults or {})}
         if num_inference_steps is None:
             num_inference_steps = defaults["num_inference_steps"]
         if guidance_scale is None:
             guidance_scale = defaults["guidance_scale"]
-        config = self.transformer.config
-        multiple = self.vae_scale_factor * (2 if config.get("downsample", False) else 1)
-        size = image_size(height, width, config.sample_size * self.vae_scale_factor, multiple)
+        if micro_conditioning_aesthetic_score is None:
+            micro_conditioning_aesthetic_score = defaults["micro_conditioning_aesthetic_score"]
+        size, reader = self._size(height, width), self._reader
         check_micro_conditioning(micro_conditioning_crop_coord, micro_conditioning_aesthetic_score)
-        positive = read_prompt("", prompt, prompt_embeds, encoder_hidden_states, None, self.text_encoder)
+        check_read(self.transformer, micro_conditioning_crop_coord)
+        positive = read_prompt("", prompt, prompt_embeds, encoder_hidden_states, None, reader)
         encoded = (negative_prompt_embeds, negative_encoder_hidden_states)
-        negative = read_prompt("negative_", negative_prompt, *encoded, "", self.text_encoder)
+        negative = read_prompt("negative_", negative_prompt, *encoded, "", reader)
         counts = {"prompt": len(positive), "negative_prompt": len(negative)}
         if image is not None:
             image = self.preprocess_image(image, size)
@@ -297,7 +324,8 @@ class MaskedDiffusionTextToImagePipeline(
 
         micro = (size, micro_conditioning_crop_coord, micro_conditioning_aesthetic_score, batch_size, device)
         noise = getattr(self.transformer, "takes_noise", False)
-        condition = TextCondition(features(positive), lambda: features(negative), micro_conditions(*micro), noise)
+        told = (micro_conditions(*micro), noise, reader.for_images)
+        condition = TextCondition(features(positive), lambda: features(negative), *told)
         if call.may_guide:
             condition.prepare()
         if image is None:

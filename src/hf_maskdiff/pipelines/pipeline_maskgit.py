@@ -175,9 +175,9 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
             guidance_scale (`float` or pair, *optional*): classifier-free guidance,
                 `logits = uncond + scale (cond - uncond)`. A pair `(start, end)` is spaced evenly over the steps;
                 `(1, 1 + w)` is the ramp of weight w of MaskGIT's samplers; a triple `(start, end, power)` rises as
-                `(1 - cos(pi (n / T) ** power)) / 2` does in step n of T. A step whose scale is above 1 costs a second
-                pass; the others, and all where no class is given, are not guided. None is the pipeline's own, 1.0
-                where it has none.
+                `(1 - cos(pi (n / T) ** power)) / 2` does in step n of T, and with a fourth number as it does so many
+                steps later. A step whose scale is above 1 costs a second pass; the others, and all where no class is
+                given, are not guided. None is the pipeline's own, 1.0 where it has none.
             num_images_per_prompt (`int`): images of each label.
             temperature (`float` or pair, *optional*): *choice* temperature for this call, see
                 `MaskedDiffusionScheduler.set_timesteps`; None keeps the scheduler's. Not for schedulers without one.

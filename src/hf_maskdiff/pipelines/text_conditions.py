@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -22,7 +22,8 @@ class TextFeatures:
 
     Args:
         pooled: one vector of each prompt, `(num_prompts, width)`.
-        hidden: one of each of its tokens, `(num_prompts, num_tokens, width)`.
+        hidden: one of each of its tokens, `(num_prompts, num_tokens, width)`; where the tokenizer of images reads the
+            text too, what it reads stands behind it, `(num_prompts, num_tokens, 2 * width)`.
     """
 
     pooled: Tensor
@@ -31,6 +32,69 @@ class TextFeatures:
     def map(self, change: Callable[[Tensor], Tensor]) -> TextFeatures:
         """Both changed alike."""
         return TextFeatures(change(self.pooled), change(self.hidden))
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """The text encoder of a pipeline, and what its denoiser and its tokenizer of images read of a text.
+
+    Args:
+        tokenizer, text_encoder: None where prompts come encoded.
+        pad_token_id: what texts are filled up with; None is what the tokenizer says.
+        for_images: whether the tokenizer of images reads the text too.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+    pad_token_id: int | None = None
+    for_images: bool = False
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        """Of pooled and hidden features; None where no encoder tells them."""
+        if self.text_encoder is None:
+            return None, None
+        config = self.text_encoder.config
+        return config.projection_dim, config.hidden_size * (2 if self.for_images else 1)
+
+    def encode(self, texts: list[str], device: torch.device) -> TextFeatures:
+        """Features of texts; equal ones are encoded once.
+
+        They are the projected output and the hidden states before the last layer; for images those behind it too,
+        normalised.
+
+        Raises:
+            ValueError: no tokenizer, or no text encoder.
+        """
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError(
+                "prompts must come encoded to a pipeline without tokenizer and text encoder, got texts. Pass "
+                "`prompt_embeds` and `encoder_hidden_states`, and the negative ones too where the image is guided."
+            )
+        different = list(dict.fromkeys(texts))
+        ids = self._ids(different).to(device)
+        encoded = self.text_encoder(ids, output_hidden_states=True, return_dict=True)
+        hidden = encoded.hidden_states[-2]
+        if self.for_images:
+            hidden = torch.cat([hidden, encoded.last_hidden_state], -1)
+        features = TextFeatures(encoded.text_embeds, hidden)
+        if len(different) == len(texts):
+            return features
+        index = torch.tensor([different.index(text) for text in texts], device=device)
+        return features.map(lambda values: values[index])
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        """Ids of texts, all cut or filled up to one length; a warning for each that is cut."""
+        length = self.tokenizer.model_max_length
+        found = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        for text, kept in zip(texts, found.input_ids, strict=True):
+            if len(self.tokenizer(text, verbose=False).input_ids) > len(kept):
+                start = text if len(text) <= 40 else f"{text[:40]} ..."
+                message = f"the text encoder reads {length} tokens, what follows is left out: {start!r}"
+                warnings.warn(message, stacklevel=4)
+        if self.pad_token_id is None:
+            return found.input_ids
+        return found.input_ids.masked_fill(found.attention_mask == 0, self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -55,7 +119,9 @@ class TextInput:
         return encode(self.texts or []) if self.features is None else self.features
 
 
-def read_prompt(prefix: str, prompt: Any, pooled: Any, hidden: Any, default: str | None, encoder: Any) -> TextInput:
+def read_prompt(
+    prefix: str, prompt: Any, pooled: Any, hidden: Any, default: str | None, reader: TextReader
+) -> TextInput:
     """The prompts of a call, or the negative ones.
 
     Args:
@@ -63,7 +129,7 @@ def read_prompt(prefix: str, prompt: Any, pooled: Any, hidden: Any, default: str
         prompt: text, or several.
         pooled, hidden: `prompt_embeds` and `encoder_hidden_states`.
         default: the text where nothing is given; None where something must be.
-        encoder: the text encoder that made the features, whose sizes they must have; None for any.
+        reader: whose features' sizes they must have.
 
     Raises:
         ValueError: neither, both, one of the two tensors alone, or of wrong types and shapes.
@@ -76,10 +142,9 @@ def read_prompt(prefix: str, prompt: Any, pooled: Any, hidden: Any, default: str
             f"`{name}` must be left out where `{of_pooled}` is given, got both. Pass the text, or what the text "
             "encoder made of it."
         )
-    sizes = None if encoder is None else (encoder.config.projection_dim, encoder.config.hidden_size)
     features = []
     for argument, value, ndim, width in zip(
-        (of_pooled, of_hidden), (pooled, hidden), (2, 3), sizes or (None, None), strict=True
+        (of_pooled, of_hidden), (pooled, hidden), (2, 3), reader.widths, strict=True
     ):
         fits = isinstance(value, Tensor) and value.ndim == ndim and value.is_floating_point() and len(value)
         if not fits or width not in (None, value.shape[-1]):
@@ -106,32 +171,6 @@ def _texts(name: str, prompt: Any, of_pooled: str) -> list[str]:
             f"or `{of_pooled}` in its place."
         )
     return list(texts)
-
-
-def encode_texts(texts: list[str], tokenizer: Any, text_encoder: Any, device: torch.device) -> TextFeatures:
-    """Pooled, projected output and penultimate hidden states of a CLIP text encoder; equal texts are encoded once.
-
-    Raises:
-        ValueError: no tokenizer, or no text encoder.
-    """
-    if tokenizer is None or text_encoder is None:
-        raise ValueError(
-            "prompts must come encoded to a pipeline without tokenizer and text encoder, got texts. Pass "
-            "`prompt_embeds` and `encoder_hidden_states`, and the negative ones too where the image is guided."
-        )
-    different = list(dict.fromkeys(texts))
-    length = tokenizer.model_max_length
-    ids = tokenizer(different, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-    for text, kept in zip(different, ids, strict=True):
-        if len(tokenizer(text, verbose=False).input_ids) > len(kept):
-            start = text if len(text) <= 40 else f"{text[:40]} ..."
-            warnings.warn(f"the text encoder reads {length} tokens, what follows is left out: {start!r}", stacklevel=3)
-    encoded = text_encoder(ids.to(device), output_hidden_states=True, return_dict=True)
-    features = TextFeatures(encoded.text_embeds, encoded.hidden_states[-2])
-    if len(different) == len(texts):
-        return features
-    index = torch.tensor([different.index(text) for text in texts], device=device)
-    return features.map(lambda values: values[index])
 
 
 def micro_conditions(
@@ -161,6 +200,30 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_read(transformer: Any, crop: Sequence[float]) -> None:
+    """Raise `ValueError` for what a call tells of the picture and the model does not read."""
+    if getattr(transformer, "reads_score_alone", False) and any(crop):
+        raise ValueError(
+            f"`micro_conditioning_crop_coord` must be left out for a {type(transformer).__name__}, which reads the "
+            f"aesthetic score alone, got {tuple(crop)}. It would have no effect."
+        )
+
+
+def only_size(height: Any, width: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels of a model that has one size.
+
+    Raises:
+        ValueError: another size.
+    """
+    for name, value, own in zip(("height", "width"), (height, width), size, strict=True):
+        if value is not None and as_integer(value) != own:
+            raise ValueError(
+                f"`{name}` must be {own} pixels, the one size of a model whose codes are no places in the image, got "
+                f"{value!r}. Leave it out."
+            )
+    return size
+
+
 def image_size(height: Any, width: Any, default: int, multiple: int) -> tuple[int, int]:
     """Height and width in pixels.
 
@@ -187,14 +250,21 @@ class TextCondition:
         uncond: returns those of the negative prompts; called when a pass first needs them.
         micro_conds: `(batch_size, 5)`.
         takes_noise: whether the model takes noise for the embeddings of the codes.
+        for_images: whether the tokenizer of images reads the prompts too.
     """
 
     is_given = True
 
     def __init__(
-        self, cond: TextFeatures, uncond: Callable[[], TextFeatures], micro_conds: Tensor, takes_noise: bool = False
+        self,
+        cond: TextFeatures,
+        uncond: Callable[[], TextFeatures],
+        micro_conds: Tensor,
+        takes_noise: bool = False,
+        for_images: bool = False,
     ) -> None:
-        self.takes_noise = takes_noise
+        self.takes_noise, self._for_images = takes_noise, for_images
+        self.decoding: Mapping[str, Tensor] = {"encoder_hidden_states": cond.hidden} if for_images else {}
         self._of_contexts, self._uncond, self.micro_conds = {COND: cond}, uncond, micro_conds
 
     def prepare(self) -> None:
@@ -207,8 +277,9 @@ class TextCondition:
         if context == UNCOND:
             self.prepare()
         features, micro_conds = self._of_contexts[context], self.micro_conds[rows]
+        hidden = features.hidden[rows]
         named = {
-            "encoder_hidden_states": features.hidden[rows],
+            "encoder_hidden_states": hidden.chunk(2, -1)[0] if self._for_images else hidden,
             "pooled_projections": features.pooled[rows],
             "micro_conds": micro_conds,
             "timestep": torch.as_tensor(steps_left, dtype=torch.float32, device=micro_conds.device).expand(

@@ -13,7 +13,12 @@ from accelerate import PartialState
 
 from hf_maskdiff.caching import PartialCacheConfig
 from hf_maskdiff.devices import is_out_of_memory
-from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline, MDLMPipeline
+from hf_maskdiff.pipelines import (
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionTextToImagePipeline,
+    MaskGITPipeline,
+    MDLMPipeline,
+)
 from hf_maskdiff.pipelines.transformers_tasks import Repository, _load_scheduler
 from hf_maskdiff.schedulers import MaskedDiffusionScheduler
 from hf_maskdiff_cli.checks import unknown_scheduler
@@ -22,7 +27,7 @@ from hf_maskdiff_cli.generate import read_settings
 from hf_maskdiff_cli.names import SCHEDULERS, did_you_mean_folder
 from hf_maskdiff_cli.samples import kind_of_pipeline
 
-_PIPELINES = (MaskGITPipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
+_PIPELINES = (MaskGITPipeline, MaskedDiffusionTextToImagePipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
 
 
 def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:

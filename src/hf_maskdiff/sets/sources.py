@@ -1,4 +1,4 @@
-"""What makes the samples of a set: a pipeline of images, or one of texts."""
+"""What makes the samples of a set: a pipeline of images of classes or from text, or one of texts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from datasets import Features, Image, Value
 from torch import Tensor
 
-from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MaskGITPipeline
+from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
 from hf_maskdiff_cli.generate import require_arguments_of
-from hf_maskdiff_cli.names import IMAGES, PIPELINES, TEXTS
+from hf_maskdiff_cli.names import OF_PROMPTS, PIPELINES, TEXTS
 from hf_maskdiff_cli.samples import kind_of_pipeline
 
 
@@ -72,9 +72,13 @@ class ImageSource:
         index=Value("int64"), seed=Value("int64"), label=Value("int64"), image=Image(), tokens=[Value("int32")]
     )
 
-    def __init__(self, pipe: MaskGITPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
+    def __init__(self, pipe: Any, args: argparse.Namespace, call: dict[str, Any]) -> None:
         self.pipe, self.call, self.decode_chunk_size = pipe, call, args.decode_chunk_size
         self.counter, self.passes = PassCounter(pipe.transformer), 0.0
+        self.read_arguments(pipe, args)
+
+    def read_arguments(self, pipe: Any, args: argparse.Namespace) -> None:
+        """What the images shall show."""
         num_classes = pipe.transformer.config.num_classes
         # A model without classes draws images without labels.
         labels = pipe.get_label_ids(args.class_labels) if args.class_labels else range(num_classes)
@@ -87,19 +91,50 @@ class ImageSource:
         which = {"num_images_per_prompt": len(labels)} if labels[0] is None else {"class_labels": labels}
         codes = self.pipe(**which, **self.call, generator=generator, output_type="latent").images
         self.passes += self.counter.take()
-        images = torch.cat([self._decode(chunk) for chunk in codes.split(self.decode_chunk_size)])
-        self.pipe.maybe_free_model_hooks()
-        return {"label": labels, "tokens": codes.flatten(1).cpu().tolist(), "image": list(images)}
+        return {"label": labels, **self._decoded(codes)}
 
-    def _decode(self, codes: Tensor) -> Tensor:
-        """In chunks of one size: how many images are decoded together decides their last bits."""
-        padded = torch.cat([codes, codes[-1:].expand(self.decode_chunk_size - len(codes), *codes.shape[1:])])
-        return self.pipe.decode_latents(padded)[: len(codes)].float().cpu()
+    def _decoded(self, codes: Tensor, *told: Tensor) -> dict[str, Sequence[Any]]:
+        """Codes and images, decoded in chunks of one size: how many are decoded together decides their last bits.
+
+        Args:
+            told: what the tokenizer of images reads besides, a row for each image.
+        """
+        chunks = zip(*(values.split(self.decode_chunk_size) for values in (codes, *told)), strict=True)
+        images: list[Tensor] = []
+        for chunk in chunks:
+            missing = self.decode_chunk_size - len(chunk[0])
+            padded = (torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in chunk)
+            images += self.pipe.decode_latents(*padded)[: len(chunk[0])].float().cpu()
+        self.pipe.maybe_free_model_hooks()
+        return {"tokens": codes.flatten(1).cpu().tolist(), "image": images}
 
     def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The images as bytes of PNG."""
         pictures = self.pipe.image_processor.postprocess(torch.stack(columns["image"]), "pil")
         return {**columns, "image": [{"bytes": _png(picture), "path": None} for picture in pictures]}
+
+
+class PromptedImageSource(ImageSource):
+    """Images of the prompts in turn, stored as PNG with their prompt and codes; arguments as of `ImageSource`."""
+
+    features = Features(
+        index=Value("int64"), seed=Value("int64"), prompt=Value("string"), image=Image(), tokens=[Value("int32")]
+    )
+
+    def read_arguments(self, pipe: Any, args: argparse.Namespace) -> None:
+        """See `ImageSource`."""
+        self.prompts: list[str] = args.prompts
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """Images before they are converted, `(channels, height, width)`, with prompts and codes."""
+        prompts = [self.prompts[i % len(self.prompts)] for i in indices]
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pooled, hidden = self.pipe.encode_prompt(prompts)
+        which = {"prompt_embeds": pooled, "encoder_hidden_states": hidden}
+        codes = self.pipe(**which, **self.call, generator=generator, output_type="latent").images
+        self.passes += self.counter.take()
+        read = [hidden] if getattr(self.pipe.vqvae, "reads_text", False) else []
+        return {"prompt": prompts, **self._decoded(codes, *read)}
 
 
 def _png(picture: Any) -> bytes:
@@ -140,7 +175,10 @@ class TextSource:
         return columns
 
 
-_SOURCES: dict[str, Any] = {IMAGES: ImageSource, TEXTS: TextSource}
+def _source(pipeline: str) -> Any:
+    if pipeline in OF_PROMPTS:
+        return PromptedImageSource
+    return TextSource if PIPELINES[pipeline] == TEXTS else ImageSource
 
 
 def source_of(pipe: Any, args: argparse.Namespace) -> Source:
@@ -151,7 +189,7 @@ def source_of(pipe: Any, args: argparse.Namespace) -> Source:
     """
     names = [base.__name__ for base in type(pipe).__mro__]
     known = next((name for name in names if name in PIPELINES), names[0])
-    kind = kind_of_pipeline(known, args.pipeline)
-    require_arguments_of(kind, args)
+    kind_of_pipeline(known, args.pipeline)
+    require_arguments_of(known, args)
     wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    return _SOURCES[kind](pipe, args, {name: value for name, value in wanted.items() if value is not None})
+    return _source(known)(pipe, args, {name: value for name, value in wanted.items() if value is not None})
