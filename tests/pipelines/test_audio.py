@@ -466,6 +466,15 @@ def test_a_model_in_training_is_refused(pipe: MaskedDiffusionAudioPipeline) -> N
         codes_of(pipe, audio_length_in_s=1.2)
 
 
+def test_what_nothing_reads_is_refused() -> None:
+    pipe = tiny_audio.pipeline(fine=False)
+    with pytest.raises(ValueError, match="`num_fine_inference_steps` must be left out for a pipeline without"):
+        codes_of(pipe, audio_length_in_s=1.2, num_fine_inference_steps=2)
+    for given in ({"codes": random_codes(1, 12)[:, :COARSE]}, {"audio_length_in_s": 1.2}):
+        with pytest.raises(ValueError, match="`sampling_rate` must come with `audio`, whose rate it is, got 44100"):
+            codes_of(pipe, sampling_rate=44100, **given)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

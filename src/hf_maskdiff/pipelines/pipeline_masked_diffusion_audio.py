@@ -26,6 +26,7 @@ from .audio_inputs import (
     check_models,
     check_no_guidance,
     check_rates,
+    check_read,
     check_sources,
     class_ids,
     frames_of,
@@ -311,6 +312,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         mask_token_id = self.scheduler.config.mask_token_id
         check_models(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
+        check_read(audio, sampling_rate, self.fine_transformer, num_fine_inference_steps)
         if audio is not None or output_type in ("pt", "np"):
             codec.require()
         labels = class_ids(class_labels, self.transformer)
