@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     args = parse_args(argv)
     pipe = MaskedDiffusionAudioPipeline.from_pretrained(args.pipeline, trust_remote_code=False)
     pipe.set_progress_bar_config(disable=True)
-    classifier = WordClassifier.from_pretrained(args.classifier)
+    classifier = WordClassifier.from_pretrained(args.classifier, use_safetensors=True)
     with errors_in_one_line():
         audios, labels, _, rate = load_labelled_clips("test", args.data_dir)
     real = feature_statistics(classifier.read(audios)[1])
