@@ -16,22 +16,12 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import set_seed
+from denoiser_training import add_denoiser_arguments, evaluate, train_denoiser
 from diffusers import VQModel
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
-from training_utils import (
-    Clock,
-    add_training_arguments,
-    errors_in_one_line,
-    load_checkpoint,
-    make_accelerator,
-    make_optimizer,
-    save_checkpoint,
-    training_batches,
-)
+from training_utils import Clock, add_training_arguments, errors_in_one_line, make_accelerator
 
 from hf_maskdiff import HaltonMaskGITTransformer2DModel, MaskGITPipeline, MaskGITScheduler, MomentScheduler
 from hf_maskdiff.evaluation.image_data import load_labelled_images
@@ -42,17 +32,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_training_arguments(parser)
     parser.add_argument("--image_size", type=int, help="resize images to this side; default: keep their size")
     parser.add_argument("--tokenizer", required=True, help="folder or Hub name of a VQModel")
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--num_layers", type=int, default=6)
-    parser.add_argument("--num_attention_heads", type=int, default=4)
     parser.add_argument("--intermediate_size", type=int, default=256)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--label_dropout", type=float, default=0.1, help="share of rows trained without their class")
-    parser.add_argument("--masking_schedule", default="cosine")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks: nearly twice as fast on a CPU")
-    parser.add_argument("--max_train_steps", type=int, default=4000)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="decay of the averaged weights, which are saved")
+    add_denoiser_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -64,32 +45,6 @@ def encode(tokenizer: VQModel, images: Tensor, device: torch.device) -> Tensor:
         latents = tokenizer.encode(batch.to(device).float() / 255).latents
         codes.append(tokenizer.quantize(latents)[2][2].view(len(latents), *latents.shape[2:]))
     return torch.cat(codes)
-
-
-def masked_loss(logits: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
-    """Mean cross entropy of the masked positions, in nats; the mask token itself is never predicted."""
-    mask_token_id = logits.shape[-1] - 1
-    targets = codes.masked_fill(~masked, -100).flatten()
-    total = F.cross_entropy(logits[..., :mask_token_id].flatten(0, 1).float(), targets, reduction="sum")
-    return total / masked.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def evaluate(
-    model: HaltonMaskGITTransformer2DModel, scheduler: MaskGITScheduler, codes: Tensor, labels: Tensor, seed: int
-) -> float:
-    """Mean loss over evenly spaced times in (0, 1), with the same masks in every evaluation."""
-    model.eval()
-    generator = torch.Generator(codes.device).manual_seed(seed)
-    times = (torch.randperm(len(codes), generator=generator, device=codes.device) + 0.5) / len(codes)
-    total, count = 0.0, 0
-    for rows, classes, t in zip(codes.split(500), labels.split(500), times.split(500), strict=True):
-        sample = scheduler.add_noise(rows, t, generator)
-        masked = sample == scheduler.config.mask_token_id
-        num_masked = int(masked.sum())
-        total += masked_loss(model(sample, classes).sample, rows, masked).item() * num_masked
-        count += num_masked
-    return total / count
 
 
 def main(argv: Sequence[str] | None = None) -> float:
@@ -125,43 +80,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         dropout=args.dropout,
     ).to(device)
     model.register_to_config(id2label=dict(enumerate(class_names)))
-    if device.type == "cpu":
-        # With so few tokens, plain matrix products are faster there than the fused kernel: by 1.4 times per step.
-        model.set_attention_backend("_native_math")
-    if args.compile:
-        model.compile_repeated_blocks()
-    ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
-    optimizer, schedule = make_optimizer(model.parameters(), args, clock)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(ema, schedule)
-    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
-    ema.to(device)
-
-    model.train()
-    progress = training_batches("maskgit", len(codes), start, args, accelerator, clock)
-    for step, indices, generator in progress:
-        rows, classes = codes[indices], labels[indices]
-        times, drop = torch.rand(2, len(rows), generator=generator, device=device)
-        classes = torch.where(drop < args.label_dropout, len(class_names), classes)
-        # Training uses the same scheduler as sampling.
-        sample = scheduler.add_noise(rows, times, generator)
-        loss = masked_loss(model(sample, classes).sample, rows, sample == codebook_size)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        ema.step(accelerator.unwrap_model(model).parameters())
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        done = step + 1
-        if done % args.checkpointing_steps == 0:
-            save_checkpoint(accelerator, args.output_dir, done)
-    if done > start and done % args.checkpointing_steps:
-        save_checkpoint(accelerator, args.output_dir, done)
-
-    trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    ema.copy_to(trained.parameters())
+    trained = train_denoiser("maskgit", model, scheduler, codes, labels, args, accelerator, clock)
     test_codes = encode(tokenizer, test_images, device)
     test_loss = evaluate(trained, scheduler, test_codes, test_labels.to(device), args.seed)
     if accelerator.is_main_process:

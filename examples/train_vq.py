@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
+from codebook_updater import CodebookUpdater
 from diffusers import VQModel
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 from training_utils import (
     Clock,
     add_training_arguments,
@@ -51,44 +51,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class CodebookUpdater(nn.Module):
-    """Moves each code to the running mean of the latents that it encodes, and unused codes to latents just seen.
-
-    A codebook trained by gradient uses only a few of its codes. Running means (van den Oord, Vinyals, Kavukcuoglu,
-    arXiv 1711.00937, appendix A.1) with restarts (Dhariwal et al., arXiv 2005.00341) use them all. At the first step
-    no code is in use, so the codebook starts as a sample of latents.
-    """
-
-    def __init__(self, quantizer: nn.Module, decay: float, min_share: float = 0.03) -> None:
-        super().__init__()
-        # Held in a tuple, because the quantizer is part of the model and not of this module's state.
-        self.quantizer, self.decay, self.min_share = (quantizer,), decay, min_share
-        codes = quantizer.embedding.weight.requires_grad_(False)
-        self.register_buffer("counts", torch.zeros(len(codes)))
-        self.register_buffer("sums", torch.zeros_like(codes))
-        # Distances between latents and codes need float32, whatever the precision around them.
-        quantizer.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-        quantizer.register_forward_hook(self._remember)
-
-    def _remember(self, _: nn.Module, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor, tuple]) -> None:
-        self.latents, self.indices = inputs[0].detach().movedim(1, -1).flatten(0, -2), outputs[2][2]
-
-    @torch.no_grad()
-    def step(self, accelerator: Accelerator, generator: torch.Generator) -> None:
-        """Update the codes from the quantizer's latest forward pass, on all processes together."""
-        one_hot = F.one_hot(self.indices, len(self.counts)).to(self.latents.dtype)
-        counts = accelerator.reduce(one_hot.sum(0), "sum")
-        sums = accelerator.reduce(one_hot.T @ self.latents, "sum")
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        # A code is in use if it encodes a fair share of the latents, or at least `min_share` of that.
-        fair = counts.sum() / len(counts)
-        picks = torch.randint(len(self.latents), (len(counts),), generator=generator, device=self.latents.device)
-        candidates = broadcast(self.latents[picks])
-        dead = self.counts < self.min_share * fair
-        self.counts.copy_(torch.where(dead, fair, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], candidates * fair, self.sums))
-        self.quantizer[0].embedding.weight.copy_(self.sums / self.counts[:, None])
+def follow(model: VQModel, decay: float) -> CodebookUpdater:
+    """What updates the codes of a tokenizer from each of its forward passes."""
+    codebook = CodebookUpdater(model.quantize.embedding, decay)
+    # Distances between latents and codes need float32, whatever the precision around them.
+    model.quantize.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    model.quantize.register_forward_hook(
+        lambda _, inputs, outputs: codebook.remember(inputs[0].movedim(1, -1).flatten(0, -2), outputs[2][2])
+    )
+    return codebook
 
 
 @torch.no_grad()
@@ -133,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
         mid_block_add_attention=False,
         lookup_from_codebook=True,
     ).to(accelerator.device)
-    codebook = CodebookUpdater(model.quantize, args.codebook_decay).to(accelerator.device)
+    codebook = follow(model, args.codebook_decay).to(accelerator.device)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer, schedule = make_optimizer(weights, args, clock, betas=(0.9, 0.99))

@@ -21,10 +21,11 @@ from hf_maskdiff.published import load_published_text
 ROOT = Path(__file__).parents[1]
 # Classes that open no repository's code whatever they are told, by how they are called in the sources. Their own
 # `from_pretrained` is among the calls that are looked at.
-OWN = {"MaskGITPipeline", "MDLMPipeline", "MaskedDiffusionTextPipeline", "MDLMTransformer", "DigitClassifier"}
+OWN = {"MaskGITPipeline", "MDLMPipeline", "MaskedDiffusionTextPipeline", "MDLMTransformer"}
+OWN |= {"DigitClassifier", "WordClassifier"}
 SAFE = OWN | {"VQModel", "cls", "super()"}
 # Models of diffusers: read from safetensors, never from pickles.
-MODELS = {"DigitClassifier", "VQModel"}
+MODELS = {"DigitClassifier", "WordClassifier", "VQModel"}
 
 
 def calls(source: str) -> Iterator[tuple[str, str, dict[str, object]]]:

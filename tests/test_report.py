@@ -235,9 +235,14 @@ def test_files_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "| halton | 8 | 1 | 2.250 +- 0.500 | 2.000 +- 0.250 | -0.250 +- 0.559 |" in text
     assert "| halton | 16 | 1 | " not in text.partition("## Side by side")[2]  # one file has it
     assert (tmp_path / "out" / "report.png").stat().st_size > 5000
+    earlier = Path(paths[0]).with_suffix(".earlier")
+    earlier.write_bytes(Path(paths[0]).read_bytes())
+    assert main(["report", paths[0], str(earlier)]) == 0
+    assert "| results.json | results.earlier | results.earlier - results.json |" in capsys.readouterr().out
     for wrong, words in (
         ([], "pass either files of results or --page"),
         ([paths[0], paths[0]], "a file of results counts once"),
+        ([paths[0], str(tmp_path / "b" / ".." / "a" / "results.json")], "a file of results counts once"),
         ([paths[0], "--check"], "--check is for --page"),
         (["--page", "x.md", "--output_dir", "out"], "--output_dir is for files"),
     ):

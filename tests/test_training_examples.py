@@ -290,8 +290,8 @@ def test_resuming_from_what_is_no_checkpoint(idx_folder: Path, tmp_path: Path) -
 def test_the_codebook_finds_all_clusters_and_no_code_stays_dead() -> None:
     torch.manual_seed(0)
     centres = torch.randn(8, 4) * 5
-    quantizer = VQModel(num_vq_embeddings=12, latent_channels=4, block_out_channels=(32,)).quantize
-    updater = program("train_vq").CodebookUpdater(quantizer, decay=0.9)
+    model = VQModel(num_vq_embeddings=12, latent_channels=4, block_out_channels=(32,))
+    quantizer, updater = model.quantize, program("train_vq").follow(model, decay=0.9)
     accelerator = Accelerator(cpu=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
@@ -333,15 +333,15 @@ def test_the_loss_counts_masked_positions_and_real_tokens_only() -> None:
     torch.manual_seed(0)
     logits, codes = torch.randn(2, 4, 6), torch.randint(5, (2, 2, 2))
     masked = torch.tensor([[[True, False], [True, True]], [[False, False], [False, True]]])
-    loss = program("train_maskgit").masked_loss(logits, codes, masked)
+    loss = program("denoiser_training").masked_loss(logits, codes, masked, 5)
     log_probabilities = logits[..., :5].log_softmax(-1)[masked.flatten(1)]
     expected = -log_probabilities.gather(1, codes[masked][:, None]).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     changed = logits.clone()
     changed[..., 5] = 100
     changed[~masked.flatten(1)] = -3
-    assert program("train_maskgit").masked_loss(changed, codes, masked) == loss
-    assert program("train_maskgit").masked_loss(logits, codes, torch.zeros_like(masked)) == 0
+    assert program("denoiser_training").masked_loss(changed, codes, masked, 5) == loss
+    assert program("denoiser_training").masked_loss(logits, codes, torch.zeros_like(masked), 5) == 0
 
 
 def test_training_writes_a_whole_pipeline_that_draws_its_classes(

@@ -168,6 +168,10 @@ def test_other_samplers_and_partial_caching(pipe: MaskedDiffusionTextToImagePipe
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"height": 8}, "`height` must be 6 pixels, the one size of a model whose codes are no places"),
     ({"width": 12}, "`width` must be 6 pixels"),
+    (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 32), "encoder_hidden_states": torch.zeros(1, 3, 48)},
+        f"`encoder_hidden_states` must be of the {WORDS} tokens that the tokenizer of images reads, got 3",
+    ),
     ({"micro_conditioning_crop_coord": (0, 1)}, "`micro_conditioning_crop_coord` must be left out for a MaskGenTransf"),
     ({"latents": torch.zeros(1, 2, 3, dtype=torch.int64)}, rf"`latents` must be int64 codes of shape \(1, {TOKENS}\)"),
     (

@@ -167,6 +167,27 @@ def test_what_a_pass_leaves_behind_may_be_used_anywhere() -> None:
     assert denoiser.model.model.embed_tokens.weight.grad is not None
 
 
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_frequencies_of_a_length_that_a_pass_has_kept_are_for_training_too(rope_type: str) -> None:
+    """Distributed training writes into every buffer, which it must not if a pass has made it in inference mode."""
+    rope: dict[str, Any] = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 16}
+    model = make(max_position_embeddings=32 if rope_type == "longrope" else 16, rope_parameters=rope)
+    rotary = model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    assert runs_directly(model)
+    with torch.no_grad():
+        made = direct_pass(model, tokens(), torch.arange(LENGTH)[None])
+    assert not torch.equal(rotary.inv_freq, before)
+    assert not any(value.is_inference() for value in vars(rotary).values() if isinstance(value, Tensor))
+    for buffer in model.buffers():
+        buffer.copy_(buffer.clone())
+    everything = {"attention_mask": torch.ones(3, 1, LENGTH, LENGTH, dtype=torch.bool)}
+    with torch.no_grad():
+        torch.testing.assert_close(made, model(tokens(), **everything).logits)
+
+
 class Operations(TorchDispatchMode):
     """Counts the operations that compute something."""
 

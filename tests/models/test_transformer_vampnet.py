@@ -237,3 +237,30 @@ def test_bad_input_is_one_clear_error() -> None:
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VampNetTransformer(**(SIZES | changes))
+
+
+def test_a_class_is_seen_by_every_frame_and_none_is_the_null_label() -> None:
+    model, inputs = make_model(num_classes=3), make_inputs()
+    labels = torch.tensor([0, 2, 1])
+    logits = run(model, inputs, class_labels=labels)
+    none = run(model, inputs)
+    assert torch.equal(none, run(model, inputs, class_labels=torch.full((ROWS,), 3)))
+    assert (logits - none).abs().amax(-1).min() > 1e-3
+    one = run(model, {name: codes[1:2] for name, codes in inputs.items()}, class_labels=labels[1:2])
+    torch.testing.assert_close(one, logits[1:2], **CLOSE)
+    cache, positions = model.new_cache(), positions_of(5)
+    run(model, inputs, class_labels=labels, cache=cache)
+    sample = at(inputs["sample"].flatten(1), positions)
+    partial = run(model, inputs, class_labels=labels, sample=sample, positions=positions, cache=cache)
+    torch.testing.assert_close(partial, at(logits, positions), **CLOSE)
+
+
+def test_wrong_class_labels() -> None:
+    labels = torch.zeros(ROWS, dtype=torch.int64)
+    with pytest.raises(ValueError, match="`class_labels` must be None for a model without classes"):
+        run(make_model(), make_inputs(), class_labels=labels)
+    for wrong in (labels[:1], labels.int()):
+        with pytest.raises(ValueError, match=r"int64 of shape \(3,\), one per row of `sample`"):
+            run(make_model(num_classes=3), make_inputs(), class_labels=wrong)
+    with pytest.raises(ValueError, match="`num_classes` must be at least 0, got -1"):
+        make_model(num_classes=-1)

@@ -197,8 +197,12 @@ def test_encodec() -> None:
     keep = keep_every(3, 12) & keep_codebooks(1, CODEBOOKS)
     made = codes_of(pipe, audio=audio, sampling_rate=RATE, keep=keep)
     assert torch.equal(made[:, keep], codes[:, keep])
-    with pytest.raises(ValueError, match="facebook/encodec_24khz"):
-        _ = tiny_audio.pipeline(tiny_audio.encodec(normalize=True)).sampling_rate
+    pipe.codec = torch.compile(model, backend="eager")
+    assert torch.equal(pipe.encode_audio(audio, RATE), codes)
+    torch.testing.assert_close(pipe.decode_codes(codes), expected)
+    for codec in (of_loudness := tiny_audio.encodec(normalize=True), torch.compile(of_loudness, backend="eager")):
+        with pytest.raises(ValueError, match="facebook/encodec_24khz"):
+            _ = tiny_audio.pipeline(codec).sampling_rate
 
 
 def test_clips_end_where_the_audio_ends(pipe: MaskedDiffusionAudioPipeline) -> None:
@@ -460,6 +464,15 @@ def test_a_model_in_training_is_refused(pipe: MaskedDiffusionAudioPipeline) -> N
     pipe.fine_transformer = tiny_audio.transformer(num_conditioning_codebooks=COARSE, dropout=0.1).train()
     with pytest.raises(ValueError, match="`fine_transformer` must be in evaluation mode"):
         codes_of(pipe, audio_length_in_s=1.2)
+
+
+def test_what_nothing_reads_is_refused() -> None:
+    pipe = tiny_audio.pipeline(fine=False)
+    with pytest.raises(ValueError, match="`num_fine_inference_steps` must be left out for a pipeline without"):
+        codes_of(pipe, audio_length_in_s=1.2, num_fine_inference_steps=2)
+    for given in ({"codes": random_codes(1, 12)[:, :COARSE]}, {"audio_length_in_s": 1.2}):
+        with pytest.raises(ValueError, match="`sampling_rate` must come with `audio`, whose rate it is, got 44100"):
+            codes_of(pipe, sampling_rate=44100, **given)
 
 
 @pytest.mark.parametrize(

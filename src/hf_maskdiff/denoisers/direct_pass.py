@@ -110,7 +110,9 @@ def _hidden_states(
     """What the head makes logits of, `(batch_size, n, hidden_size)`; arguments as of `direct_pass`."""
     inner, attend = model.model, ALL_ATTENTION_FUNCTIONS["sdpa"]
     hidden = inner.embed_tokens(input_ids)
-    cos, sin = (table[:, None] for table in inner.rotary_emb(hidden, position_ids=places))
+    with torch.inference_mode(False):  # some make frequencies of a length and keep them, which training reads later
+        tables = inner.rotary_emb(hidden, position_ids=places)
+    cos, sin = (table[:, None] for table in tables)
     sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
     layers = inner.layers[: model.config.num_hidden_layers]
     for number, layer in enumerate(layers):

@@ -23,7 +23,8 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
     A residual codec writes a sound as frames, each of one code from every codebook, the first of which says most. A
     bidirectional transformer sees each frame as one position and predicts the codes of `num_codebooks` codebooks in it.
     A frame enters as the codec's own vectors of its codes, with a learned vector for a mask, side by side; places enter
-    as distances, so that any number of frames will do. There is no timestep input and no class.
+    as distances, so that any number of frames will do. There is no timestep input. VampNet's own models have no class;
+    with `num_classes` a class is a learned vector that is added to every frame.
 
     | | predicts | is given |
     | --- | --- | --- |
@@ -69,6 +70,9 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
         max_distance (`int`, defaults to 128): Distance in frames from which on all are alike; above `num_buckets / 4`.
         dropout (`float`, defaults to 0.0): Dropout probability in training, of attention, feed-forward and both sums.
         norm_eps (`float`, defaults to 1e-6): Added to the mean square in all norms.
+        num_classes (`int`, defaults to 0): Number of classes; the null (unconditional) label is `num_classes`. 0 is a
+            model without classes.
+        id2label (`dict`, *optional*): Names of the classes, for the pipeline; synonyms are separated by commas.
 
     Raises:
         ValueError: If a size is too small, or sizes do not fit each other.
@@ -94,12 +98,15 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
         max_distance: int = 128,
         dropout: float = 0.0,
         norm_eps: float = 1e-6,
+        num_classes: int = 0,
+        id2label: dict[int, str] | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
         num_latents = num_conditioning_codebooks + num_codebooks
         self.latent_embedding = nn.Embedding(num_latents * (codebook_size + 1), latent_dim)
         self.proj_in = nn.Linear(num_latents * latent_dim, hidden_size)
+        self.class_embedding = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None
         self.relative_bias = RelativeBias(num_buckets, max_distance, num_attention_heads)
         shape = (hidden_size, num_attention_heads, 2 * hidden_size, dropout, norm_eps)
         self.transformer_blocks = nn.ModuleList(VampNetBlock(*shape) for _ in range(num_layers))
@@ -128,6 +135,7 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
         return_dict: bool = True,
         positions: Tensor | None = None,
         cache: CodeCache | None = None,
+        class_labels: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict every code from all the others.
 
@@ -143,6 +151,8 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
                 position p given as `-p - 1` is computed, but neither its code nor its key and value are kept.
             cache: Stores codes, keys and values between the passes of a call, from `new_cache()`. With None, the cache
                 of the current `cache_context` is used if partial caching is on, and nothing is stored if it is off.
+            class_labels: Class ids, `(batch_size,)`, int64; `num_classes` is the unconditional label, and so is None.
+                Only for a model with classes.
 
         Returns:
             An output whose `sample`, or a tuple whose only entry, holds the logits `(batch_size, num_codebooks *
@@ -160,10 +170,16 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
         queries = None if positions is None else torch.where(positions < 0, ~places, places)
         layers = self.layers_of_pass(store, queries, len(self.transformer_blocks), len(sample))
         _check_conditioning(self.config, sample, conditioning_codes, length)
+        _check_classes(self.config, sample, class_labels)
         codes = self._frames(sample, conditioning_codes, positions, store, places, length)
 
         offsets = torch.arange(codes.shape[-1], device=codes.device) * (self.config.codebook_size + 1)
         hidden_states = self.proj_in(self.latent_embedding(codes + offsets).flatten(-2))
+        if self.class_embedding is not None:
+            labels = class_labels
+            if labels is None:
+                labels = torch.full((len(sample),), self.config.num_classes, device=sample.device)
+            hidden_states = hidden_states + self.class_embedding(labels)[:, None]
         bias = self.relative_bias(places, length)
         for block, layer in zip(self.transformer_blocks, layers, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -211,7 +227,7 @@ class VampNetTransformer(SizedModelMixin, ModelMixin, ConfigMixin, AttentionMixi
 def _check_config(config: Any) -> None:
     """Raise `ValueError` for sizes that are too small or do not fit each other."""
     least = dict.fromkeys(("num_codebooks", "codebook_size", "latent_dim", "hidden_size", "num_layers"), 1)
-    least |= {"num_attention_heads": 1, "num_conditioning_codebooks": 0, "num_buckets": 4}
+    least |= {"num_attention_heads": 1, "num_conditioning_codebooks": 0, "num_buckets": 4, "num_classes": 0}
     for name, minimum in least.items():
         if config[name] < minimum:
             raise ValueError(f"`{name}` must be at least {minimum}, got {config[name]}. Pass a larger one.")
@@ -267,4 +283,18 @@ def _check_conditioning(config: Any, sample: Tensor, conditioning_codes: Tensor 
         raise ValueError(
             f"`conditioning_codes` must be int64 of shape {(len(sample), count, length)}, got {got}. Pass the codes of "
             f"the first {count} codebooks, of the same frames as `sample`."
+        )
+
+
+def _check_classes(config: Any, sample: Tensor, class_labels: Tensor | None) -> None:
+    """Raise `ValueError` for class labels of a wrong shape or dtype, or for a model without classes."""
+    if class_labels is None:
+        return
+    got = f"{class_labels.dtype} {tuple(class_labels.shape)}"
+    if config.num_classes == 0:
+        raise ValueError(f"`class_labels` must be None for a model without classes, got {got}. Leave them out.")
+    if class_labels.shape != sample.shape[:1] or class_labels.dtype != torch.int64:
+        raise ValueError(
+            f"`class_labels` must be int64 of shape ({len(sample)},), one per row of `sample`, got {got}. Pass "
+            f"{config.num_classes} for a row without a class."
         )

@@ -136,6 +136,20 @@ def check_sources(audio: Any, codes: Any, audio_length_in_s: Any, keep: Any) -> 
         raise ValueError("`keep` must come with `audio` or `codes`, got a length. Pass the clip to keep of.")
 
 
+def check_read(audio: Any, sampling_rate: Any, fine_transformer: Any, num_fine_inference_steps: Any) -> None:
+    """Raise `ValueError` for what a call says and nothing would read."""
+    if audio is None and sampling_rate is not None:
+        raise ValueError(
+            f"`sampling_rate` must come with `audio`, whose rate it is, got {sampling_rate!r} alone. Leave it out; the "
+            "output has that of the codec."
+        )
+    if fine_transformer is None and num_fine_inference_steps is not None:
+        raise ValueError(
+            "`num_fine_inference_steps` must be left out for a pipeline without a `fine_transformer`, got "
+            f"{num_fine_inference_steps!r}. Pass `num_inference_steps` alone."
+        )
+
+
 def frames_of(name: str, seconds: Any, frame_rate: float) -> int:
     """How many frames so many seconds are, to the nearest; at least one."""
     if not isinstance(seconds, Real) or not 0 < float(seconds) < math.inf or round(float(seconds) * frame_rate) < 1:

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,6 +26,7 @@ from .audio_inputs import (
     check_models,
     check_no_guidance,
     check_rates,
+    check_read,
     check_sources,
     class_ids,
     frames_of,
@@ -122,7 +124,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         rates = self.config.sampling_rate, self.config.hop_length
         if self.codec is None:
             return MissingCodec(*rates, self.num_codebooks, self.transformer.config.codebook_size)
-        found = audio_codec(self.codec)
+        found = audio_codec(unwrap_module(self.codec))  # compiled, it is of no kind that tells how to speak with it
         check_rates(found, *rates)
         return found
 
@@ -310,6 +312,7 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
         mask_token_id = self.scheduler.config.mask_token_id
         check_models(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
+        check_read(audio, sampling_rate, self.fine_transformer, num_fine_inference_steps)
         if audio is not None or output_type in ("pt", "np"):
             codec.require()
         labels = class_ids(class_labels, self.transformer)

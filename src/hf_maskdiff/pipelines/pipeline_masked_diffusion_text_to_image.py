@@ -138,7 +138,8 @@ class MaskedDiffusionTextToImagePipeline(
     @property
     def _reader(self) -> TextReader:
         pad_token_id = self.transformer.config.get("text_pad_token_id")
-        return TextReader(self.tokenizer, self.text_encoder, pad_token_id, self._image_tokenizer_reads_text)
+        num_tokens = self.vqvae.config.num_text_tokens if self._image_tokenizer_reads_text else None
+        return TextReader(self.tokenizer, self.text_encoder, pad_token_id, self._image_tokenizer_reads_text, num_tokens)
 
     @property
     def _image_tokenizer_reads_text(self) -> bool:

@@ -42,12 +42,14 @@ class TextReader:
         tokenizer, text_encoder: None where prompts come encoded.
         pad_token_id: what texts are filled up with; None is what the tokenizer says.
         for_images: whether the tokenizer of images reads the text too.
+        num_tokens: of a text, where that tokenizer reads so many; None for any number.
     """
 
     tokenizer: Any
     text_encoder: Any
     pad_token_id: int | None = None
     for_images: bool = False
+    num_tokens: int | None = None
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
@@ -159,6 +161,11 @@ def read_prompt(
         raise ValueError(
             f"`{of_pooled}` and `{of_hidden}` must be of as many prompts, got {len(pooled)} and {len(hidden)}. Pass "
             "both tensors that one `pipe.encode_prompt` returns."
+        )
+    if not prefix and hidden.shape[1] != (reader.num_tokens or hidden.shape[1]):
+        raise ValueError(
+            f"`{of_hidden}` must be of the {reader.num_tokens} tokens that the tokenizer of images reads, got "
+            f"{hidden.shape[1]}. Pass both tensors that `pipe.encode_prompt` returns."
         )
     return TextInput(name, features=TextFeatures(*features))
 

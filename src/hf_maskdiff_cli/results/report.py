@@ -12,13 +12,15 @@ from .tables import FIELDS, LABELS, Layout, table
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """A name for each file, which no other has: as many of its last folders as it takes."""
-    parts = [[*path.resolve().parent.parts, path.stem] for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-length:]) for own in parts]
-        if len(set(names)) == len(names):
-            return names
-    twice = next(str(path) for path in paths if [*map(str, paths)].count(str(path)) > 1)
-    raise ValueError(f"a file of results counts once, got {twice!r} more than once. Pass each file once.")
+    files = [path.resolve() for path in paths]
+    twice = next((str(path) for path, file in zip(paths, files, strict=True) if files.count(file) > 1), None)
+    if twice is not None:
+        raise ValueError(f"a file of results counts once, got {twice!r} more than once. Pass each file once.")
+    short = [file.with_suffix("") for file in files]
+    parts = [file.parts for file in (short if len(set(short)) == len(short) else files)]
+    lengths = range(1, max(map(len, parts)) + 1)
+    every = (["/".join(own[-length:]) for own in parts] for length in lengths)
+    return next(names for names in every if len(set(names)) == len(names))
 
 
 def page(results: Mapping[str, Results], picture: str = "") -> str:
