@@ -87,7 +87,7 @@ def round_as_recorded(
         start: masks that an original begins to count from, where it takes no whole number; else those of each row.
     """
     exact, off = ROUNDINGS[rounding], {"floor_masked": -1, "floor_revealed": 1}[rounding]
-    recorded = {row[0]: row for row in masks.T.tolist()}
+    recorded = {row[0]: [*row, None] for row in masks.T.tolist()}  # the last step leaves none
 
     def of_row(initial: float, ratio: float, done: int, num_steps: int) -> float:
         counted = initial if start is None else start
@@ -95,7 +95,10 @@ def round_as_recorded(
         whole = abs(counted * ratio - round(counted * ratio)) < 1e-5
         return left + off * (whole and recorded.get(initial, {done: None})[done] == left + off)
 
-    def rounded(initial: Any, ratio: float, done: int, num_steps: int) -> Any:
+    def rounded(initial: Any, ratio: Any, done: Any, num_steps: int) -> Any:
+        if isinstance(ratio, Tensor):  # the whole plan: each step's count of each row
+            steps = zip(ratio.flatten().tolist(), done.flatten().tolist(), strict=True)
+            return torch.stack([rounded(initial, *step, num_steps) for step in steps])
         if not isinstance(initial, Tensor):
             return of_row(initial, ratio, done, num_steps)
         return initial.new_tensor([of_row(row, ratio, done, num_steps) for row in initial.tolist()])

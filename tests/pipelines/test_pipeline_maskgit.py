@@ -287,7 +287,7 @@ def test_a_callback_ends_guidance(pipe: MaskGITPipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    "scale", [-0.5, (1.0, -1.0), float("nan"), float("inf"), "3", "34", (1.0,), (1.0, 2.0, 0.0), (1.0, "2"), (1.0,) * 4]
+    "scale", [-0.5, (1.0, -1.0), float("nan"), float("inf"), "3", "34", (1.0,), (1.0, 2.0, 0.0), (1.0, "2"), (1.0,) * 5]
 )
 def test_scales_that_cannot_be(pipe: MaskGITPipeline, scale: object) -> None:
     calls = Calls(pipe)
