@@ -91,8 +91,10 @@ def served(command: list[str], folder: Path, port: int, log: Path) -> Iterator[s
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-c", PROGRAM, BESIDE, "demo", "--device", "cpu", "--port", str(port)]
-    yield from served(command, ROOT, port, tmp_path_factory.mktemp("demo") / "log")
+    names = ("maskgit-mnist", "mdlm-shakespeare", "mdlm-shakespeare-long")
+    pipelines = [str(ROOT / "pipelines" / name) for name in names]
+    command = [sys.executable, "-c", PROGRAM, BESIDE, "demo", "--device", "cpu", "--port", str(port), "--pipeline"]
+    yield from served([*command, *pipelines], ROOT, port, tmp_path_factory.mktemp("demo") / "log")
 
 
 class Page:
