@@ -179,6 +179,13 @@ def test_compatibles(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
     assert not any(getattr(c, "__abstractmethods__", None) for c in compatibles)
 
 
+def test_a_scheduler_of_two_parents_is_compatible_once() -> None:
+    class OfTwoParents(MomentScheduler, UniformScheduler):
+        pass
+
+    assert MaskGITScheduler(mask_token_id=5).compatibles.count(OfTwoParents) == 1
+
+
 def test_a_file_holds_the_whole_preset(tmp_path: Path) -> None:
     """Written by hand, as a card would show it."""
     preset = {"_class_name": "HybridScheduler", "mask_token_id": 9, "exploration_ratio": [1.0, 0.0]}

@@ -390,7 +390,7 @@ def _one_of_all(ratios: Tensor, device: torch.device) -> Tensor | float:
 
 
 def _schedulers(base: type = MaskedDiffusionScheduler) -> list[type]:
-    """Every scheduler that is imported, with those of other packages."""
+    """Every scheduler that is imported, with those of other packages; once, also where it has two parents."""
     children: list[type] = base.__subclasses__()
     below = [found for child in children for found in _schedulers(child)]
-    return below if isabstract(base) else [base, *below]
+    return list(dict.fromkeys(below if isabstract(base) else [base, *below]))
