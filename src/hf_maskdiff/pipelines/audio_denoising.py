@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 
-from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig
+from ..caching import CacheSwitch
 from ..sampling import Generators
 from .audio_conditions import AudioCondition
 from .audio_windows import put, seen, windows
@@ -17,60 +16,6 @@ from .call_progress import CallProgress
 from .calls import PipelineCall
 from .denoising import StepCallback, denoise
 from .image_denoising import ImageDenoiser
-
-
-class AudioCachingMixin:
-    """Gives the audio pipeline the switches that the others have; they hold for both of its models."""
-
-    transformer: Any
-    fine_transformer: Any
-    _switches: dict[str, tuple[Any, CacheSwitch]] | None = None  # by component, with the model that each is for
-
-    def _switch_of(self, name: str) -> CacheSwitch:
-        self._switches = self._switches or {}
-        model, before = getattr(self, name), self._switches.get(name)
-        if before is None or before[0] is not model:
-            made = CacheSwitch(model)
-            if before is not None and unwrap_module(before[0]) is unwrap_module(model):
-                made.take_over(before[1])  # the same model, compiled or not any more
-            self._switches[name] = model, made
-        return self._switches[name][1]
-
-    @property
-    def _cache_switch(self) -> CacheSwitch:
-        return self._switch_of("transformer")
-
-    def _all_switches(self) -> list[CacheSwitch]:
-        return [
-            self._switch_of(name) for name in ("transformer", "fine_transformer") if getattr(self, name) is not None
-        ]
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        """How this pipeline's steps are drawn in groups; None if they are drawn at once."""
-        return self._cache_switch.partial_cache
-
-    def enable_cache(self, config: Any) -> None:
-        """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
-
-        Takes `DelayedCacheConfig` and `GreedyCacheConfig` too, and diffusers' configurations; diffusers' caches are the
-        models', and hold for every pipeline that shares them.
-
-        Raises:
-            ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
-        """
-        if isinstance(config, PrefixCacheConfig | DualCacheConfig):
-            raise ValueError(
-                f"a clip is not filled in block by block, so {type(config).__name__} would save nothing. Use "
-                "DelayedCacheConfig or PartialCacheConfig."
-            )
-        for switch in self._all_switches():
-            switch.enable_cache(config)
-
-    def disable_cache(self) -> None:
-        """Switch the cache off, whichever it is."""
-        for switch in self._all_switches():
-            switch.disable_cache()
 
 
 @dataclass(frozen=True)

@@ -5,58 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 
-from ..caching import CacheSwitch, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig, places_of
-from ..denoisers import image_denoiser
+from ..caching import CacheSwitch, places_of
 from ..schedulers import EmbeddingNoise
 from .calls import CallCaches, GuidanceScale, PipelineCall, as_pair
 from .image_conditions import COND, UNCOND, ImageCondition
 from .looking_ahead import require_no_cache
 from .planned_passes import PlannedPasses
 from .step_logits import StepLogits, StepRows
-
-
-class ImageCachingMixin:
-    """Gives a pipeline of images the switches that a text pipeline has."""
-
-    transformer: Any
-    _switch: tuple[Any, CacheSwitch] | None = None  # with the transformer that it is for
-
-    @property
-    def _cache_switch(self) -> CacheSwitch:
-        if self._switch is None or self._switch[0] is not self.transformer:
-            made, before = CacheSwitch(image_denoiser(self.transformer)), self._switch
-            if before is not None and unwrap_module(before[0]) is unwrap_module(self.transformer):
-                made.take_over(before[1])  # the same model, compiled or not any more
-            self._switch = self.transformer, made
-        return self._switch[1]
-
-    @property
-    def partial_cache(self) -> PartialCacheConfig | None:
-        """How this pipeline's steps are drawn in groups; None if they are drawn at once."""
-        return self._cache_switch.partial_cache
-
-    def enable_cache(self, config: Any) -> None:
-        """Switch a cache on, for this pipeline: `pipe.enable_cache(PartialCacheConfig(num_substeps=2))`.
-
-        Takes `DelayedCacheConfig` and `GreedyCacheConfig` too, and diffusers' configurations; diffusers' caches are the
-        model's, and hold for every pipeline that shares it.
-
-        Raises:
-            ValueError: a cache for models that fill in block by block; one kind of cache while another is on.
-        """
-        if isinstance(config, PrefixCacheConfig | DualCacheConfig):
-            raise ValueError(
-                f"an image is not filled in block by block, so {type(config).__name__} would save nothing. Use "
-                "DelayedCacheConfig or PartialCacheConfig."
-            )
-        self._cache_switch.enable_cache(config)
-
-    def disable_cache(self) -> None:
-        """Switch the cache off, whichever it is."""
-        self._cache_switch.disable_cache()
 
 
 class ImageDenoiser:

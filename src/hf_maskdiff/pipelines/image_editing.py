@@ -12,16 +12,17 @@ from torch.nn.functional import adaptive_max_pool2d
 from ..sampling import Generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import PipelineCall
+from .code_caching import CodeCachingMixin
 from .denoising import StepCallback, denoise
 from .image_codes import code_shape, nearest_codes, upcast, with_grey
 from .image_conditions import DecodedCondition
-from .image_denoising import ImageCachingMixin, ImageDenoiser
+from .image_denoising import ImageDenoiser
 from .image_inputs import read_images, read_masks
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class ImageEditingMixin(ImageCachingMixin):
+class ImageEditingMixin(CodeCachingMixin):
     """Gives a pipeline of images what lies around its denoiser: the tokenizer, masks, and the run of the loop.
 
     Sizes of images are in pixels, height before width; None is the size that the model was trained with.

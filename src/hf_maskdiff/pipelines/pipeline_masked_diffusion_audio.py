@@ -19,7 +19,7 @@ from ..models import VampNetTransformer
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .audio_codecs import AudioCodec, MissingCodec, audio_codec, decode, encode
-from .audio_denoising import AudioCachingMixin, Stage, fill_in
+from .audio_denoising import Stage, fill_in
 from .audio_inputs import (
     check_call_defaults,
     check_codes,
@@ -37,6 +37,7 @@ from .audio_inputs import (
 from .audio_output import MaskedDiffusionAudioPipelineOutput
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
 from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
+from .code_caching import CodeCachingMixin
 from .image_inputs import check_counts
 from .step_end import after_step
 
@@ -65,7 +66,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
+class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRepositoryMixin, DiffusionPipeline):
     r"""Draws and varies audio with any scheduler of this package; swap `pipe.scheduler` freely.
 
     A clip is codes `(num_codebooks, num_frames)`, the coarsest codebook first. `transformer` draws the first of them,
@@ -89,6 +90,8 @@ class MaskedDiffusionAudioPipeline(AudioCachingMixin, CallStateMixin, PipelineRe
     """
 
     model_cpu_offload_seq = "transformer->fine_transformer"
+    _denoiser_names = ("transformer", "fine_transformer")
+    _filled_in = "a clip"
     card_pipeline_tag = "audio-to-audio"
     card_tags = ("audio",)
     card_task = "masked-diffusion-audio-generation"
