@@ -14,7 +14,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from hf_maskdiff.conversion.clip_text import open_clip_text
 from hf_maskdiff.conversion.options import MissingOptions
 from hf_maskdiff.conversion.sources import read_settings
-from hf_maskdiff.conversion.titok_vit import HEAD_WIDTH, VIT_RULES, add_up_embeddings
+from hf_maskdiff.conversion.titok_vit import VIT_RULES, add_up_embeddings, sizes_of
 from hf_maskdiff.conversion.upstream import (
     Component,
     Preset,
@@ -22,7 +22,6 @@ from hf_maskdiff.conversion.upstream import (
     renamed,
     require_key,
     split_qkv,
-    square_side,
 )
 from hf_maskdiff.models import MaskGenTransformer1DModel, TATiTokVQModel
 from hf_maskdiff.pipelines import MaskedDiffusionTextToImagePipeline
@@ -44,7 +43,6 @@ _TOKENIZERS = "turkeyju/tokenizer_tatitok_bl128_vq"
 # What the generators of codes and their tokenizers have in common, in the words of their config.json.
 _SETTINGS = {"quantize_mode": "vq", "use_l2_norm": False, "is_legacy": False, "finetune_decoder": False}
 _OF_GENERATOR = {"micro_condition": True, "weight_tying": True}
-_BLOCK = r"transformer_blocks\.(\d+)\."
 _TOKENIZER_RULES = VIT_RULES | {
     r"quantize\.embed_prob": "",  # how often each code was used in training
     r"decoder\.text_guidance_proj\.(weight|bias)": r"decoder.text_proj.\1",
@@ -127,23 +125,11 @@ def convert_tokenizer(state_dict: Mapping[str, Tensor]) -> Component:
     add_up_embeddings(weights, _TOKENIZER)
     for name in ("encoder.proj_out.weight", "decoder.head.weight"):
         weights[name] = take(name).flatten(1)
-    patch, rows, text = take("encoder.patch_embedding.weight"), take("quantize.embedding.weight"), "decoder.text_"
-    reading, writing = patch.shape[0], take("decoder.proj_in.weight").shape[0]
+    text = "decoder.text_"
     config: dict[str, Any] = {
-        "sample_size": square_side(len(weights["encoder.position_embedding"])) * patch.shape[-1],
-        "patch_size": patch.shape[-1],
-        "num_latent_tokens": len(latent),
-        "num_vq_embeddings": rows.shape[0],
-        "vq_embed_dim": rows.shape[1],
-        "hidden_size": reading,
-        "num_layers": count_blocks(weights, rf"encoder\.{_BLOCK}"),
-        "num_attention_heads": reading // HEAD_WIDTH,
-        "decoder_hidden_size": writing,
-        "num_decoder_layers": count_blocks(weights, rf"decoder\.{_BLOCK}"),
-        "num_decoder_attention_heads": writing // HEAD_WIDTH,
+        **sizes_of(weights, len(latent), _TOKENIZER),
         "num_text_tokens": take(f"{text}embedding").shape[0],
         "text_embed_dim": take(f"{text}proj.weight").shape[1],
-        "in_channels": patch.shape[1],
     }
     return Component(TATiTokVQModel, config, weights)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from hf_maskdiff.conversion.checkpoints import read_checkpoint, require_tensors
 from hf_maskdiff.conversion.sources import read_settings
-from hf_maskdiff.conversion.titok_vit import HEAD_WIDTH, VIT_RULES, add_up_embeddings
+from hf_maskdiff.conversion.titok_vit import VIT_RULES, add_up_embeddings, sizes_of
 from hf_maskdiff.conversion.upstream import (
     Component,
     Preset,
@@ -24,7 +24,6 @@ from hf_maskdiff.conversion.upstream import (
     renamed,
     require_key,
     split_qkv,
-    square_side,
 )
 from hf_maskdiff.models import TiTokTransformer1DModel, TiTokVQModel
 from hf_maskdiff.schedulers import AnnealedScheduler
@@ -169,27 +168,15 @@ def convert_tokenizer(state_dict: Mapping[str, Tensor]) -> Component:
         weights[name] = take(name).flatten(1)
     weights["quantize.embedding.weight"] = normalize(take("quantize.embedding.weight"), dim=-1)
 
-    patch, rows, pixels = take("encoder.patch_embedding.weight"), take("quantize.embedding.weight"), "pixel_decoder."
+    pixels = "pixel_decoder."
     widths = [take(f"{pixels}up_blocks.{i}.0.conv1.weight").shape[0] for i in range(levels)][::-1]
-    reading, writing = patch.shape[0], take("decoder.proj_in.weight").shape[0]
     config: dict[str, Any] = {
-        "sample_size": square_side(len(weights["encoder.position_embedding"])) * patch.shape[-1],
-        "patch_size": patch.shape[-1],
-        "num_latent_tokens": len(latent),
-        "num_vq_embeddings": rows.shape[0],
-        "vq_embed_dim": rows.shape[1],
-        "hidden_size": reading,
-        "num_layers": count_blocks(weights, r"encoder\.transformer_blocks\.(\d+)\."),
-        "num_attention_heads": reading // HEAD_WIDTH,
-        "decoder_hidden_size": writing,
-        "num_decoder_layers": count_blocks(weights, r"decoder\.transformer_blocks\.(\d+)\."),
-        "num_decoder_attention_heads": writing // HEAD_WIDTH,
+        **sizes_of(weights, len(latent), _TOKENIZER),
         "num_pixel_embeddings": take("pixel_embedding.weight").shape[0],
         "latent_channels": take("pixel_embedding.weight").shape[1],
         "block_out_channels": widths,
         "layers_per_block": count_blocks(weights, rf"{pixels}up_blocks\.0\.(\d+)\."),
         "mid_layers": count_blocks(weights, rf"{pixels}mid_block\.(\d+)\."),
-        "in_channels": patch.shape[1],
     }
     return Component(TiTokVQModel, config, weights)
 

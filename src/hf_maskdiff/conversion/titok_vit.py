@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hf_maskdiff.conversion.upstream import require_key
+from hf_maskdiff.conversion.upstream import count_blocks, require_key, square_side
 
-HEAD_WIDTH = 64  # of all published ones
+_HEAD_WIDTH = 64  # of all published ones
 
 
 def _rules_of(half: str) -> dict[str, str]:
@@ -58,3 +60,33 @@ def add_up_embeddings(weights: dict[str, Tensor], what: str) -> None:
         weights[f"{half}.class_embedding"] = take(f"{half}.class_embedding") + places[:1]
         weights[f"{half}.position_embedding"] = places[1:] + patches
         weights[f"{half}.latent_embedding"] = take(f"{half}.latent_token_positional_embedding") + own
+
+
+def sizes_of(weights: dict[str, Tensor], num_latent_tokens: int, what: str) -> dict[str, Any]:
+    """The part of a tokenizer's configuration that says how large its two transformers and its codebook are.
+
+    Args:
+        weights: after `add_up_embeddings`.
+        num_latent_tokens: codes of an image, which are no longer to be seen in the weights.
+        what: the upstream, for the error.
+
+    Raises:
+        ValueError: one of the weights is missing.
+    """
+    patch, rows, into = (
+        require_key(weights, f"{name}.weight", what)
+        for name in ("encoder.patch_embedding", "quantize.embedding", "decoder.proj_in")
+    )
+    sizes: dict[str, Any] = {
+        "sample_size": square_side(len(weights["encoder.position_embedding"])) * patch.shape[-1],
+        "patch_size": patch.shape[-1],
+        "in_channels": patch.shape[1],
+        "num_latent_tokens": num_latent_tokens,
+        "num_vq_embeddings": rows.shape[0],
+        "vq_embed_dim": rows.shape[1],
+    }
+    for half, prefix, width in (("encoder", "", patch.shape[0]), ("decoder", "decoder_", into.shape[0])):
+        sizes[f"{prefix}hidden_size"] = width
+        sizes[f"num_{prefix}layers"] = count_blocks(weights, rf"{half}\.transformer_blocks\.(\d+)\.")
+        sizes[f"num_{prefix}attention_heads"] = width // _HEAD_WIDTH
+    return sizes
