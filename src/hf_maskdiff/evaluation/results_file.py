@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ def _record(sampler: str, one: SetResult) -> Record:
     return Record(
         sampler,
         steps if steps is not None else round(one.passes or 0),
-        {name: Value(*map(_known, pair)) for name, pair in one.measures.items()},
+        {name: Value(*pair) for name, pair in one.measures.items()},
         configuration.get("num_substeps") or 1,
         model=configuration.get("pipeline"),
         passes=one.passes,
@@ -77,7 +76,3 @@ def _record(sampler: str, one: SetResult) -> Record:
         seeds=() if one.seed is None else (one.seed,),
         source=one.name,
     )
-
-
-def _known(number: float) -> float | None:
-    return number if math.isfinite(number) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +47,11 @@ def _sampler(one: Found) -> Sampler:
 def _record(found: Results, one: Found, names: tuple[str, str, str]) -> Record:
     quality, searched, diversity = names
     measures: dict[str, Any] = {
-        quality: _value(one.held_out.value, one.held_out.error),
-        diversity: _value(one.held_out.diversity, one.held_out.diversity_error),
+        quality: Value(one.held_out.value, one.held_out.error),
+        diversity: Value(one.held_out.diversity, one.held_out.diversity_error),
     }
     if one.searched is not None:
-        measures[searched] = _value(one.searched.value, one.searched.error)
+        measures[searched] = Value(one.searched.value, one.searched.error)
     return Record(
         one.name,
         one.candidate.num_inference_steps,
@@ -62,7 +61,3 @@ def _record(found: Results, one: Found, names: tuple[str, str, str]) -> Record:
         seconds=one.seconds,
         num_samples=found.plan.rounds[-1].num_samples,
     )
-
-
-def _value(value: float, error: float) -> Value:
-    return Value(*(number if math.isfinite(number) else None for number in (value, error)))
