@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from training_utils import Clock, load_checkpoint, make_optimizer, save_checkpoint, training_batches
+from training_utils import Clock, load_checkpoint, make_optimizer, training_batches
 
 from hf_maskdiff import MaskGITScheduler
 
@@ -86,7 +86,7 @@ def train_denoiser(
     optimizer, schedule = make_optimizer(model.parameters(), args, clock)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
-    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
 
     model.train()
@@ -107,11 +107,6 @@ def train_denoiser(
         ema.step(accelerator.unwrap_model(model).parameters())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        done = step + 1
-        if done % args.checkpointing_steps == 0:
-            save_checkpoint(accelerator, args.output_dir, done)
-    if done > start and done % args.checkpointing_steps:
-        save_checkpoint(accelerator, args.output_dir, done)
 
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     ema.copy_to(trained.parameters())

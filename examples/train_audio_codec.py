@@ -28,7 +28,6 @@ from training_utils import (
     load_checkpoint,
     make_accelerator,
     make_optimizer,
-    save_checkpoint,
     training_batches,
 )
 from transformers import DacConfig, DacModel
@@ -157,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, list[float]]:
     optimizer, schedule = make_optimizer(weights, args, clock, betas=(0.9, 0.99))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(codebooks, ema, schedule)
-    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
 
     model.train()
@@ -179,11 +178,6 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, list[float]]:
         if step % 50 == 0:
             used = [int((codebook.counts > 1).sum()) for codebook in codebooks]
             progress.set_postfix(spectral=f"{spectral.item():.3f}", used=used)
-        done = step + 1
-        if done % args.checkpointing_steps == 0:
-            save_checkpoint(accelerator, args.output_dir, done)
-    if done > start and done % args.checkpointing_steps:
-        save_checkpoint(accelerator, args.output_dir, done)
 
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     ema.copy_to(trained.parameters())

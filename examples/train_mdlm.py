@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     network = model if num_blocks == 1 else NoisyAndClean(model, args.block_size)
     network, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(ema, schedule)
-    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(device)
     learner = accelerator.unwrap_model(network)  # still computes in the precision asked for
 
@@ -249,19 +249,19 @@ def main(argv: Sequence[str] | None = None) -> float:
     num_rows, offsets = len(tokens) // length - 1, torch.arange(length, device=device)
     test_loss = float("nan")
 
-    def keep(step: int) -> float:
+    def keep(step: int) -> None:
         """Save the state, and evaluate and save the averaged weights; training continues with the current ones."""
+        nonlocal test_loss
         save_checkpoint(accelerator, args.output_dir, step)
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
-        loss = evaluate(learner.eval(), scheduler, test_rows, num_blocks, args)
+        test_loss = evaluate(learner.eval(), scheduler, test_rows, num_blocks, args)
         if accelerator.is_main_process:
             MDLMPipeline(tokenizer, model, scheduler).save_pretrained(args.output_dir)
         ema.restore(model.parameters())
-        progress.write(f"step {step}, test split: {loss:.4f} nats per token")
-        return loss
+        progress.write(f"step {step}, test split: {test_loss:.4f} nats per token")
 
-    progress = training_batches("mdlm", num_rows, start, args, accelerator, clock)
+    progress = training_batches("mdlm", num_rows, start, args, accelerator, clock, keep)
     for step, indices, generator in progress:
         network.train()
         starts = indices * length + torch.randint(length, indices.shape, generator=generator, device=device)
@@ -276,11 +276,6 @@ def main(argv: Sequence[str] | None = None) -> float:
         ema.step(model.parameters())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        done = step + 1
-        if done % args.checkpointing_steps == 0:
-            test_loss = keep(done)
-    if done > start and done % args.checkpointing_steps:
-        test_loss = keep(done)
     accelerator.print(f"{model.num_parameters():,} parameters, saved in {args.output_dir}")
     return test_loss
 

@@ -26,7 +26,6 @@ from training_utils import (
     load_checkpoint,
     make_accelerator,
     make_optimizer,
-    save_checkpoint,
     training_batches,
 )
 
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
     optimizer, schedule = make_optimizer(weights, args, clock, betas=(0.9, 0.99))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(codebook, ema, schedule)
-    start = done = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
+    start = load_checkpoint(accelerator, args.output_dir, args.resume_from_checkpoint)
     ema.to(accelerator.device)
 
     model.train()
@@ -129,11 +128,6 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, int]:
         ema.step(accelerator.unwrap_model(model).parameters())
         if step % 50 == 0:
             progress.set_postfix(mse=f"{error.item():.4f}")
-        done = step + 1
-        if done % args.checkpointing_steps == 0:
-            save_checkpoint(accelerator, args.output_dir, done)
-    if done > start and done % args.checkpointing_steps:
-        save_checkpoint(accelerator, args.output_dir, done)
 
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     ema.copy_to(trained.parameters())

@@ -8,8 +8,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,12 +112,40 @@ class Clock:
 
 
 def training_batches(
-    name: str, num_examples: int, start: int, args: argparse.Namespace, accelerator: Accelerator, clock: Clock
+    name: str,
+    num_examples: int,
+    start: int,
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    clock: Clock,
+    keep: Callable[[int], object] | None = None,
 ) -> tqdm:
-    """`index_batches` from step `start` to the last step or second, with a progress bar."""
+    """`index_batches` from step `start` to the last step or second, with a progress bar and checkpoints.
+
+    Args:
+        keep: given the number of steps done, every `--checkpointing_steps` and after the last one; by default
+            `save_checkpoint`.
+    """
+    if keep is None:
+        keep = partial(save_checkpoint, accelerator, args.output_dir)
     batches = index_batches(num_examples, args.batch_size, start, args.max_train_steps, args.seed, accelerator)
     in_time = itertools.takewhile(lambda _: not clock.is_over(accelerator), batches)
-    return tqdm(in_time, desc=name, initial=start, total=args.max_train_steps, disable=not accelerator.is_main_process)
+    kept = _kept(in_time, start, args.checkpointing_steps, keep)
+    return tqdm(kept, desc=name, initial=start, total=args.max_train_steps, disable=not accelerator.is_main_process)
+
+
+def _kept(
+    batches: Iterable[tuple[int, Tensor, torch.Generator]], start: int, every: int, keep: Callable[[int], object]
+) -> Iterator[tuple[int, Tensor, torch.Generator]]:
+    """The batches; whoever asks for the next one has done the step of the last one."""
+    done = start
+    for batch in batches:
+        yield batch
+        done = batch[0] + 1
+        if done % every == 0:
+            keep(done)
+    if done > start and done % every:
+        keep(done)
 
 
 def make_optimizer(
