@@ -21,23 +21,25 @@ class CountMemory(TorchDispatchMode):
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self.seen.add(tensor.untyped_storage()._cdata)
+        self._see((args, kwargs), made_here=False)
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        self._see(result, made_here=True)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.seen:
-            return
-        self.seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
+    def _see(self, tensors: Any, made_here: bool) -> None:
+        """Count the storages that were not seen before; those of inputs are others' and count nothing.
+
+        Every storage is watched until it is freed: its address may then be that of another one.
+        """
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes() if made_here else 0
+                if key not in self.seen:
+                    self.seen.add(key)
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         self.seen.discard(key)

@@ -112,3 +112,14 @@ def test_what_samples_need_is_less_than_what_a_batch_takes(part: Part) -> None:
     assert needed.cost(2) == {"passes": 1.5, "partial passes": 0, "pass equivalents": 1.5}
     assert needed.calls == 2
     assert all_work.take() == 4
+
+
+def test_memory_at_an_address_that_was_an_inputs_is_counted(part: Part) -> None:
+    held, made = [torch.zeros(1000) for _ in range(50)], []
+
+    def work() -> None:
+        while held:
+            held.pop().add_(1)  # freed here, so that what is made next may lie where it lay
+            made.append(torch.ones(1000))
+
+    assert 50 * 4000 <= part("memory").extra_memory(work, torch.device("cpu")) <= 52 * 4000
