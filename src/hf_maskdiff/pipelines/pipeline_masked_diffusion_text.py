@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..attention_rule import BLOCK_CAUSAL, block_causal
 from ..hub import PipelineRepositoryMixin
+from ..hub_access import stop_out_of_reach
 from ..integers import as_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText
@@ -127,7 +128,8 @@ class MaskedDiffusionTextPipeline(
                 f"model_index.json in {str(pretrained_model_name_or_path)!r}",
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
-        except OSError:  # no pipeline
+        except OSError as error:  # no pipeline
+            stop_out_of_reach(error, pretrained_model_name_or_path, location.get("cache_dir"))
             scheduler, blocks_from = kwargs.pop("scheduler", None), kwargs.pop("blocks_from", "start")
             return cls._of(open_published(pretrained_model_name_or_path, **kwargs), scheduler, blocks_from)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
