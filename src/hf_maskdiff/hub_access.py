@@ -22,7 +22,7 @@ class HubOutOfReach(OSError):
 
 
 def require_hub(name: str | os.PathLike) -> None:
-    """Ask the Hub once whether it is there, unless the name is a path or something of the repository was fetched before.
+    """Ask the Hub once whether it is there; not for a path, or a repository of which something was fetched before.
 
     For programs, which say in a line what is wrong. A library leaves this to the Hub's client, and to its patience.
 
