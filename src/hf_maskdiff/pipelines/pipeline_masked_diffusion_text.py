@@ -29,9 +29,11 @@ from .checks import (
     check_callback_inputs,
     check_components,
     check_count,
+    check_flag,
     check_guidance_scale,
     check_lengths,
     check_output_type,
+    tensor_inputs_of,
 )
 from .logits_rules import LogitsRules
 from .published_pipelines import open_published, scheduler_of
@@ -209,6 +211,8 @@ class MaskedDiffusionTextPipeline(
         check_lengths(self.denoiser.model_length, max_new_tokens, stride, block_length)
         check_block_length(self.denoiser.rule, block_length, stride)
         check_count("num_return_sequences", num_return_sequences, "Pass how many texts you want of each prompt.")
+        if stop_at_eos is not None:
+            check_flag("stop_at_eos", stop_at_eos, "Leave it out to end chats alone.")
         if stop_at_eos and not ends_of_text(self.tokenizer, self.config.eos_token_ids):
             raise ValueError("`stop_at_eos` needs a tokenizer with an `eos_token`, got one without. Leave it out.")
         check_output_type(output_type, OUTPUT_TYPES)
@@ -346,11 +350,9 @@ class MaskedDiffusionTextPipeline(
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
         num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
-        names = callback_on_step_end_tensor_inputs
         given = (prompt, input_ids, mask, max_new_tokens, stride, block_length, stop_at_eos, num_return_sequences)
         self.check_inputs(*given, output_type, names, attention_mask, token_type_ids)
         check_guidance_scale(guidance_scale)
