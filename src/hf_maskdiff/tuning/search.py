@@ -126,9 +126,8 @@ def _tune(args: argparse.Namespace) -> Results | None:
     kind = next(PIPELINES[base.__name__] for base in type(pipe).__mro__ if base.__name__ in PIPELINES)
     _require_judge(args, kind)
     bench = Bench(pipe, making, args.output_dir, state)
-    found = candidates(
-        pipe.scheduler, args.passes, args.samplers, args.choice_temperatures, args.num_substeps, args.thresholds
-    )
+    space = args.samplers, args.choice_temperatures, args.num_substeps, args.thresholds, args.vary or ()
+    found = candidates(pipe.scheduler, args.passes, *space)
     samples = {name: value for name, value in bench.configuration.items() if name not in (*DECIDING, "num_samples")}
     settings = {name: getattr(args, name) for name in DECIDING} | {"samples": samples}
     ledger = on_main_process(lambda: Ledger(args.output_dir, settings), state)
