@@ -266,7 +266,10 @@ CALLS = {
     "temperature": ({"temperature": -1.0}, "`choice_temperature` must be a number of at least 0"),
     "output": ({"output_type": "jpeg"}, r"`output_type` must be one of \('pil', .*\), got 'jpeg'. Pick"),
     "generators": ({"generator": generators(2)}, "generators must hold one per row, got 2 for a batch of 1. Pass"),
-    "callback": ({"callback_on_step_end_tensor_inputs": ["logits"]}, r"a list of names among \['latents'\], got \['logits'\]"),
+    "callback": (
+        {"callback_on_step_end_tensor_inputs": ["logits"]},
+        r"a list of names among \['latents'\], got \['logits'\]",
+    ),
     "latents on a line": (
         {"latents": tokens(1, 16)},
         r"`latents` must be int64 codes of shape \(1, 4, 4\), got .*Pass",
