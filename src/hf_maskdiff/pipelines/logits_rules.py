@@ -101,7 +101,7 @@ class LogitsRules:
         banned = _token_ids("suppress_tokens", suppress_tokens, vocab_size)
         words = () if bad_words_ids is None else bad_words_ids
         remedy = "Pass one list for each word."
-        listed = isinstance(words, Sequence) or getattr(words, "ndim", 0) == 2
+        listed = isinstance(words, list | tuple) or getattr(words, "ndim", 0) == 2
         require(listed, "bad_words_ids", "a list of lists of token ids", words, remedy)
         for word in words:
             ids = _token_ids("bad_words_ids", word, vocab_size)
