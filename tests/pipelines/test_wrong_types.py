@@ -27,7 +27,7 @@ NEVER += [
     np.float64("inf"),
 ]
 # Which of these some arguments may be.
-ALLOWED = {"callback_on_step_end": (10, 18), "micro_conditioning_aesthetic_score": (1,)}
+ALLOWED = {"callback_on_step_end": (10, 18), "prompts": (6,), "micro_conditioning_aesthetic_score": (1,)}
 NO_NUMBERS = ("guidance_scale", "strength", "audio_length_in_s", "chunk_length_s", "chunk_overlap_s", "temperature")
 NO_NUMBERS += ("sampling_temperature", "repetition_penalty", "micro_conditioning_aesthetic_score", "generator")
 
