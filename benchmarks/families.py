@@ -23,7 +23,7 @@ from hf_maskdiff import (
 )
 
 REMDM: Samplers = {
-    f"remdm-{name}": partial(ReMDMScheduler, remasking=name) for name in ("cap", "rescale", "conf", "loop")
+    f"remdm-{name}": partial(ReMDMScheduler, remasking=name) for name in ("cap", "rescale", "conf", "loop", "dfm")
 }
 # The published shares are of 1024 positions and more, and would take back one position of a row here.
 CORRECTED = {"corrected_shares": (1 / 16, 1 / 32, 1 / 64)}

@@ -4,7 +4,7 @@ It checks samplers' laws and host waits, and measures times, memory and compilat
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --tiny --sections laws syncs     # a quick trial of the program, on any device
-    python benchmarks/gpu.py --report out/gpu/gpu.json        # writes docs/gpu.md (and docs/gpu.json) from a run
+    python benchmarks/gpu.py --report out/gpu/gpu.json        # writes docs/gpu.md (and docs/gpu.json) from runs
 
 For a machine without a network, download the packages that it lacks into `wheels/`, which git ignores:
 
@@ -35,7 +35,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +66,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--tiny", action="store_true", help="meaningless sizes, for a quick trial without a GPU")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all sections together")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page in docs/ from this file")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="only write the page in docs/ from these runs on one machine, a later one's sections instead of earlier",
+    )
     parser.add_argument("--child", nargs=2, metavar=("MODULE", "ROWS"), help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # for a line, once all is imported
     return parser.parse_args(argv)
@@ -250,11 +255,24 @@ def save(results: dict[str, Any], folder: Path) -> None:
         os.replace(partial, folder / name)
 
 
-def write_page(results_file: Path, docs: Path) -> None:
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several runs on one machine: each section as the last run has it that came to it."""
+    last = runs[-1]
+    sections: dict[str, Any] = {}
+    for run in runs:
+        if run["machine"] != last["machine"]:
+            raise SystemExit(f"A page is of one machine, got {run['machine']} and {last['machine']}.")
+        older = {} if run["date"] == last["date"] else {"date": run["date"]}
+        begun = {name: older | section for name, section in run["sections"].items() if section["rows"]}
+        sections |= {name: section for name, section in run["sections"].items() if name not in sections} | begun
+    order = [name for name in SECTIONS if name in sections]
+    return {**last, "sections": {name: sections[name] for name in [*order, *(sections.keys() - set(order))]}}
+
+
+def write_page(results_files: Sequence[Path], docs: Path) -> None:
     """Write the page in docs/, and next to it the numbers that it is made from."""
-    results = json.loads(results_file.read_text())
-    if results_file.resolve() != (docs / "gpu.json").resolve():
-        shutil.copyfile(results_file, docs / "gpu.json")
+    results = together([json.loads(file.read_text()) for file in results_files])
+    (docs / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
     (docs / "gpu.md").write_text(page(results))
 
 

@@ -37,7 +37,8 @@ def page(results: dict[str, Any] | None) -> str:
         parts.append("\n**A try with tiny sizes: the numbers say nothing.**\n")
     for name, section in results["sections"].items():
         parts.append(f"\n## {section['title']}\n\n{_filled(section['reading'])}\n")
-        parts.append(f"\n`{name}`: {section['status']}, {section['seconds']:.0f} s.\n")
+        when = f", on {section['date']}" if "date" in section else ""
+        parts.append(f"\n`{name}`: {section['status']}, {section['seconds']:.0f} s{when}.\n")
         parts += [f"\n{part}\n" for part in _body(section["rows"])]
     return "".join(parts)
 

@@ -71,8 +71,11 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
-REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")  # more passes than positions are of use to them
+# More passes than positions are of use to these: counts are random, or known tokens are taken back.
+UNPLANNED = ("ancestral", "trapezoidal")
+REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
+DIGITS = [*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()]
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
 ALPHAS = (0.5, 1, 3, 6, 12, 24)  # choice temperatures
 ORDERS = [f"{name} {alpha}" for name in TEMPERED for alpha in ALPHAS]
@@ -94,7 +97,10 @@ PLANS: Mapping[str, Plan] = {
     "digits": Plan(
         partial(beds.Images, pipeline="pipelines/maskgit-mnist", folder="image_dir"),
         1000,
-        pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()], (4, 8, 16, 32), (REAL, 0), (FULL, 49)),
+        [
+            *pairs_of(DIGITS, (4, 8, 16, 32, 49), (REAL, 0), (beds.TOKENIZER, 0), (FULL, 49)),
+            *pairs_of([*UNPLANNED, *REVISING], (128,)),
+        ],
     ),
     "letters": Plan(
         partial(beds.Images, pipeline="pipelines/maskgit-letters", folder="letter_dir", dtype="bfloat16"),
@@ -109,18 +115,21 @@ PLANS: Mapping[str, Plan] = {
         128,
         [
             *pairs_of(TEXT, (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*REMDM, *nucleus()[1:]], (128,)),
+            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", "p2-standing", "p2-moment 4", *nucleus()[1:]], (128,)),
         ],
     ),
     "long text": Plan(
         partial(beds.Texts, pipeline="pipelines/mdlm-shakespeare-long"),
         32,
-        pairs_of(TEXT, (8, 16, 32, 64, 128), (REAL, 0), (FULL, 256)),
+        pairs_of(TEXT, (4, 8, 16, 32, 64, 128), (REAL, 0), (FULL, 256)),
     ),
     "chain": Plan(
         beds.Chain,
         1000,
-        pairs_of([*PLAIN, PLANNER, *tempered(16, (64, 4))], (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
+        [
+            *pairs_of([*PLAIN, PLANNER, *tempered(16, (64, 4))], (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
+            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", PLANNER], (128,)),
+        ],
     ),
 }
 

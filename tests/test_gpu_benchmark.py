@@ -264,12 +264,36 @@ def test_the_page_is_what_the_program_makes(gpu: ModuleType, tmp_path: Path) -> 
     (tmp_path / "run.json").write_text(json.dumps(made))
     docs = tmp_path / "docs"
     docs.mkdir()
-    gpu.write_page(tmp_path / "run.json", docs)
+    gpu.write_page([tmp_path / "run.json"], docs)
     text = (docs / "gpu.md").read_text()
     assert "2026-01-02, A card, 80 GiB. torch 2.11.0.\n" in text
     assert (
         "## T\n\nR.\n\n`s`: done, 3 s.\n\n| ms | passed |\n| --- | --- |\n| 1,234 | **no** |\n| 0.0123 | yes |" in text
     )
     assert json.loads((docs / "gpu.json").read_text()) == made
-    gpu.write_page(docs / "gpu.json", docs)  # made anew in place
+    gpu.write_page([docs / "gpu.json"], docs)  # made anew in place
     assert (docs / "gpu.md").read_text() == text
+
+
+def test_a_page_of_several_runs(gpu: ModuleType) -> None:
+    """Each section is that of the last run that came to it, and says so if that was on another day."""
+
+    def run(date: str, card: str = "A", **rows: list[dict[str, Any]]) -> dict[str, Any]:
+        sections = {
+            name: {"title": name, "reading": "", "status": date, "seconds": 1.0, "rows": found}
+            for name, found in rows.items()
+        }
+        return {"date": date, "tiny": False, "machine": {"card": card}, "sections": sections}
+
+    row = [{"case": "a", "ms": 1.0}]
+    found = gpu.together([run("1", syncs=row, laws=row, s=row), run("2", laws=row, syncs=[]), run("2", step_time=[])])
+    assert [(name, section["status"], section.get("date")) for name, section in found["sections"].items()] == [
+        ("laws", "2", None),
+        ("syncs", "1", "1"),
+        ("step_time", "2", None),
+        ("s", "1", "1"),
+    ]
+    assert found["date"] == "2"
+    assert "`syncs`: 1, 1 s, on 1." in gpu.page(found)
+    with pytest.raises(SystemExit, match="A page is of one machine"):
+        gpu.together([run("1", card="B"), run("2")])

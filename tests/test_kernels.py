@@ -215,27 +215,58 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     assert ran.stdout.strip() == "compiled", ran.stderr
 
 
-def test_a_machine_on_which_they_fail_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_before_their_first_use(on_kernels: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds them right, and each of them wrong where it is."""
+    cpu = torch.device("cpu")
+    on_kernels(True)
+    assert kernels._differences(cpu) == ""
+    wrong: dict[str, Callable[..., Any]] = {
+        "row_scores": lambda *_: torch.zeros(2, 2),
+        "row_draws": lambda *_: (torch.zeros(2, 2, dtype=torch.int64), None),
+        "position_noise": lambda keys, length, *_: torch.full((1, len(keys), length), 0.5, dtype=torch.float64),
+    }
+    found = []
+    for name, computed in wrong.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, name, computed)
+            found.append(kernels._differences(cpu))
+    assert found == ["other scores than torch's", "other draws than torch's", "other noise than torch's"]
+
+
+def test_the_trial_knows_the_noise() -> None:
+    noise = position_noise(torch.tensor(kernels._TRIAL_KEYS), 2, Purpose.CHOICE)[0]
+    assert torch.equal(noise, torch.tensor(kernels._TRIAL_NOISE, dtype=torch.float64) * 2.0**-52)
+    assert Purpose.CHOICE == 0
+    assert len(Purpose) == 5
+
+
+def no_compiler(device: torch.device) -> str:
+    raise RuntimeError("no C compiler")
+
+
+@pytest.mark.parametrize(
+    ("trial", "why"), [(no_compiler, "RuntimeError: no C compiler"), (lambda _: "other noise", "other noise")]
+)
+def test_a_machine_on_which_they_fail_is_told_once(
+    trial: Callable[[torch.device], str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernels._work_on.cache_clear()
-
-    def broken(*_: Any, **__: Any) -> Tensor:
-        raise RuntimeError("no C compiler")
-
-    monkeypatch.setattr(torch, "zeros", broken)
-    with pytest.warns(UserWarning, match=r"do not run on cuda:0 \(RuntimeError: no C compiler\): steps use torch"):
+    monkeypatch.setattr(kernels, "_differences", trial)
+    with pytest.warns(UserWarning, match=rf"do not run on cuda:0 \({why}\): steps use torch alone"):
         assert not kernels._work_on(0)
     assert not kernels._work_on(0)
     kernels._work_on.cache_clear()
 
 
-def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_work_on", lambda index: True)
-    for value, on in (("", False), ("0", False), ("1", True)):
+def test_they_are_on_unless_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_work_on", lambda index: index == 0)
+    for value, on in (("", True), ("0", False), ("1", True)):
         monkeypatch.setenv(kernels.SWITCH, value)
         assert kernels.usable(torch.device("cuda:0")) == on
         assert not kernels.usable(torch.device("cpu"))
     monkeypatch.delenv(kernels.SWITCH)
-    assert not kernels.usable(torch.device("cuda:0"))
+    assert kernels.usable(torch.device("cuda:0"))
+    assert not kernels.usable(torch.device("cuda:1"))
 
 
 # --- what an accelerator computes by torch alone ----------------------------------------------------------------------

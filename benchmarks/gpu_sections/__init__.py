@@ -33,7 +33,7 @@ def _section(module: str, seconds: float, title: str, reading: str) -> Section:
 SECTIONS = {
     "laws": _section(
         "laws",
-        60,
+        80,
         "The exact laws hold, and the devices agree",
         """
         Two rounds of each scheduler through `step`, by chi-square against the exact law of the first round's outcome
@@ -59,8 +59,8 @@ SECTIONS = {
         """
         A whole 8-step cosine run on fixed logits, divided by 8, against `logits.amax(-1)`; the goal is 1.5 reads.
         `ms to issue` is what the host needs for a step: where it is as long as the step, the step waits for the host
-        and not for memory. `by` says whether torch alone computes it, or the package's kernels
-        (`HF_MASKDIFF_KERNELS=1`). The last column is the time of diffusers' `AmusedScheduler` over ours.
+        and not for memory. `by` says whether the package's kernels compute it, or torch alone
+        (`HF_MASKDIFF_KERNELS=0`). The last column is the time of diffusers' `AmusedScheduler` over ours.
         """,
     ),
     "partial_passes": _section(

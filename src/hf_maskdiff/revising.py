@@ -38,6 +38,20 @@ def forward_backward(share: float, next_share: float) -> float:
     return (next_share - share) / share if share > 0 else 1.0
 
 
+def flow_corrector(share: float, next_share: float) -> float:
+    r"""Sigma of the corrector of discrete flow matching (arXiv 2407.15595), with the strength that ReMDM compares with.
+
+    $$ \sigma = b \, \frac{\alpha_s - \alpha_t}{\alpha_t}, \qquad b = 10 \, (\alpha_t (1 - \alpha_t))^{1/4}, $$
+
+    so that `b` positions are masked for each by which the share rises, and `1 + b` are revealed. It can be above 1.
+
+    Example:
+        >>> round(flow_corrector(0.5, 0.51), 4)
+        0.1414
+    """
+    return 10 * (share * (1 - share)) ** 0.25 * forward_backward(share, next_share)
+
+
 def loop_shares(time: float, next_time: float, start: float, end: float, plateau: float) -> tuple[float, float, bool]:
     """The shares before and after a step of the loop, and whether the step is on its plateau.
 

@@ -11,12 +11,20 @@ _TESTS = "tests/test_kernels.py"
 
 MUTANTS = [
     Mutant(
-        "kernels-unasked",
-        "kernels that no GPU has run are on by default",
+        "kernels-not-switched-off",
+        "who switches the kernels off still gets them",
         _KERNELS,
-        'os.environ.get(SWITCH) != "1"',
-        'os.environ.get(SWITCH) == "0"',
-        (_TESTS + "::test_they_are_off_unless_asked_for",),
+        'if device.type != "cuda" or os.environ.get(SWITCH) == "0":',
+        'if device.type != "cuda":',
+        (_TESTS + "::test_they_are_on_unless_switched_off",),
+    ),
+    Mutant(
+        "wrong-kernels-used",
+        "kernels that compute otherwise than torch are used all the same",
+        _KERNELS,
+        "return not wrong",
+        "return True",
+        (_TESTS + "::test_a_machine_on_which_they_fail_is_told_once",),
     ),
     Mutant(
         "margin-to-itself",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import tiny_text_to_image
 import torch
 from test_pipeline_mdlm import LENGTH, MASK_ID, character_tokenizer
 from tiny_weights import draw_weights
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, PretrainedConfig
 
 from hf_maskdiff import (
     MaskedDiffusionTextToImagePipeline,
@@ -20,6 +21,7 @@ from hf_maskdiff import (
     MDLMTransformer,
     MomentScheduler,
 )
+from hf_maskdiff.pipelines.checks import check_no_dropout
 
 
 def text_pipeline(dropout: float) -> MDLMPipeline:
@@ -105,3 +107,49 @@ def test_a_text_encoder_is_asked_too() -> None:
         of_prompt(pipe)
     pipe.text_encoder.eval()
     of_prompt(pipe)
+
+
+class Layer(torch.nn.Module):
+    """A layer that only holds a probability, as those do that hand it to a function."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__()
+        setattr(self, name, value)
+
+
+class DropPath(Layer):
+    pass
+
+
+HELD: list[tuple[torch.nn.Module, str]] = [
+    *(
+        (Layer(name, 0.1), name)
+        for name in ("dropout", "activation_dropout", "dropout_prob", "resid_pdrop", "layerdrop")
+    ),
+    (Layer("config", PretrainedConfig(hidden_dropout=0.1)), "config.hidden_dropout"),
+    (Layer("config", PretrainedConfig(attention_probs_dropout_prob=0.1)), "config.attention_probs_dropout_prob"),
+    (DropPath("p", 0.1), "p"),
+    (torch.nn.AlphaDropout(0.1), "p"),
+]
+
+
+@pytest.mark.parametrize(("layer", "rate"), HELD, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_probability_is_found_under_any_name(layer: torch.nn.Module, rate: str) -> None:
+    model = torch.nn.Sequential(layer)
+    with pytest.raises(ValueError, match=rf"a Sequential whose `0\.{re.escape(rate)}` drops.*pipe\.transformer\.eval"):
+        check_no_dropout({"transformer": model})
+    check_no_dropout({"transformer": model.eval()})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer("dropout", 0.0),
+        Layer("p", 0.9),  # of a layer that does other things
+        Layer("token_dropout", True),  # ESM's scaling of its input, which is not random
+        Layer("config", PretrainedConfig(hidden_dropout_prob=0.0, classifier_dropout=0.1, summary_first_dropout=0.1)),
+    ],
+    ids=["no dropout", "another p", "a switch", "a head's"],
+)
+def test_a_layer_that_drops_nothing_may_stay_in_training(layer: torch.nn.Module) -> None:
+    check_no_dropout({"transformer": torch.nn.Sequential(layer), "scheduler": None})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_masked_diffusion_text import seeds
-from test_text_combinations import a_scheduler, groups, kinds, numbers
+from test_text_combinations import a_scheduler, groups, kinds, looking_ahead, numbers
 
 from hf_maskdiff import DelayedCacheConfig, GreedyCacheConfig, MaskGITPipeline
 
@@ -51,6 +51,9 @@ def case_of(number: int) -> Case:
     draw, noise = random.Random(number), torch.Generator().manual_seed(number)
     scheduler = a_scheduler(draw, mask_token_id=MASK, codebook_size=16)
     cache, exact = caches(draw, scheduler)
+    scheduler = looking_ahead(scheduler, number)
+    if scheduler.num_candidates > 1:
+        cache, exact = None, None
     images = torch.rand(3, 1, 8, 8, generator=noise)
     editable = torch.rand(3, 1, 4, 4, generator=noise) < draw.choice([0.3, 0.8, 1.0])
     edits: dict[str, Any] = {}
@@ -76,6 +79,7 @@ def features(number: int) -> Iterable[tuple[str, object]]:
     yield "cache", kinds(case.cache)
     yield "edits", (*case.edits, case.call["strength"])
     yield "guided", case.call["guidance_scale"] != 1.0
+    yield "candidates", case.scheduler.num_candidates
 
 
 def check(pipe: MaskGITPipeline, number: int) -> None:

@@ -68,7 +68,7 @@ SCHEDULERS: list[tuple[type[MaskedDiffusionScheduler], dict[str, list[Any]]]] = 
     (MomentScheduler, {"top_k": [None, 5], "top_p": [None, 0.8]}),
     (HybridScheduler, {"exploration_ratio": [0.25, 1.0]}),
     (AncestralScheduler, {}),
-    (ReMDMScheduler, {"remasking": ["cap", "rescale", "conf", "loop", "forward_backward"], "eta": [0.1, 0.5]}),
+    (ReMDMScheduler, {"remasking": ["cap", "rescale", "conf", "loop", "forward_backward", "dfm"], "eta": [0.1, 0.5]}),
     (
         ReMDMScheduler,
         {"remasking": ["rescale", "conf"], "eta": [0.6], "exact_order": ["uniform", "confidence", "halton"]},
@@ -133,6 +133,15 @@ def a_scheduler(draw: random.Random, **tokens: int) -> MaskedDiffusionScheduler:
     return kind(**tokens, **settings)
 
 
+def looking_ahead(scheduler: MaskedDiffusionScheduler, number: int) -> MaskedDiffusionScheduler:
+    """Every third scheduler that can try several ways to take a step does; a cache cannot be on meanwhile."""
+    draw = random.Random(f"{number}, looking ahead")  # on its own, so that the rest of a case is as without
+    if "num_candidates" not in scheduler.config or draw.random() > 1 / 3:
+        return scheduler
+    settings = {"num_candidates": draw.choice([2, 4]), "candidate_cost": draw.choice([0.0, 1.0])}
+    return type(scheduler).from_config(scheduler.config, **settings)
+
+
 def groups(draw: random.Random, scheduler: MaskedDiffusionScheduler) -> PartialCacheConfig | None:
     if not isinstance(scheduler, ChooseThenSampleScheduler) or draw.random() < 0.4:
         return None
@@ -151,6 +160,12 @@ def a_prompt(draw: random.Random) -> Any:
 
 
 def case_of(number: int) -> Case:
+    case = a_case(number)
+    scheduler = looking_ahead(case.scheduler, number)
+    return case if scheduler is case.scheduler else replace(case, scheduler=scheduler, cache=None, exact=None)
+
+
+def a_case(number: int) -> Case:
     draw = random.Random(number)
     scheduler = a_scheduler(draw, mask_token_id=MASK)
     partial = groups(draw, scheduler)
@@ -244,6 +259,7 @@ def features(number: int) -> Iterable[tuple[str, object]]:
     yield "guided", case.call["guidance_scale"] != 1.0
     yield "rules", "suppress_tokens" in case.call
     yield "rows", len(case.prompts) > 1
+    yield "candidates", case.scheduler.num_candidates
 
 
 # In the last one nothing is masked for several steps of a cached run that takes tokens back.

@@ -39,7 +39,12 @@ def test_without_remasking_it_is_ancestral_sampling() -> None:
 
 def test_the_share_of_masks_follows_the_schedule_whatever_sigma_is() -> None:
     """On average over many positions: 3 standard errors of 40 000 of them."""
-    for config in ({"eta": 0.3}, {"remasking": "rescale", "eta": 0.9}, {"remasking": "forward_backward"}):
+    for config in (
+        {"eta": 0.3},
+        {"remasking": "rescale", "eta": 0.9},
+        {"remasking": "forward_backward"},
+        {"remasking": "dfm"},
+    ):
         scheduler = ReMDMScheduler(MASK, masking_schedule="cosine", **config)
         samples = run(scheduler, 6, torch.full((20, 2000), MASK))
         for n, sample in enumerate(samples[:-1]):
@@ -49,7 +54,7 @@ def test_the_share_of_masks_follows_the_schedule_whatever_sigma_is() -> None:
 
 
 @pytest.mark.parametrize("order", ["uniform", "confidence", "entropy", "halton", "moment"])
-@pytest.mark.parametrize("strategy", ["cap", "rescale", "conf", "forward_backward"])
+@pytest.mark.parametrize("strategy", ["cap", "rescale", "conf", "forward_backward", "dfm"])
 def test_exact_counts(strategy: str, order: str) -> None:
     temperature = {"choice_temperature": 3.0} if order == "moment" else {}
     scheduler = ReMDMScheduler(MASK, remasking=strategy, eta=0.4, exact_order=order, **temperature)
@@ -94,7 +99,7 @@ def test_the_loop_stays_at_its_share() -> None:
     assert shares[20] == 1
 
 
-@pytest.mark.parametrize("strategy", ["cap", "rescale", "conf", "loop", "forward_backward"])
+@pytest.mark.parametrize("strategy", ["cap", "rescale", "conf", "loop", "forward_backward", "dfm"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
 def test_probabilities_are_probabilities(strategy: str, steps: int) -> None:
     for schedule in ("linear", "cosine", "arccos", "square", "mdlm_cosine"):

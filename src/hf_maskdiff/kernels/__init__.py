@@ -1,9 +1,9 @@
-"""What a GPU computes otherwise than a CPU: measures in few passes, and fused kernels for who asks for them.
+"""What a GPU computes otherwise than a CPU: fused kernels, and without Triton measures in few passes.
 
 A fused kernel for scores or draws reads the logits once and copies nothing; torch alone needs several passes, since
 each of its functions reads and writes all of a block. The kernels compute what `hf_maskdiff.orders` and
-`hf_maskdiff.sampling` do, but for rounding, and need Triton, which comes with torch for CUDA. **They are off unless
-`HF_MASKDIFF_KERNELS=1` is set:** they were run by Triton's interpreter and compiled for a GPU, but not yet run on one.
+`hf_maskdiff.sampling` do, but for rounding, and need Triton, which comes with torch for CUDA. Before their first use on
+a device they are held against torch there, on a few rows. `HF_MASKDIFF_KERNELS=0` switches them off.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "usable",
 ]
 
-# Set this to 1 to use the kernels.
+# Set this to 0 to compute by torch alone.
 SWITCH = "HF_MASKDIFF_KERNELS"
 # Columns that a program holds at a time.
 _MOST_COLUMNS = 4096
@@ -44,8 +44,8 @@ _NOISE_BLOCK = 256
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on this device: a GPU with Triton, of a user who has switched them on."""
-    if device.type != "cuda" or os.environ.get(SWITCH) != "1":
+    """Whether the kernels run on this device: a GPU with Triton, of a user who has not switched them off."""
+    if device.type != "cuda" or os.environ.get(SWITCH) == "0":
         return False
     return _work_on(torch.cuda.current_device() if device.index is None else device.index)
 
@@ -54,18 +54,39 @@ def usable(device: torch.device) -> bool:
 def _work_on(index: int) -> bool:
     """Whether they do, found out by a trial of each: a machine may lack Triton, or the compiler that it calls."""
     try:
-        device = torch.device("cuda", index)
-        rows = Rows(torch.zeros(1, 1, 2, device=device), 2, -1, 1.0)
-        row_scores(rows, log_confidence)
-        row_draws(rows, position_noise(torch.zeros(1, dtype=torch.int64, device=device), 1, (0,), 1)[0, 0])
+        wrong = _differences(torch.device("cuda", index))
     except Exception as error:  # whatever Triton raises, torch can do the work
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
         warnings.warn(
-            f"Triton's kernels do not run on cuda:{index} ({type(error).__name__}: {error}): steps use torch alone, "
-            f"and are slower. Install triton and a C compiler, or leave out {SWITCH}=1.",
+            f"Triton's kernels do not run on cuda:{index} ({wrong}): steps use torch alone, and are slower. Install "
+            f"triton and a C compiler, or set {SWITCH}=0.",
             stacklevel=2,
         )
-        return False
-    return True
+    return not wrong
+
+
+# Noise of two keys at two positions, in units of 2^-52.
+_TRIAL_KEYS = (1, -(2**62))
+_TRIAL_NOISE = ((3774766793162929, 4252590154780699), (318233585316903, 103424388664533))
+
+
+def _differences(device: torch.device) -> str:
+    """What the kernels compute otherwise than torch on this device; nothing if they are right."""
+    noise = torch.tensor(_TRIAL_NOISE, dtype=torch.float64, device=device) * 2.0**-52
+    logits = torch.linspace(-3, 3, 2 * 2 * 37, device=device).sin_().mul_(4).view(2, 2, 37)
+    rows = Rows(logits, 37, 5, 0.7)
+    allowed = torch.arange(37, device=device) != 5
+    log_probs = logits.where(allowed, -torch.inf).div_(0.7).log_softmax(-1)
+    tokens = (log_probs.double().exp_().cumsum(-1) < noise[..., None]).sum(-1)
+    scores = row_scores(rows, log_confidence)
+    right = {
+        "noise": torch.equal(position_noise(torch.tensor(_TRIAL_KEYS, device=device), 2, (0,), 5)[0], noise),
+        "scores": scores is not None and torch.allclose(scores, log_probs.amax(-1), atol=1e-4),
+        "draws": torch.equal(row_draws(rows, noise)[0], tokens),
+    }
+    wrong = [name for name, same in right.items() if not same]
+    return f"other {', '.join(wrong)} than torch's" if wrong else ""
 
 
 @dataclass(frozen=True)

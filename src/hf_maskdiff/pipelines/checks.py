@@ -14,9 +14,10 @@ from ..integers import is_integer
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import GuidanceScale
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-# Where layers of transformers keep the probability that they hand to attention.
-_RATES = ("dropout", "attention_dropout")
+# What a layer that only drops may call its probability, beside a name with "drop" in it.
+_RATES = ("p", "prob", "rate")
+# Probabilities in a configuration that are those of classifying heads, which no denoiser has.
+_OF_HEADS = ("classifier", "semantic_classifier", "seq_classif", "summary", "qa")
 
 
 def check_components(components: Mapping[str, Any]) -> None:
@@ -48,10 +49,30 @@ def check_no_dropout(components: Mapping[str, Any]) -> None:
 def _dropping_part(component: Any) -> str | None:
     """The name of a part of a component that is in training and has a dropout probability above 0."""
     for name, part in component.named_modules() if isinstance(component, nn.Module) else ():
-        rates = [part.p] if isinstance(part, _DROPOUTS) else [vars(part).get(key) for key in _RATES]
-        if part.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return f"`{name}`"
+        if part.training and (rate := _dropout_rate(part)) is not None:
+            return f"`{name}.{rate}`" if name else f"`{rate}`"
     return None
+
+
+def _dropout_rate(part: nn.Module) -> str | None:
+    """Where a layer has a dropout probability above 0: `dropout`, `activation_dropout`, `config.resid_pdrop`, ...
+
+    Layers hand what they or their configuration hold to functions, so that no module needs to be there for it. Names
+    are many, and all say "drop".
+    """
+    own, config = vars(part), vars(part).get("config")
+    only_drops = "drop" in type(part).__name__.lower()
+    for name, value in own.items():
+        if _is_rate(value) and ("drop" in name or (only_drops and name in _RATES)):
+            return name
+    for name, value in vars(config).items() if hasattr(config, "__dict__") else ():
+        if _is_rate(value) and "drop" in name and not name.startswith(_OF_HEADS):
+            return f"config.{name}"
+    return None
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, float) and value > 0
 
 
 def check_count(name: str, value: Any, remedy: str) -> None:
