@@ -128,8 +128,8 @@ class PromptedImageSource(ImageSource):
         if pipe.tokenizer is None or pipe.text_encoder is None:
             raise ValueError(
                 "sets of images from text need a pipeline with a tokenizer and a text encoder, got one without in "
-                f"{args.pipeline!r}. Pass a folder that holds both, or call this one in Python, with `prompt_embeds` and "
-                "`encoder_hidden_states`."
+                f"{args.pipeline!r}. Pass a folder that holds both, or call this one in Python, with `prompt_embeds` "
+                "and `encoder_hidden_states`."
             )
         self.prompts: list[str] = args.prompts
 
