@@ -105,7 +105,8 @@ def denoise(
             remaining = counts.remaining(i, count)
             read = masked | ~given if scheduler.reads_revealed else masked
             reading = (read.flatten(1), counts.num_read(remaining))
-            now = StepRows(i - began, rows, unfinished, remaining, *reading, choice, start.embedding_noise)
+            reading = (*reading, choice, start.embedding_noise)
+            now = StepRows(i - began, rows, unfinished, remaining, *reading, counts.put_back(i))
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
