@@ -12,7 +12,7 @@ from .checks import require_pipeline, require_positive
 from .evaluate import INCEPTION_LAYERS, is_statistics, not_statistics
 from .generate import DTYPES, read_prompts
 from .names import OF_PROMPTS, SCHEDULERS, TEXTS, did_you_mean
-from .samples import class_of_saved_pipeline, form_of, kind_of_saved_pipeline
+from .samples import class_of_saved_pipeline, form_of, kind_of_saved_pipeline, require_judged
 
 SAMPLERS = (
     "ConfidenceScheduler",
@@ -162,6 +162,7 @@ def _check_judge(args: argparse.Namespace) -> None:
             "another one."
         )
     if kind is not None:
+        require_judged(kind)
         for name in _FOR_THE_OTHER_KIND[kind == TEXTS]:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} is not for {kind}, got {getattr(args, name)!r}. Leave it out.")

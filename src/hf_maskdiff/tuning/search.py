@@ -21,6 +21,7 @@ from hf_maskdiff.sets.loading import load_pipeline
 from hf_maskdiff.sets.making import settled
 from hf_maskdiff_cli.generate import add_arguments as add_generate_arguments
 from hf_maskdiff_cli.names import IMAGES, PIPELINES
+from hf_maskdiff_cli.samples import require_judged
 from hf_maskdiff_cli.tune import DECIDING
 
 from .front import Score, ranked
@@ -198,6 +199,7 @@ def _told(plan: Plan, number: int) -> str:
 
 
 def _require_judge(args: argparse.Namespace, kind: str) -> None:
+    require_judged(kind)
     if kind == IMAGES and args.own_likelihood is not None:
         raise ValueError(
             f"--own_likelihood is for texts, got {args.own_likelihood} with images. Pass --reference and --network."
