@@ -34,7 +34,7 @@ def results_of(
     summary: Summary, settings: Mapping[str, Any], seeds: Mapping[tuple[str, int], Sequence[int]]
 ) -> Results:
     """A record for each sampler and number of steps, which has the seeds of `seeds`."""
-    records = [_record(*key, row, settings["num_chains"], seeds[key]) for key, row in summary.items()]
+    records = [_record(*key, row, seeds[key]) for key, row in summary.items()]
     about = f"designs of {settings['length']} residues; errors over designs"
     return _file(records, MEASURES, settings, about)
 
@@ -58,10 +58,12 @@ def with_records(first: Results, others: Sequence[Results]) -> Results:
     )
 
 
-def _record(name: str, steps: int, row: Mapping[str, Pair], num_chains: int, seeds: Sequence[int]) -> Record:
+def _record(name: str, steps: int, row: Mapping[str, Pair], seeds: Sequence[int]) -> Record:
     sampler, num_substeps = parts(name)
     measures = {name: _value(row[name]) for name in MEASURES if name in row}
-    return Record(sampler, steps, measures, num_substeps, num_samples=num_chains, seeds=tuple(seeds))
+    return Record(
+        sampler, steps, measures, num_substeps, num_samples=round(row["number"][0] / len(seeds)), seeds=tuple(seeds)
+    )
 
 
 def _value(pair: Pair) -> Value:

@@ -166,6 +166,7 @@ LOOKS = {
     "confidence": (BROWN, "o", "confidence"),
     "remdm-rescale": (PURPLE, "o", "ReMDM, rescale"),
     "remdm-strong": (PURPLE, "s", "ReMDM, rescale, eta 0.3"),
+    "remdm-moment": (PURPLE, "D", "ReMDM, moment"),
     "remdm-loop": (PURPLE, "v", "ReMDM, loop"),
     "p2-standing": (VERMILLION, "P", "P2, standing"),
     "p2-redrawn": (VERMILLION, "X", "P2, redrawn"),
