@@ -11,8 +11,11 @@ from typing import Any
 
 from cells import Cells, Row, Summary, summarise
 from looks import BLACK, BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+from measures import measure_of
 from plots import figure, set_ticks
 from tables import print_table, with_error
+
+from hf_maskdiff_cli import results
 
 Value = tuple[float, float]  # mean and standard error
 
@@ -97,24 +100,38 @@ def beyond_curve(row: Row, shown: Measures, curve: Sequence[tuple[Value, Value]]
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def rows_of(found: Mapping[str, Any]) -> Iterator[results.Record]:
     """A row for each bed, sampler and number of passes, rounded as the tables are."""
-    for bed, found in results.items():
+    for bed, own in found.items():
         shown = SHOWN[bed]
-        for (sampler, steps), row in summary_of(bed, found).items():
+        for (sampler, steps), row in summary_of(bed, own).items():
             measures = {
                 name: rounded(row[name], digits)
                 for name, digits in zip((shown.quality, shown.diversity), shown.digits, strict=True)
             }
-            yield {"bed": bed, "sampler": sampler, "steps": steps} | measures
+            yield results.Record(sampler, steps, measures, model=bed)
 
 
-def rounded(value: Value, digits: int) -> list[float | None]:
-    return [round(value[0], digits), None if math.isnan(value[1]) else round(value[1], digits)]
+def rounded(value: Value, digits: int) -> results.Value:
+    return results.Value(round(value[0], digits), None if math.isnan(value[1]) else round(value[1], digits))
 
 
-def print_tables(results: Mapping[str, Any]) -> None:
-    for bed, found in results.items():
+def write_summary(found: Mapping[str, Any], path: Path) -> None:
+    """The rows of all beds as one file of results, in which a bed is a model."""
+    rows = list(rows_of(found))
+    samplers = dict.fromkeys(row.sampler for row in rows)
+    summary = results.Results(
+        command="python benchmarks/samplers_at_equal_passes.py",
+        measures={name: measure_of(name) for row in rows for name in row.measures},
+        samplers={name: results.Sampler() for name in samplers},
+        records=rows,
+        about="means over seeds of the files of the beds; a model is a bed",
+    )
+    results.write_results(summary, path)
+
+
+def print_tables(beds: Mapping[str, Any]) -> None:
+    for bed, found in beds.items():
         shown, summary = SHOWN[bed], summary_of(bed, found)
         steps = sorted({number for _, number in summary})
         names = list(dict.fromkeys(name for name, _ in summary))
