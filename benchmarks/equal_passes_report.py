@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Row, Summary, summarise
+from cells import Cells, Row, Summary, differences, summarise
 from looks import BLACK, BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from measures import measure_of
 from plots import figure, set_ticks
@@ -40,7 +40,7 @@ class Measures:
 SHOWN: Mapping[str, Measures] = {
     "antibodies": Measures("nats", "apart", (3, 3)),
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
-    "digits": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "digits": Measures("frechet", "within-class variance", (2, 2), passes=16, log=True),
     "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3), passes=32),
@@ -142,7 +142,37 @@ def print_tables(beds: Mapping[str, Any]) -> None:
         if shown.curve:
             print(f"\n{bed}: {shown.quality} beyond the uniform order's at as much {shown.diversity}\n")
             rows = [(name, *beyond(summary, shown, name, steps)) for name in names if not is_of_curve(name)]
-            print_table(["sampler", *map(str, steps)], rows)
+            print_table(["sampler", *map(str, steps)], [row for row in rows if any(row[1:])])
+        print_paired(bed, found["cells"], shown, [number for number in steps if number])
+
+
+# Samplers of second order, and those that take much back: what each of them is otherwise.
+PLAIN_ONE = {
+    "trapezoidal": "ancestral",
+    "extrapolating": "uniform",
+    "extrapolating-halton": "halton",
+    "remdm-strong": "ancestral",
+    "remdm-loop": "ancestral",
+    "remdm-dfm": "ancestral",
+}
+
+
+def print_paired(bed: str, cells: Cells, shown: Measures, steps: Sequence[int]) -> None:
+    """Differences of the quality from the sampler without the change, seed by seed."""
+    summary = summarise(differences(cells, PLAIN_ONE))
+    rows = [
+        (
+            f"{name} minus {plain}",
+            *(
+                with_error(summary[name, n][shown.quality], shown.digits[0]) if (name, n) in summary else ""
+                for n in steps
+            ),
+        )
+        for name, plain in PLAIN_ONE.items()
+    ]
+    if rows := [row for row in rows if any(row[1:])]:
+        print(f"\n{bed}: {shown.quality}, paired by seed\n")
+        print_table(["samplers", *map(str, steps)], rows)
 
 
 def two_of(summary: Summary, shown: Measures, name: str, steps: Sequence[int]) -> list[str]:
@@ -183,6 +213,7 @@ LOOKS = {
     "confidence": (BROWN, "o", "confidence"),
     "remdm-rescale": (PURPLE, "o", "ReMDM, rescale"),
     "remdm-strong": (PURPLE, "s", "ReMDM, rescale, eta 0.3"),
+    "remdm-dfm": (PURPLE, "D", "ReMDM, flow's corrector"),
     "remdm-loop": (PURPLE, "v", "ReMDM, loop"),
     "p2-standing": (VERMILLION, "P", "P2, standing"),
     "p2-redrawn": (VERMILLION, "X", "P2, redrawn"),

@@ -72,9 +72,8 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
-# More passes than positions are of use to these: counts are random, or known tokens are taken back.
-UNPLANNED = ("ancestral", "trapezoidal")
-REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")
+# More passes than positions are of use to these alone: their counts are random.
+UNPLANNED = ("ancestral", "trapezoidal", *REMDM, "remdm-strong")
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 DIGITS = [*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()]
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
@@ -89,7 +88,7 @@ PLANS: Mapping[str, Plan] = {
         [
             *pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5)), *MORE_16, *nucleus()], (4, 8, 16, 32, 64), (FULL, 118)),
             *pairs_of(SECOND, (24,)),
-            *pairs_of(REVISING, (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "antibodies, float32": Plan(partial(beds.Antibodies, dtype="float32"), 256, pairs_of(SECOND, (24,))),
@@ -98,7 +97,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of(DIGITS, (4, 8, 16, 32, 49), (REAL, 0), (beds.TOKENIZER, 0), (FULL, 49)),
-            *pairs_of([*UNPLANNED, *REVISING], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "letters": Plan(
@@ -111,7 +110,7 @@ PLANS: Mapping[str, Plan] = {
         128,
         [
             *pairs_of(TEXT, (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", "p2-standing", "p2-moment 4", *nucleus()[1:]], (128,)),
+            *pairs_of([*UNPLANNED, *nucleus()[1:]], (128,)),
         ],
     ),
     "long text": Plan(
@@ -124,7 +123,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of([*PLAIN, PLANNER, *tempered(16, (64, 4))], (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", PLANNER], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
 }
