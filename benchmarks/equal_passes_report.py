@@ -43,7 +43,7 @@ SHOWN: Mapping[str, Measures] = {
     "digits": Measures("frechet", "within-class variance", (2, 2), passes=16, log=True),
     "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
-    "long text": Measures("nats", "entropy", (3, 3), passes=32),
+    "long text": Measures("nats", "entropy", (3, 3)),
     "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),
 }
 
@@ -239,10 +239,10 @@ def plot(beds: Mapping[str, Summary], path: Path, title: str = "Quality and dive
     if not names:
         return
     with figure(path, title=title, figsize=(11, 2.2 + 3.4 * ((len(names) + 1) // 2))) as page:
-        panels = page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat
+        panels = list(page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat)
         for axis, bed in zip(panels, names, strict=False):
             draw_panel(axis, beds[bed], bed)
-        for axis in list(panels)[len(names) :]:
+        for axis in panels[len(names) :]:
             axis.set_visible(False)
         legends = (axis.get_legend_handles_labels() for axis in page.axes)
         handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
