@@ -59,7 +59,8 @@ DESIGNS = {"chain": ("", 118, ""), "loop": (BEFORE, 13, AFTER)}
 SAMPLERS = [
     *(f"{name} 6" for name in ("uniform", "moment", "maskgit", "halton", "hybrid", "p2-moment", "freecorrection")),
     *("uniform", "uniform 1", "halton", "moment 1", "maskgit 1", "moment 16", "maskgit 16", "uniform 16", "uniform 3"),
-    *("extrapolating", "confidence", "moment-apart-3 6", "remdm-moment 6"),
+    *("extrapolating", "trapezoidal", "ancestral", "remdm-rescale"),
+    *("confidence", "moment-apart-3 6", "remdm-moment 6"),
     *("uniform, 2 groups", "moment 6, 2 groups", "moment 6, 4 groups"),
 ]
 SETTINGS = ("design", "length", "num_chains", "num_masks", "dtype")

@@ -15,6 +15,7 @@ from cells import Cells, Row, Summary
 from equal_passes_report import LABELS, LOOKS, Measures, beyond_curve, curve_of
 from looks import BLACK
 from plots import figure
+from samplers import parts
 from tables import print_table, with_error
 from torch import Tensor
 
@@ -34,6 +35,8 @@ CONTRASTS = [
     ("hybrid 6", "halton 6"),
     *((f"{name}, {number} groups", name) for name in ("uniform", "moment 6", "halton 6") for number in (2, 4)),
     ("extrapolating", "uniform"),
+    ("trapezoidal", "ancestral"),
+    ("remdm-rescale", "ancestral"),
     ("remdm-moment 6", "moment 6"),
     ("freecorrection 6", "moment 6"),
     ("p2-moment 6", "moment 6"),
@@ -95,16 +98,24 @@ def summary_of(cells: Cells, design: str, length: int) -> Summary:
 
 
 def contrasts(cells: Cells) -> Iterator[tuple[str, str, int, Value, Value]]:
-    """For each pair of samplers and number of steps: the difference in nats, paired, and the distance of their laws."""
+    """For each pair of samplers and number of steps: the difference in nats, paired, and the distance of their laws.
+
+    R groups to a step are also compared with as many plain steps more as their R - 1 partial passes cost.
+    """
     found = by_pair(cells)
     for first, second in CONTRASTS:
         for steps in sorted({steps for name, steps in found if name == first}):
-            if (second, steps) in found:
-                own, other = found[first, steps], found[second, steps]
+            num_substeps = parts(first)[1]
+            pairs = [(second, second, steps)]
+            if num_substeps > 1:
+                more = steps + num_substeps - 1
+                pairs.append((f"{second}, {more} steps", second, more))
+            for title, name, number in pairs:
+                own, other = found[first, steps], found.get((name, number), {})
                 seeds = sorted(own.keys() & other.keys())
                 if seeds:
                     nats = mean_of(nats_of(own, seeds) - nats_of(other, seeds))
-                    yield first, second, steps, nats, distance(residues(own, seeds), residues(other, seeds))
+                    yield first, title, steps, nats, distance(residues(own, seeds), residues(other, seeds))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

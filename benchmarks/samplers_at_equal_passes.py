@@ -14,8 +14,8 @@ what lies on it could be had by a temperature. `families.py` has the samplers, `
 antibodies: AntiBERTy's chains of 118 residues. Nats a residue in any order; the share of places at which two differ.
 antibodies, float32: four of them with more chains, in float32.
 digits: `pipelines/maskgit-mnist`. Frechet distance, and variance within a class relative to real images.
-letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; both orders of the hybrid and mixtures of them, each at
-several temperatures, also in two and four groups to a step.
+letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; each sampler at several temperatures, those that choose
+positions first also in two and four groups to a step, and two of them guided.
 text, long text: `pipelines/mdlm-shakespeare`, and `-long`. Nats a character by a judge; entropy of a text.
 chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, which are too few where it is too likely.
 
@@ -77,10 +77,12 @@ UNPLANNED = ("ancestral", "trapezoidal", *REMDM, "remdm-strong")
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 DIGITS = [*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()]
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
-MIXED = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "uniform")
-IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in MIXED for alpha in (1, 3, 6, 12, 24)]
-LETTERS = [*PLAIN, *(f"{name} {alpha}" for name in MIXED for alpha in (1, 3, 6, 12, 24)), *IN_GROUPS]
-LETTERS += [f"{name} {alpha}" for name in TEMPERED if name not in MIXED for alpha in (3, 6, 12)]
+ALPHAS = (0.5, 1, 3, 6, 12, 24)  # choice temperatures
+ORDERS = [f"{name} {alpha}" for name in TEMPERED for alpha in ALPHAS]
+CHOSEN_FIRST = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "uniform")  # they may draw in groups
+IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in CHOSEN_FIRST for alpha in ALPHAS]
+SCALES = ("1.5", "2", "3", "5", "1 to 2", "1 to 3", "1 to 5", "1 to 9")
+GUIDED = [f"{name} {alpha}, guidance {scale}" for name in ("moment", "halton") for alpha in ALPHAS for scale in SCALES]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
@@ -102,8 +104,11 @@ PLANS: Mapping[str, Plan] = {
     ),
     "letters": Plan(
         partial(beds.Images, pipeline="pipelines/maskgit-letters", folder="letter_dir", dtype="bfloat16"),
-        800,
-        pairs_of(LETTERS, (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
+        1000,
+        [
+            *pairs_of([*PLAIN, *ORDERS, *IN_GROUPS], (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
+            *pairs_of(GUIDED, (8, 16)),
+        ],
     ),
     "text": Plan(
         partial(beds.Texts, pipeline="pipelines/mdlm-shakespeare"),

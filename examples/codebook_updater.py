@@ -25,6 +25,12 @@ class CodebookUpdater(nn.Module):
         self.register_buffer("counts", torch.zeros(len(codes)))
         self.register_buffer("sums", torch.zeros_like(codes))
 
+    @torch.no_grad()
+    def go_on(self, num_latents: int) -> None:
+        """Start from the codes as they are, rather than from a sample of latents, of which a step has so many."""
+        self.counts.fill_(num_latents / len(self.counts))
+        self.sums.copy_(self.codebook[0].weight * self.counts[:, None])
+
     def remember(self, latents: Tensor, indices: Tensor) -> None:
         """Take the latents `(num_latents, width)` of a forward pass and the codes `(num_latents,)` that they became."""
         self.latents, self.indices = latents.detach().float(), indices

@@ -41,6 +41,7 @@ WINDOWS = (128, 256, 512, 1024)  # of the spectrograms that are compared; each h
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
+    parser.add_argument("--start_from", help="go on from a DacModel's weights, folder or Hub name: its sizes hold")
     parser.add_argument("--downsampling_ratios", type=int, nargs="+", default=[4, 4, 8], help="even: a frame's samples")
     parser.add_argument("--encoder_hidden_size", type=int, default=16, help="doubles with each ratio")
     parser.add_argument("--decoder_hidden_size", type=int, default=128, help="halves with each ratio")
@@ -81,6 +82,20 @@ def make_codec(args: argparse.Namespace, sampling_rate: int) -> DacModel:
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             module.reset_parameters()
+    return model
+
+
+def open_codec(args: argparse.Namespace, sampling_rate: int) -> DacModel:
+    """A trained codec to go on from, of this sampling rate."""
+    changes = {"quantizer_dropout": args.quantizer_dropout, "commitment_loss_weight": args.commitment_weight}
+    model = DacModel.from_pretrained(
+        args.start_from, codebook_loss_weight=0.0, **changes, dtype=torch.float32, trust_remote_code=False
+    )
+    if model.config.sampling_rate != sampling_rate:
+        raise ValueError(
+            f"`--start_from` must be a codec of the clips' sampling rate {sampling_rate}, got one of "
+            f"{model.config.sampling_rate}. Render the clips at its rate, or leave it out."
+        )
     return model
 
 
@@ -144,10 +159,14 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float, list[float]]:
     with accelerator.main_process_first(), errors_in_one_line():
         audios, _, _, rate = load_labelled_clips("train", args.data_dir)
         test_audios = load_labelled_clips("test", args.data_dir).audios
+        model = open_codec(args, rate) if args.start_from else make_codec(args, rate)
     audios, length = audios.to(device), min(args.crop_length, audios.shape[1])
-    model = make_codec(args, rate).to(device)
+    model = model.to(device)
     length -= length % model.config.hop_length
     codebooks = follow(model, args.codebook_decay).to(device)
+    if args.start_from:
+        for codebook in codebooks:
+            codebook.go_on(args.batch_size * length // model.config.hop_length * accelerator.num_processes)
     # Distances between latents and codes need float32, whatever the precision around them.
     model.quantizer.forward = torch.autocast(device.type, enabled=False)(model.quantizer.forward)
     model.quantizer.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))

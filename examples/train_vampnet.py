@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate.utils import set_seed
@@ -34,7 +34,27 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_training_arguments(parser)
     parser.add_argument("--codec", required=True, help="folder or Hub name of a DacModel")
     add_denoiser_arguments(parser)
-    return parser.parse_args(argv)
+    parser.add_argument("--placements", type=int, default=1, help="places in its silence that each clip is heard at")
+    args = parser.parse_args(argv)
+    if args.placements < 1:
+        parser.error(f"--placements must be at least 1, got {args.placements}")
+    return args
+
+
+def placements(audios: Tensor, number: int, seed: int) -> Iterator[Tensor]:
+    """Clips `(num_clips, num_samples)` as they are, and then, up to this number, moved in the silence around them.
+
+    What is moved by less than a frame has other codes, so that few recordings make many examples. A clip is between its
+    first and last sample that is not 0.
+    """
+    yield audios
+    length, generator = audios.shape[1], torch.Generator().manual_seed(seed)
+    heard = (audios != 0).int()
+    first, last = heard.argmax(1), length - 1 - heard.flip(1).argmax(1)
+    for _ in range(number - 1):
+        starts = (torch.rand(len(audios), generator=generator) * (length - (last - first))).long()
+        places = (torch.arange(length) - (starts - first)[:, None]) % length  # silence goes round, nothing else
+        yield audios.gather(1, places)
 
 
 def encode(pipeline: MaskedDiffusionAudioPipeline, audios: Tensor, rate: int) -> Tensor:
@@ -87,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> float:
         codec, model, MomentScheduler(**scheduler_config), call_defaults={"chunk_length_s": seconds}
     )
     with errors_in_one_line():
-        codes, test_codes = encode(pipeline, audios, rate), encode(pipeline, test_audios, rate)
+        placed = placements(audios, args.placements, args.seed)
+        codes = torch.cat([encode(pipeline, moved, rate) for moved in placed])
+        test_codes = encode(pipeline, test_audios, rate)
+    labels = labels.repeat(args.placements)
     scheduler = MaskGITScheduler(**scheduler_config)
     trained = train_denoiser("vampnet", model, scheduler, codes, labels.to(device), args, accelerator, clock)
     test_loss = evaluate(trained, scheduler, test_codes, test_labels.to(device), args.seed)

@@ -157,3 +157,10 @@ def test_chains_are_told_from_light_ones_and_from_the_reference(program: Callabl
     ((first, second, steps, nats, _),) = report.contrasts(cells)
     assert (first, second, steps) == ("maskgit 6", "moment 6", 8)
     assert nats == pytest.approx((1.0, 1 / 3**0.5))  # of 1, 2 and 0
+    cells += [
+        cell("moment 6, 2 groups", 8, [heavy] * 3, [1.0, 2.0, 2.0]),
+        cell("moment 6", 9, [heavy] * 3, [0.0, 1.0, 1.0]),
+    ]
+    groups = [found[:4] for found in report.contrasts(cells) if found[0] == "moment 6, 2 groups"]
+    assert [(second, steps) for _, second, steps, _ in groups] == [("moment 6", 8), ("moment 6, 9 steps", 8)]
+    assert groups[1][3] == pytest.approx((1.0, 0.0))

@@ -72,7 +72,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "demo": {
         *("torch", "PIL", "gradio"),
-        *("__init__", "caching", "schedulers", "devices", "sets", "hf_maskdiff_cli"),
+        *("__init__", "caching", "schedulers", "devices", "evaluation", "sets", "hf_maskdiff_cli"),
     },
     "parallel": {"sets", "hf_maskdiff_cli"},
     "generation": {"torch", "sets", "hf_maskdiff_cli"},

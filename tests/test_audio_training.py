@@ -87,6 +87,51 @@ def test_a_codec_that_is_stopped_and_resumed_is_the_same(tones: Path, tmp_path: 
         assert torch.equal(weight, states[1][key]), key
 
 
+def test_a_codec_goes_on_from_another_s_weights(tones: Path, codec_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--data_dir", str(tones), "--output_dir", str(tmp_path / "more"), *CODEC_ARGUMENTS]
+    arguments += ["--start_from", str(codec_folder), "--max_train_steps", "1", "--learning_rate", "0"]
+    with fresh_programs_in(tmp_path):
+        program("train_audio_codec").main(arguments)
+    before, after = (DacModel.from_pretrained(folder).state_dict() for folder in (codec_folder, tmp_path / "more"))
+    codes = [key for key in before if "codebook" in key]
+    assert len(codes) == 2
+    for key, weight in before.items():
+        if key in codes:  # a step of their running means, from where they were
+            assert 0 < (after[key] - weight).abs().mean() < 0.3 * weight.abs().mean()
+        else:
+            torch.testing.assert_close(after[key], weight)
+    rate = {"sampling_rate": 2 * RATE, "labels": [0], "class_names": ["a"], "audios": np.zeros((1, 640), np.int16)}
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", **rate)
+    with (
+        fresh_programs_in(tmp_path),
+        pytest.raises(SystemExit, match="of the clips' sampling rate 3200, got one of 1600"),
+    ):
+        program("train_audio_codec").main([*arguments, "--data_dir", str(tmp_path)])
+
+
+def test_a_clip_is_moved_in_the_silence_around_it(capsys: pytest.CaptureFixture[str]) -> None:
+    module = program("train_vampnet")
+    clips = torch.zeros(3, 12, dtype=torch.int16)
+    clips[0, 2:6] = torch.tensor([5, 0, 7, 9])
+    clips[1] = torch.arange(1, 13)  # fills its clip
+    first, *moved = module.placements(clips, 30, 0)
+    assert torch.equal(first, clips)
+    assert len(moved) == 29
+    found = set()
+    for audios in moved:
+        start = int((audios[0] != 0).int().argmax())
+        found.add(start)
+        assert audios[0, start : start + 4].tolist() == [5, 0, 7, 9]
+        assert int((audios[0] != 0).sum()) == 3
+        assert torch.equal(audios[1:], clips[1:])
+    assert found == set(range(9))
+    assert len(list(module.placements(clips, 1, 0))) == 1
+    with pytest.raises(SystemExit):
+        module.parse_args(["--codec", "x", "--output_dir", "y", "--placements", "0"])
+    assert "must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_crops_are_stretches_of_their_clips() -> None:
     audios = torch.arange(30, dtype=torch.int16).view(3, 10) * 1000
     found = program("train_audio_codec").crops(audios, torch.tensor([2, 0]), 4, torch.Generator().manual_seed(0))
@@ -108,7 +153,7 @@ def test_odd_ratios_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_whole_pipeline_of_words_and_its_judge(tones: Path, codec_folder: Path, tmp_path: Path) -> None:
     module, data = program("train_vampnet"), ["--data_dir", str(tones)]
     arguments = [*data, "--codec", str(codec_folder), *MODEL_ARGUMENTS, "--output_dir", str(tmp_path / "pipe")]
-    trained = module.main([*arguments, "--max_train_steps", "60"])
+    trained = module.main([*arguments, "--max_train_steps", "60", "--placements", "2"])
     assert trained < np.log(16) - 0.3
 
     pipe = MaskedDiffusionAudioPipeline.from_pretrained(tmp_path / "pipe")

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
-from hf_maskdiff.draws import draw_index, draw_tempered_, tempered_
+from hf_maskdiff.draws import draw_index, tempered_
 from hf_maskdiff.orders import log_confidence, log_moment, negative_entropy
 from hf_maskdiff.sampling import (
     Marginals,
@@ -219,11 +219,19 @@ def test_a_sharp_draw_is_that_of_any_other(tokens: int) -> None:
     tied, broken = logits.clone(), logits.clone()
     tied[3, [5, 7, 200]], broken[4, 9], broken[5], broken[6, [1, 2]] = 9.0, torch.nan, -torch.inf, 9.0
     for sharpness in (1e6, 1e30):
-        beta, found = torch.full((12, 1), sharpness), set()
+        beta, found, rows = torch.full((12,), sharpness), set(), torch.arange(12)
         for uniform in torch.rand(9, 12, dtype=torch.float64, generator=seeded(1)):
             for block in (logits, tied, broken):
-                drawn = draw_tempered_(block.clone(), uniform, beta, block.device)
-                assert torch.equal(drawn, draw_index(tempered_(block.clone(), beta), uniform))
+                marginals = Marginals(block[None], mask_token_id=tokens)
+                made = list[int]()
+
+                def make(noise: torch.Tensor = uniform, made: list[int] = made) -> torch.Tensor:
+                    made.append(1)
+                    return noise
+
+                drawn = marginals.draw(rows, make, beta)
+                assert bool(made) == (block is not logits)  # nothing is left to chance there
+                assert torch.equal(drawn, draw_index(tempered_(block.clone(), beta[:, None]), uniform))
                 assert block is not logits or torch.equal(drawn, logits.argmax(-1))
                 found.add(int(drawn[3])) if block is tied else None
         assert found == {5, 7, 200}

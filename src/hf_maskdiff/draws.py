@@ -27,33 +27,24 @@ def tempered_(block: Tensor, beta: Tensor) -> Tensor:
     return torch.softmax(_exponents_(block, beta), -1, out=block)
 
 
-def draw_tempered_(block: Tensor, uniform: Tensor, beta: Tensor, device: torch.device) -> Tensor:
-    """As `draw_index` of `tempered_`; the block is overwritten.
+def is_sharp(beta: Tensor) -> bool:
+    """Whether it is worth looking if only the most probable tokens have any mass: on a CPU, at these temperatures."""
+    return beta.device.type == "cpu" and len(beta) > 0 and float(beta.min()) >= _SHARP
 
-    Args:
-        uniform: noise, float64 `(M,)` in (0, 1).
-        device: one with float64, where the masses are summed.
+
+def only_tokens_(block: Tensor, beta: Tensor) -> Tensor:
+    """The one token of each row that has any mass in `tempered_`, int64 `(M,)`: what is drawn, whatever the noise.
+
+    All are -1 where tokens tie in a row, or none can be drawn. The block is overwritten. Looking makes the host wait
+    for an accelerator.
     """
-    exponents = _exponents_(block, beta)
-    if block.device.type == "cpu" and len(beta) and float(beta.min()) >= _SHARP:
-        found = _only_tokens(exponents)
-        if found is not None:
-            return found
-    return draw_index(torch.softmax(exponents, -1, out=exponents).to(device), uniform)
+    rows, tokens = (_exponents_(block, beta) > _NO_MASS).nonzero(as_tuple=True)
+    return tokens if rows.tolist() == list(range(len(block))) else rows.new_full((len(block),), -1)
 
 
 def _exponents_(block: Tensor, beta: Tensor) -> Tensor:
     # Shift before multiplying: for logits near the largest one the difference is exact.
     return block.sub_(block.amax(-1, keepdim=True)).mul_(beta)
-
-
-def _only_tokens(exponents: Tensor) -> Tensor | None:
-    """The one token of each row that has any mass, int64 `(M,)`; None where tokens tie, or none can be drawn.
-
-    Whatever the noise, this is what is drawn. Looking makes the host wait for an accelerator.
-    """
-    rows, tokens = (exponents > _NO_MASS).nonzero(as_tuple=True)
-    return tokens if rows.tolist() == list(range(len(exponents))) else None
 
 
 def draw_index(probs: Tensor, uniform: Tensor) -> Tensor:

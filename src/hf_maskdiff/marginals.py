@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .draws import chunked_inverse_cdf, draw_index, draw_tempered_, float64_device, tempered_
+from .draws import chunked_inverse_cdf, draw_index, float64_device, is_sharp, only_tokens_, tempered_
 from .token_filters import keep_top_k, keep_top_p, keep_typical
 
 
@@ -243,25 +243,34 @@ class Marginals:
 
         return self.reduce(log_prob, rows, tokens)[0]
 
-    def draw(self, rows: Tensor, uniform: Tensor, beta: Tensor) -> Tensor:
+    def draw(self, rows: Tensor, uniform: Tensor | Callable[[], Tensor], beta: Tensor) -> Tensor:
         """Draw one token per row from the normalised p_i^beta, by inverting its cumulative distribution.
 
         Args:
             rows: indices into the flattened `(batch_size, L)`, int64 `(M,)`.
-            uniform: noise, float64 `(M,)` in (0, 1).
+            uniform: noise, float64 `(M,)` in (0, 1), or what makes it if it is needed: not where each row has but one
+                token that can be drawn.
             beta: inverse temperature, `(M,)`.
 
         Returns:
             Tokens, int64 `(M,)`; `num_tokens` if no token can be drawn (NaN or +inf logits, or no token allowed).
         """
+        if not self._fused:
+            beta = beta.to(self.logits.device, torch.float32)[:, None]
+            if is_sharp(beta):
+                (tokens,) = self.reduce(lambda block, beta: (only_tokens_(block, beta),), rows, beta)
+                if int(tokens.min()) >= 0:
+                    return tokens
+        if not isinstance(uniform, Tensor):
+            uniform = uniform()
         if self._fused:
             return kernels.row_draws(self._kernel_rows(rows), uniform, beta[None])[0]
         device = float64_device(self.logits.device)
 
         def draw_block(block: Tensor, uniform: Tensor, beta: Tensor) -> tuple[Tensor]:
-            return (draw_tempered_(block, uniform, beta, device),)
+            return (draw_index(tempered_(block, beta).to(device), uniform),)
 
-        return self.reduce(draw_block, rows, uniform, beta.to(self.logits.device, torch.float32)[:, None])[0]
+        return self.reduce(draw_block, rows, uniform, beta)[0]
 
     def draw_or_keep(self, rows: Tensor, uniform: Tensor, beta: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
         """`draw` at the ranks that are wanted; at all others, and where no token can be drawn, `tokens` stay.

@@ -279,5 +279,10 @@ def passing_ranks(log_confidences: Tensor, factor: float) -> Tensor:
         tensor([3])
     """
     # The left side grows with r, so those that pass are the first ones.
-    after = torch.arange(2, log_confidences.shape[1] + 2, device=log_confidences.device)
-    return (log_confidences.expm1().neg() * after < factor).sum(-1)
+    after = _minus_next_ranks(log_confidences.shape[1], log_confidences.device)
+    return (log_confidences.expm1() * after < factor).sum(-1)
+
+
+@kept
+def _minus_next_ranks(length: int, device: torch.device) -> Tensor:
+    return -torch.arange(2, length + 2, device=device)

@@ -13,6 +13,7 @@ from .names import IMAGES, TEXTS, did_you_mean, did_you_mean_folder
 from .samples import (
     kind_of_samples,
     kind_of_saved_pipeline,
+    require_judged,
     require_one_kind,
     require_reference_kind,
 )
@@ -175,6 +176,7 @@ def require_options_of(kind: str, args: argparse.Namespace) -> None:
     Args:
         kind: of the samples, `IMAGES` or `TEXTS`.
     """
+    require_judged(kind)
     for name in _FOR_THE_OTHER_KIND[kind]:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} is not for {kind}, got {getattr(args, name)!r}. Leave it out.")

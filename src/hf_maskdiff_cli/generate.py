@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import require_pipeline, require_positive, require_scheduler
-from .names import OF_PROMPTS, PIPELINES, SCHEDULERS, TEXTS, did_you_mean
+from .names import IMAGES, OF_PROMPTS, PIPELINES, SCHEDULERS, SOUNDS, TEXTS, did_you_mean
 from .samples import class_of_saved_pipeline
 from .set_folder import require_set_folder
 
@@ -24,6 +24,13 @@ _AT_LEAST_1 = (
     "decode_chunk_size",
     "num_threads",
 )
+# What a kind of samples has no use for; of images those of classes, and those from text.
+_OF_NO_USE_TO = {
+    (IMAGES, False): ("prompt_file", "max_new_tokens", "audio_length_in_s"),
+    (IMAGES, True): ("class_labels", "max_new_tokens", "audio_length_in_s"),
+    (TEXTS, False): ("class_labels", "audio_length_in_s"),
+    (SOUNDS, False): ("prompt_file", "max_new_tokens"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +59,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_inference_steps", type=int)
     add("--guidance_scale", type=float)
     add("--num_substeps", type=int, default=1, help="groups of a step, by partial caching; 1 is without")
-    add("--class_labels", type=int, nargs="+", metavar="ID", help="images of classes: these in turn; default: all")
+    add("--class_labels", type=int, nargs="+", metavar="ID", help="of images or sounds, in turn; default: all")
     add("--decode_chunk_size", type=int, default=8, help="images: how many are decoded at a time")
     prompts = "a file with one prompt on each line, used in turn; for texts the default is none"
     add("--prompt_file", type=Path, help=f"texts, and images that are drawn from text: {prompts}")
     add("--max_new_tokens", type=int, help="texts: tokens after the prompt")
+    add("--audio_length_in_s", type=float, help="sounds: seconds of each; default: what the model sees at a time")
     placement = parser.add_argument_group("placement")
     where = placement.add_mutually_exclusive_group()
     where.add_argument("--device_map", help="as for `from_pretrained`: cuda, cpu, or balanced, on all GPUs")
@@ -162,8 +170,7 @@ def require_arguments_of(pipeline: str, args: argparse.Namespace) -> None:
     """
     kind, of_prompts = PIPELINES[pipeline], pipeline in OF_PROMPTS
     what = f"{kind} from text" if of_prompts else kind
-    of_other_kind = () if kind == TEXTS else ("max_new_tokens",)
-    for name in ("class_labels" if kind == TEXTS or of_prompts else "prompt_file", *of_other_kind):
+    for name in _OF_NO_USE_TO[kind, of_prompts]:
         value = getattr(args, name)
         if value is not None:
             raise ValueError(

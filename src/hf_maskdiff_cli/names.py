@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
 
-IMAGES, TEXTS = "images", "texts"
+IMAGES, TEXTS, SOUNDS = "images", "texts", "sounds"
 # What `hf_maskdiff` exports, written down because importing it takes seconds; a test compares both.
 SCHEDULERS = (
     "AncestralScheduler",
@@ -50,6 +50,7 @@ PIPELINES = {
     "MaskedDiffusionTextToImagePipeline": IMAGES,
     "MDLMPipeline": TEXTS,
     "MaskedDiffusionTextPipeline": TEXTS,
+    "MaskedDiffusionAudioPipeline": SOUNDS,
 }
 # Of those of images, which draw what a text says rather than a class.
 OF_PROMPTS = ("MaskedDiffusionTextToImagePipeline",)

@@ -1,4 +1,4 @@
-"""What lies in a folder of samples, and what a pipeline makes: images or texts, told by names of files alone."""
+"""What lies in a folder of samples, and what a pipeline makes: images, texts or sounds, by names of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import may_be_repository
-from .names import IMAGES, PIPELINES, TEXTS, did_you_mean_folder
+from .names import IMAGES, PIPELINES, SOUNDS, TEXTS, did_you_mean_folder
 from .set_folder import HIDDEN
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -83,6 +83,15 @@ def require_one_kind(kinds: set[str], sources: list[str]) -> None:
         raise ValueError(f"sets in one table must be all images or all texts, got {sources}.")
 
 
+def require_judged(kind: str) -> None:
+    """Raise `ValueError` for samples of which no judge is here."""
+    if kind == SOUNDS:
+        raise ValueError(
+            f"`pipeline` must make images or texts to be judged, got one of {kind}. Train a classifier of your sounds, "
+            "as examples/judge_words.py has one of words."
+        )
+
+
 def require_reference_kind(kind: str, reference_kind: str, reference: str) -> None:
     """Raise `ValueError` if images would be compared with texts, or texts with images."""
     if kind == reference_kind:
@@ -93,7 +102,7 @@ def require_reference_kind(kind: str, reference_kind: str, reference: str) -> No
 
 
 def kind_of_pipeline(name: str, where: str) -> str:
-    """`IMAGES` or `TEXTS`: what a pipeline of this class makes.
+    """`IMAGES`, `TEXTS` or `SOUNDS`: what a pipeline of this class makes.
 
     Args:
         name: of the class, as a `model_index.json` has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from .checks import require_pipeline, require_positive
 from .evaluate import INCEPTION_LAYERS, is_statistics, not_statistics
 from .generate import DTYPES, read_prompts
 from .names import OF_PROMPTS, SCHEDULERS, TEXTS, did_you_mean
-from .samples import class_of_saved_pipeline, form_of, kind_of_saved_pipeline
+from .samples import class_of_saved_pipeline, form_of, kind_of_saved_pipeline, require_judged
 
 SAMPLERS = (
     "ConfidenceScheduler",
@@ -23,10 +24,12 @@ SAMPLERS = (
 )
 # Arguments that decide what a search finds; those of the pipeline's samples are in the description of its sets.
 DECIDING = (
-    *("passes", "samplers", "choice_temperatures", "num_substeps", "thresholds", "max_passes", "max_seconds", "factor"),
+    *("passes", "samplers", "choice_temperatures", "num_substeps", "thresholds", "vary", "max_passes", "max_seconds"),
+    "factor",
     *("finalists", "num_seeds", "min_diversity", "seed", "reference", "max_reference", "network", "inception_layer"),
     *("image_size", "judge", "judge_tokenizer", "ngram", "max_length", "own_likelihood"),
 )
+_WITH_OPTIONS = ("choice_temperature", "threshold")
 _FOR_THE_OTHER_KIND = {True: ("reference", "image_size"), False: ("judge", "ngram", "own_likelihood", "max_length")}
 
 
@@ -53,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--num_substeps", type=int, nargs="+", default=[1, 2], metavar="R", help="groups of a step, by partial caching")
     add("--thresholds", type=float, nargs="+", default=[0.8, 0.95], help="for samplers that have one")
+    more = "a further setting and what is tried of it, for samplers that have it, such as min_distance=1,3"
+    add("--vary", type=_variation, nargs="+", metavar="SETTING=VALUES", help=more)
     add("--factor", type=int, default=3, help="one candidate in so many goes on to the next round")
     add("--finalists", type=int, default=1, help="of each level, judged again on new seeds")
     add("--num_seeds", type=int, default=3, help="sets of new seeds")
@@ -90,6 +95,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _temperature(word: str) -> float | None:
     return None if word == "none" else float(word)
+
+
+def _variation(word: str) -> tuple[str, list[Any]]:
+    """A setting and its values: numbers, true, false and null as in JSON, anything else as a word."""
+    name, _, values = word.partition("=")
+    if not name.isidentifier() or not values or name in _WITH_OPTIONS:
+        raise argparse.ArgumentTypeError(
+            f"must be a setting without an option of its own and its values, got {word!r}. Pass min_distance=1,3, say."
+        )
+    return name, [_value(one) for one in values.split(",")]
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -140,6 +162,7 @@ def _check_judge(args: argparse.Namespace) -> None:
             "another one."
         )
     if kind is not None:
+        require_judged(kind)
         for name in _FOR_THE_OTHER_KIND[kind == TEXTS]:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} is not for {kind}, got {getattr(args, name)!r}. Leave it out.")

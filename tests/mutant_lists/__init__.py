@@ -14,6 +14,7 @@ from mutant_lists import (
     schedulers,
     second_order,
     sets,
+    tuning,
     vampnet,
 )
 from mutant_lists.mutant import Mutant
@@ -31,6 +32,7 @@ MUTANTS: list[Mutant] = [
     *audio.MUTANTS,
     *vampnet.MUTANTS,
     *sets.MUTANTS,
+    *tuning.MUTANTS,
     *rest.MUTANTS,
     *accelerators.MUTANTS,
 ]

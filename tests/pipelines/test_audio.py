@@ -299,6 +299,13 @@ def test_classes_and_guidance() -> None:
     assert torch.equal(plain.flatten(1), (logits + pipe.favour[3]).argmax(-1)[:1])
 
 
+def test_a_fine_model_of_other_classes_is_refused() -> None:
+    known = {"num_conditioning_codebooks": tiny_audio.COARSE}
+    pipe = classed(tiny_audio.pipeline(fine_transformer=tiny_audio.transformer(num_classes=2, **known)))
+    with pytest.raises(ValueError, match="must have the classes of the `transformer`, 3, or none, got 2"):
+        pipe(class_labels=1, audio_length_in_s=1.2)
+
+
 def test_a_class_of_the_coarse_model_does_not_reach_the_fine_one() -> None:
     pipe = classed(tiny_audio.pipeline())
     assert codes_of(pipe, class_labels=1, audio_length_in_s=1.2, guidance_scale=2.0).max() < CODES

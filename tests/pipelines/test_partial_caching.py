@@ -94,7 +94,7 @@ def test_groups_of_other_kinds(counts: list[int], num_groups: int, fraction: flo
         positions=torch.stack([torch.randperm(20) for _ in counts]),
         count=torch.tensor(counts),
         sample=torch.zeros(size, 20, dtype=torch.int64),
-        noise=torch.zeros(size, 20),
+        make_noise=lambda: torch.zeros(size, 20),
         beta=torch.ones(size, 20),
         keys=torch.randint(-(2**62), 2**62, (size,)),
         step_index=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from hf_maskdiff import MaskedDiffusionScheduler, MDLMPipeline, MomentScheduler
 from hf_maskdiff.evaluation.samples import TextSamples
 from hf_maskdiff.evaluation.text_metrics import sentence_entropy
 from hf_maskdiff.likelihood import Stratified
+from hf_maskdiff.tuning.front import Score
 from hf_maskdiff.tuning.judging import OwnLikelihood
+from hf_maskdiff.tuning.results import Found
 from hf_maskdiff.tuning.space import AS_SHIPPED, candidates
 from hf_maskdiff_cli import main
+from hf_maskdiff_cli.tune import add_arguments
 
 PLAYS, DIGITS = "pipelines/mdlm-shakespeare", "pipelines/maskgit-mnist"
 
@@ -46,6 +50,50 @@ def test_the_space_holds_each_candidate_once() -> None:
     threshold = next(one.scheduler for one in found if one.name == "Threshold 0.9")
     assert (threshold.config.threshold, threshold.config.follow_schedule) == (0.9, True)
     assert next(one.scheduler for one in found if one.name == "Uniform").config.choice_temperature is None
+
+
+def test_further_settings_are_tried_of_the_samplers_that_have_them() -> None:
+    shipped = MomentScheduler(mask_token_id=16, codebook_size=16, choice_temperature=4.0, min_distance=2)
+    names = ["MomentScheduler", "MaskGITScheduler", "PathPlanningScheduler"]
+    variations = [("min_distance", [2, 3]), ("measure", ["moment", "drawn"]), ("eta", [-1.0, 1.0])]
+    found = {one.name: one for one in candidates(shipped, [8], names, [4.0], [1], [], variations[:2])}
+    moment = ["Moment 4, min_distance 3"]  # at 2 it is the pipeline's own
+    planned = ["PathPlanning 4, measure moment", "PathPlanning 4"]
+    assert sorted(found) == sorted([AS_SHIPPED, "Uniform", "MaskGIT 4", *moment, *planned])
+    assert [found[name].scheduler.config.measure for name in planned] == ["moment", "drawn"]
+    config = found["Moment 4, min_distance 3"].scheduler.config
+    assert (config.min_distance, config.choice_temperature) == (3, 4.0)
+    temperatures = candidates(shipped, [8], names, [4.0], [1], [], [("temperature", [0.5, 1.0])])
+    assert len({one.key for one in temperatures}) == len(temperatures) == 2 + 2 * 3 - 1
+    with pytest.raises(ValueError, match=r"-1\.0"):
+        candidates(shipped, [8], names, [4.0], [1], [], variations)
+
+
+def test_further_settings_in_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = command(tmp_path)[1:]
+    assert parser.parse_args(words).vary is None
+    found = parser.parse_args([*words, "--vary", "min_distance=1,3", "measure=drawn,moment", "standing=true"]).vary
+    assert found == [("min_distance", [1, 3]), ("measure", ["drawn", "moment"]), ("standing", [True])]
+    for wrong in ("min_distance", "min_distance=", "choice_temperature=3"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([*words, "--vary", wrong])
+        assert "without an option of its own" in capsys.readouterr().err
+    assert main(command(tmp_path / "out", "--vary", "min_distanc=3")) == 1
+    assert "`vary` must name settings of the samplers that are searched, got 'min_distanc'" in capsys.readouterr().err
+
+
+def test_a_row_that_new_seeds_belie_is_marked() -> None:
+    own = candidates(MomentScheduler(mask_token_id=16), [8], [], [], [1], [])[0]
+
+    def found(searched: Score | None, again: float) -> bool:
+        return Found(own, searched, Score(again, 0.3, 1.0), 8.0, 0.1, 0.0, True).is_overfitted
+
+    assert found(Score(1.0, 0.4, 1.0), 2.1)  # by more than twice the common error, 0.5
+    assert not found(Score(1.0, 0.4, 1.0), 1.9)
+    assert not found(Score(3.2, 0.4, 1.0), 2.1)  # better than it seemed
+    assert not found(None, 2.1)
 
 
 def test_a_search_chooses_what_is_diverse_and_writes_presets(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

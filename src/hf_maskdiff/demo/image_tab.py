@@ -16,7 +16,7 @@ from .opening import Opened
 from .requests import MOST_GUIDANCE
 from .runs import panels_of
 
-_NO_CLASS = "no class"
+NO_CLASS = "no class"
 # In the editor of Gradio 5.50 a script fails when it is given an image, and then it hands nothing over.
 _CAN_PAINT = int(gr.__version__.partition(".")[0]) >= 6
 
@@ -34,7 +34,8 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     first_steps, first_guidance = published_settings(opened.pipe, side * side, 8, 1.0)
     last = gr.State([])  # the images of A
     with gr.Row():
-        label = gr.Dropdown(_classes(transformer), value=_first(transformer), label="Class", elem_id=f"{prefix}-class")
+        classes, first = classes_of(transformer), first_class(transformer)
+        label = gr.Dropdown(classes, value=first, label="Class", elem_id=f"{prefix}-class")
         images = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images", elem_id=f"{prefix}-images")
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
     with gr.Row():
@@ -77,7 +78,7 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         gr.HTML('<div class="md-remark">Both samplers draw the painted codes anew; all other pixels stay.</div>')
 
     def run(editing: bool, value: Any, *values: Any) -> Iterator[list[Any]]:
-        label_id = None if values[0] == _NO_CLASS else values[0]
+        label_id = None if values[0] == NO_CLASS else values[0]
         chosen = [choice_of(*values[5:8]), choice_of(*values[8:11])]
         edit = edit_of(opened.pipe, *painted_part(value)) if editing else None
         num_images, first_seed, num_steps, scale = values[1:5]
@@ -111,16 +112,17 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
     take.click(take_image, last, [edit_message, editor], show_progress="hidden")
 
 
-def _classes(transformer: Any) -> list[Any]:
-    """The choices of classes, as pairs of what is read and the id."""
+def classes_of(transformer: Any) -> list[Any]:
+    """The choices of classes of a denoiser, as pairs of what is read and the id."""
     names = {int(number): str(name) for number, name in (transformer.config.get("id2label") or {}).items()}
-    count = transformer.config.num_classes or 0
+    count = transformer.config.get("num_classes") or 0
     classes: list[Any] = [(names.get(number, str(number)).split(",")[0], number) for number in range(count)]
-    return [*classes, *([(_NO_CLASS, _NO_CLASS)] if transformer.has_null_class or not count else [])]
+    return [*classes, *([(NO_CLASS, NO_CLASS)] if getattr(transformer, "has_null_class", True) or not count else [])]
 
 
-def _first(transformer: Any) -> Any:
-    classes = _classes(transformer)
+def first_class(transformer: Any) -> Any:
+    """The choice that the page begins with."""
+    classes = classes_of(transformer)
     return classes[min(3, len(classes) - 1)][1]
 
 

@@ -13,14 +13,14 @@ import torch
 from hf_maskdiff.caching import PartialCacheConfig
 from hf_maskdiff.devices import require_device
 from hf_maskdiff.sets.loading import open_pipeline
-from hf_maskdiff_cli.names import IMAGES, TEXTS
+from hf_maskdiff_cli.names import IMAGES, SOUNDS, TEXTS
 from hf_maskdiff_cli.samples import kind_of_pipeline
 
 from .passes import watch
 from .samplers import Choice
 
 # Where the pipeline's own scheduler has no choice temperature, as it was published.
-_CHOICE_TEMPERATURES = {IMAGES: 6.0, TEXTS: 4.0}
+_CHOICE_TEMPERATURES = {IMAGES: 6.0, TEXTS: 4.0, SOUNDS: 6.0}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Opened:
 
     Args:
         name: of its folder, or its repository.
-        kind: `IMAGES` or `TEXTS`.
+        kind: `IMAGES`, `TEXTS` or `SOUNDS`.
         pipe: the pipeline.
     """
 
@@ -87,6 +87,11 @@ def _open(pipeline: str, device: str, dtype: str) -> Opened:
         raise ValueError(
             f"the demo must be given images whose codes have places, {pipeline!r} makes rows of codes. Call it from "
             "Python."
+        )
+    if getattr(pipe, "fine_transformer", None) is not None or getattr(pipe, "codec", True) is None:
+        raise ValueError(
+            f"the demo must be given sounds that one transformer draws and a codec decodes, {pipeline!r} has other "
+            "parts. Call it from Python."
         )
     watch(pipe.transformer)
     name = Path(pipeline).resolve().name if Path(pipeline).exists() else pipeline

@@ -9,11 +9,12 @@ from typing import Any
 
 import gradio as gr
 
-from hf_maskdiff_cli.names import IMAGES, OF_PROMPTS, TEXTS
+from hf_maskdiff_cli.names import IMAGES, OF_PROMPTS, SOUNDS, TEXTS
 
 from .image_tab import image_tab
 from .opening import Opened
 from .prompt_tab import prompt_tab
+from .sound_tab import sound_tab
 from .text_tab import text_tab
 
 TITLE = "Masked diffusion, step by step"
@@ -22,7 +23,11 @@ _INTRODUCTION = f"""# {TITLE}
 Two samplers fill in the same masks with the same model and the same seed, a step at a time. Watch which positions each
 of them takes first, and what it gets for its passes.
 """
-_TABS: dict[str, Callable[[Opened, str, str], None]] = {IMAGES: image_tab, TEXTS: text_tab}
+_TABS: dict[str, Callable[[Opened, str, str], None]] = {
+    IMAGES: image_tab,
+    TEXTS: text_tab,
+    SOUNDS: sound_tab,
+}
 _STYLE = Path(__file__).with_name("page.css")
 _LARGEST_UPLOAD = "20mb"
 

@@ -258,12 +258,14 @@ class TransformersDenoiser(CacheReadings):
     def _probed(self, device: torch.device, length: int, needs_store: bool) -> Abilities:
         """How to use the model at this length; runs the probe if that is not known yet."""
         require_evaluation(self.model)  # also later: who samples while training may forget to call `eval()`
-        window = smallest_window(self._config)
-        size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
         if self._abilities is None or self._abilities.implementation != self.model.config._attn_implementation:
             self._abilities = Probe(self.model, device, self.rule).abilities()
         found = self._abilities
-        if needs_store and size not in found.probed_lengths:
+        if not needs_store:
+            return found
+        window = smallest_window(self._config)
+        size = PROBE_LENGTH if window is None or length <= window else window + PROBE_LENGTH
+        if size not in found.probed_lengths:
             found.make_store = Probe(self.model, device, self.rule).working_store(found, size)
             found.probed_lengths.add(size)
         return found

@@ -239,6 +239,12 @@ def check_models(codec: AudioCodec, transformer: Any, fine_transformer: Any, mas
             f"`fine_transformer` must be given the {config.num_codebooks} codebooks of the `transformer`, got one that "
             f"is given {given}. Load models that belong together."
         )
+    classes = config.get("num_classes"), fine.get("num_classes")
+    if all(classes) and classes[0] != classes[1]:
+        raise ValueError(
+            f"`fine_transformer` must have the classes of the `transformer`, {classes[0]}, or none, got {classes[1]}. "
+            "Load models that belong together."
+        )
     total = config.num_codebooks + (0 if fine_transformer is None else fine.num_codebooks)
     if total > codec.num_codebooks:
         raise ValueError(

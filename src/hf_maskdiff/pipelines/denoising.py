@@ -58,8 +58,7 @@ def denoise(
         given: which positions no step may touch while they hold a token, bool like `sample`. None: all that are known
             at the start. What a callback writes is given from then on; what it masks is not.
         reuse_logits: True if logits depend on the tokens alone, so that a row in which the last step revealed nothing
-            needs no new model call. Only schedulers without planned counts have such steps; detecting them makes the
-            host wait.
+            needs no new model call. Only schedulers that may idle have such steps; detecting them makes the host wait.
         partial_cache: splits a step's positions into groups, with a partial pass before each group but the first. The
             denoiser must then accept `positions`, and its full passes must not change what is cached.
         pass_of_step: computes the logits that a step begins with, of the rows that need them; it may take the keys and
@@ -92,7 +91,8 @@ def denoise(
     before, began = sample, 0  # the tokens that `logits` belong to, and the step in which the passes began afresh
     with progress_bar(total=counts.num_passes) as bar:
         for i, t in enumerate(counts.timesteps):
-            count, changed = counts.of_step(i, sample, given, before if reuse_logits else None)
+            masked = sample == mask
+            count, changed = counts.of_step(i, sample, masked, given, before if reuse_logits else None)
             unfinished = [row for row, some in enumerate(count.tolist()) if some]
             if not unfinished or interrupted():
                 break
@@ -102,9 +102,8 @@ def denoise(
             untouched = given if len(unfinished) == len(count) else _with_finished_rows(given, count)
             step = StepInput(t, sample, starting_mask_ratio, own, count, untouched, following)
             choice = take_step.ahead(step)
-            remaining, read = counts.remaining(i, count), sample == mask
-            if scheduler.reads_revealed:
-                read = read | ~given
+            remaining = counts.remaining(i, count)
+            read = masked | ~given if scheduler.reads_revealed else masked
             reading = (read.flatten(1), counts.num_read(remaining))
             now = StepRows(i - began, rows, unfinished, remaining, *reading, choice, start.embedding_noise)
             if logits is None or len(rows) == len(unfinished):
@@ -114,7 +113,7 @@ def denoise(
                 logits.replace_rows(pass_of_step(sample, t, now))
             before, guidance = sample, guidance_of(denoiser)
             sample = take_step(logits, step, choice)
-            counts.note(sample)
+            counts.note(i, sample)
             returned = on_step_end(i, t, sample)
             if guidance_of(denoiser) != guidance:
                 logits = None  # the same tokens have others now

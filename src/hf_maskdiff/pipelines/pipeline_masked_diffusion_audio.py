@@ -142,6 +142,11 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         return self._codec.frame_rate
 
     @property
+    def chunk_length_s(self) -> float:
+        """Seconds that the models see at a time, where a call does not say."""
+        return self._defaults["chunk_length_s"]
+
+    @property
     def num_codebooks(self) -> int:
         """Codebooks that the pipeline draws; the codec may have more."""
         fine = 0 if self.fine_transformer is None else self.fine_transformer.config.num_codebooks

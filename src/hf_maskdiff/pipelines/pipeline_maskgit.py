@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,7 +98,10 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
     @property
     def card_example(self) -> str:  # type: ignore[override]
         """A call that works with this model."""
-        labels = "class_labels=[0]" if self.transformer.config.num_classes else ""
+        config = self.transformer.config
+        name = {int(label): names for label, names in (config.get("id2label") or {}).items()}.get(0, "0")
+        first = name.split(",")[0].strip()
+        labels = f"class_labels=[{0 if first == '0' else json.dumps(first)}]" if config.num_classes else ""
         steps = "" if self.config.call_defaults else "num_inference_steps=8"
         return f'pipe({", ".join(filter(None, (labels, steps)))}).images[0].save("image.png")'
 

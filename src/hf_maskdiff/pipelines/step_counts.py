@@ -42,7 +42,7 @@ class StepCounts:
         self._promised = self.planned  # what each row may have left, whether it goes on to its end or not
         self.hold = self.planned is not None
         self._row_length = sample[0].numel() if len(sample) else 0
-        self._masks_after: list[Tensor] = []
+        self._masks_after: dict[int, Tensor] = {}
 
     @property
     def starting_mask_ratio(self) -> Tensor:
@@ -65,19 +65,26 @@ class StepCounts:
         masked = sample == self.scheduler.config.mask_token_id
         return list(torch.stack([places.flatten(1).sum(-1) for places in (masked, masked | ~given)]).cpu())
 
-    def of_step(self, i: int, sample: Tensor, given: Tensor, before: Tensor | None = None) -> tuple[Tensor, list[bool]]:
+    def of_step(
+        self, i: int, sample: Tensor, masked: Tensor, given: Tensor, before: Tensor | None = None
+    ) -> tuple[Tensor, list[bool]]:
         """How many positions of each row step i of the run may draw, int64 `(batch_size,)` on the CPU; 0 in rows that
         are finished.
 
         And in which rows the step before has changed a token, given the tokens `before` it; without them, in all. With
-        planned counts a step changes every row that holds masks.
+        planned counts a step changes every row that holds masks, and so does that of a scheduler that never idles.
+
+        Args:
+            i: the step.
+            sample: its tokens.
+            masked, given: which of them are masked, and which no step may touch, bool like `sample`.
+            before: the tokens that the step before began with.
         """
         changed = [True] * len(sample)
         if self.hold and self.planned is not None:
             return self.scheduler.most_drawn(self.planned[i], self._left[i]), changed
-        masked = (sample == self.scheduler.config.mask_token_id).flatten(1)
-        num_open = self.scheduler.open_counts(masked, masked | ~given.flatten(1), self.memory)
-        if before is None:
+        num_open = self.scheduler.open_counts(masked.flatten(1), given.flatten(1), self.memory)
+        if before is None or not self.scheduler.may_idle:
             return num_open.cpu(), changed
         # Reading makes the host wait, so both are read at once.
         both = torch.stack([num_open, (sample != before).flatten(1).any(-1).long()]).cpu()
@@ -102,10 +109,10 @@ class StepCounts:
         if self.planned is not None:
             self._plan(self.planned.masked_fill(num_masked_of(self.scheduler, sample).cpu() == 0, 0))
 
-    def note(self, sample: Tensor) -> None:
-        """Record how many masks a step has left, for `require_all_drawn`."""
-        if self.hold or self.planned is None:
-            self._masks_after.append(num_masked_of(self.scheduler, sample))
+    def note(self, i: int, sample: Tensor) -> None:
+        """Record how many masks step i has left, for `require_all_drawn`, if it is known how many it may leave."""
+        if self.hold or (self.planned is None and i == len(self.timesteps) - 1):
+            self._masks_after[i] = num_masked_of(self.scheduler, sample)
 
     def require_all_drawn(self) -> None:
         """Raise `ValueError` if a step left too many masks; the message gives the first such step.
@@ -114,21 +121,20 @@ class StepCounts:
         """
         if not self._masks_after:
             return
-        failed = (torch.stack(self._masks_after).cpu() > self._allowed()[: len(self._masks_after)]).any(-1)
+        steps = list(self._masks_after)
+        failed = (torch.stack(list(self._masks_after.values())).cpu() > self._allowed(steps)).any(-1)
         if bool(failed.any()):
-            step_index = self.first_step + int(failed.int().argmax())
+            step_index = self.first_step + steps[int(failed.int().argmax())]
             raise ValueError(
                 "`model_output` must allow a token at every position and hold no NaN or +inf, got such logits in step "
                 f"{step_index} (counted from 0). Check the model's weights, dtype and `guidance_scale`."
             )
 
-    def _allowed(self) -> Tensor:
-        """The largest number of masks that each step may leave in each row."""
-        if self._promised is not None:
-            return self._promised.sum(0) - self._promised.cumsum(0)
-        allowed = torch.full((len(self.timesteps), 1), self._row_length)
-        allowed[-1:] = 0  # without a plan, it is only known that the last step leaves no mask
-        return allowed
+    def _allowed(self, steps: list[int]) -> Tensor:
+        """The largest number of masks that these steps may leave in each row."""
+        if self._promised is None:  # of the last step alone it is known
+            return torch.zeros(len(steps), 1, dtype=torch.int64)
+        return (self._promised.sum(0) - self._promised.cumsum(0))[steps]
 
 
 def num_masked_of(scheduler: MaskedDiffusionScheduler, sample: Tensor) -> Tensor:

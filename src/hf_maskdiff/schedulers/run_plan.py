@@ -70,17 +70,23 @@ class RunPlanMixin:
         """
         return planned
 
-    def open_counts(self, masked: Tensor, free: Tensor, memory: RunMemory) -> Tensor:
+    def open_counts(self, masked: Tensor, given: Tensor, memory: RunMemory) -> Tensor:
         """How many positions the next step draws at most, where no plan says so; 0 in rows that are finished.
 
         Args:
-            masked, free: which positions are masked, and which are not given, bool `(batch_size, L)`.
+            masked, given: which positions are masked, and which no step may touch while they hold a token, bool
+                `(batch_size, L)`.
             memory: of the run.
 
         Returns:
             int64 `(batch_size,)`.
         """
         return masked.sum(-1)
+
+    @property
+    def may_idle(self) -> bool:
+        """Whether a step without a planned count may leave a row that holds masks as it is: its logits serve again."""
+        return True
 
     @property
     def steps_by_masks(self) -> bool:

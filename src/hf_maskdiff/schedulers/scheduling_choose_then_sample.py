@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from .run_memory import RunMemory
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .step_context import StepContext
 
-_PER_ROW = ("positions", "count", "sample", "noise", "beta", "keys", "revised", "first")
+_PER_ROW = ("positions", "count", "sample", "beta", "keys", "revised", "first")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Choice:
             r-th entry of a row, is valid if `r < count`.
         count: number of valid ranks of each row, int64 `(batch_size,)`.
         sample: all current tokens, int64 `(batch_size, L)`.
-        noise: uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank.
+        make_noise: makes `noise`, which draws that leave nothing to chance do not need.
         beta: inverse temperature of the draws, float64 `(batch_size, K)`.
         keys: the step's noise keys, int64 `(batch_size,)`, for further random decisions.
         step_index: the step, for error messages.
@@ -46,7 +47,7 @@ class Choice:
     positions: Tensor
     count: Tensor
     sample: Tensor
-    noise: Tensor
+    make_noise: Callable[[], Tensor]
     beta: Tensor
     keys: Tensor
     step_index: int
@@ -61,6 +62,11 @@ class Choice:
         return self.sample if self.revised is None else self.revised
 
     @cached_property
+    def noise(self) -> Tensor:
+        """Uniform noise for the draws, float64 `(batch_size, K)`; it belongs to the position, not to the rank."""
+        return self.make_noise()
+
+    @cached_property
     def tokens(self) -> Tensor:
         """The tokens of the canvas at `positions`, int64 `(batch_size, K)`."""
         return self.canvas.gather(1, self.positions)
@@ -72,8 +78,13 @@ class Choice:
 
     def of_rows(self, rows: Tensor) -> Choice:
         """The choice in these rows of the batch alone, int64 `(num_rows,)`."""
+
+        def own(value: Tensor) -> Tensor:
+            return value.index_select(0, rows.to(value.device))
+
         tensors = {name: value for name, value in vars(self).items() if name in _PER_ROW and value is not None}
-        return replace(self, **{name: value.index_select(0, rows.to(value.device)) for name, value in tensors.items()})
+        own_tensors: Any = {name: own(value) for name, value in tensors.items()}
+        return replace(self, **own_tensors, make_noise=lambda: own(self.noise))
 
 
 class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
@@ -212,8 +223,8 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         scheduler that `chooses_without_logits` takes None for the logits.
 
         Returns:
-            A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
-            and L on an accelerator.
+            A `Choice` of K ranks. K is the largest count of any row on a CPU; elsewhere, where reading it would make
+            the host wait, it is `max_count`, or L without that.
         """
         if model_output is None and self.chooses_without_logits:
             columns = self.config.mask_token_id + 2  # more than the mask's
@@ -230,14 +241,14 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):
             counts = context.count.tolist()
-            num_ranks = max(counts) if max_count is None else num_ranks
+            num_ranks = min(max(counts), num_ranks)
             full = min(counts) >= num_ranks
         positions = ranked[:, :num_ranks]
         return Choice(
             positions=positions.to(context.tokens.device),
             count=context.count if max_count is None else context.count.clamp(max=num_ranks),
             sample=context.tokens,
-            noise=context.uniform(Purpose.TOKEN).gather(1, positions),
+            make_noise=lambda: context.uniform(Purpose.TOKEN).gather(1, positions),
             beta=self.token_beta(context, num_ranks),
             keys=context.keys,
             step_index=context.step_index,
@@ -273,11 +284,11 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         on_cpu = rows.device.type == "cpu"
         if on_cpu and not (choice.full and group is None):
             index = (choice.valid if group is None else choice.valid & group).nonzero(as_tuple=True)
-            drawn = marginals.draw(rows[index], choice.noise[index], choice.beta[index])
+            drawn = marginals.draw(rows[index], lambda: choice.noise[index], choice.beta[index])
             require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return choice.tokens.index_put(index, drawn)
         if on_cpu:
-            drawn = marginals.draw(rows.flatten(), choice.noise.flatten(), choice.beta.flatten()).view_as(rows)
+            drawn = marginals.draw(rows.flatten(), lambda: choice.noise.flatten(), choice.beta.flatten()).view_as(rows)
             require_drawn(drawn, marginals.num_tokens, choice.step_index)
             return drawn
         wanted = choice.valid if group is None else choice.valid & group

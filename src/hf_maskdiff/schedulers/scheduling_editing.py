@@ -114,11 +114,11 @@ class EditingScheduler(RevisingScheduler):
         """None: the counts depend on the logits and are not known in advance."""
         self._require_run()
 
-    def open_counts(self, masked: Tensor, free: Tensor, memory: RunMemory) -> Tensor:
+    def open_counts(self, masked: Tensor, given: Tensor, memory: RunMemory) -> Tensor:
         goes_on = masked.any(-1)
         if isinstance(memory, EditingMemory) and memory.goes_on is not None:
             goes_on = goes_on | memory.goes_on
-        return torch.where(goes_on, free.sum(-1), 0)
+        return torch.where(goes_on, (masked | ~given).sum(-1), 0)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 

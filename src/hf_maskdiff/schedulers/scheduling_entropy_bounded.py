@@ -69,6 +69,11 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
         require(valid, "entropy_bound", "a number of nats, at least 0", entropy_bound, "Try 4.0.")
         self.check_config()
 
+    @property
+    def may_idle(self) -> bool:
+        """False: every step reveals something."""
+        return False
+
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
         """None: the counts depend on the logits and are not known in advance."""
         self._require_run()

@@ -99,6 +99,11 @@ class KLASSScheduler(ChooseThenSampleScheduler):
         """A copy that draws tokens at another temperature; which positions are ready stays the same."""
         return self.from_config(self.config, token_temperature=value)
 
+    @property
+    def may_idle(self) -> bool:
+        """False: every step reveals something."""
+        return False
+
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
         """None: the counts depend on the logits and are not known in advance."""
         self._require_run()

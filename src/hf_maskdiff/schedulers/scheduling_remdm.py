@@ -115,11 +115,12 @@ class ReMDMScheduler(RevisingScheduler):
         self._require_run()
         return None
 
-    def open_counts(self, masked: Tensor, free: Tensor, memory: RunMemory) -> Tensor:
+    def open_counts(self, masked: Tensor, given: Tensor, memory: RunMemory) -> Tensor:
         num_masked = masked.sum(-1)
         if self.config.exact_order is not None:
             return num_masked
-        return torch.where(free.any(-1), num_masked.clamp(min=1), 0)  # a row without masks may have some again
+        free = (masked | ~given).any(-1)
+        return torch.where(free, num_masked.clamp(min=1), 0)  # a row without masks may have some again
 
     def probabilities(self, step_index: int) -> tuple[float, float]:
         """Of a step: the probability that a masked position is revealed, and sigma; sigma_max for `"conf"`."""

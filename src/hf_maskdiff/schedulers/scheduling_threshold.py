@@ -125,6 +125,11 @@ class ThresholdScheduler(ChooseThenSampleScheduler):
             settings = {"temperature": value} if value > 0 else {"measure": "confidence", "token_temperature": 0}
         return self.from_config(self.config, **settings)
 
+    @property
+    def may_idle(self) -> bool:
+        """False: every step reveals something."""
+        return False
+
     def planned_counts(self, num_masked: Tensor, initial: Tensor | None = None, first_step: int = 0) -> None:
         """None: the counts depend on the logits and are not known in advance."""
         self._require_run()

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from hf_maskdiff.caching import PartialCacheConfig
 from hf_maskdiff.devices import is_out_of_memory
 from hf_maskdiff.pipelines import (
+    MaskedDiffusionAudioPipeline,
     MaskedDiffusionTextPipeline,
     MaskedDiffusionTextToImagePipeline,
     MaskGITPipeline,
@@ -27,7 +28,13 @@ from hf_maskdiff_cli.generate import read_settings
 from hf_maskdiff_cli.names import SCHEDULERS, did_you_mean_folder
 from hf_maskdiff_cli.samples import kind_of_pipeline
 
-_PIPELINES = (MaskGITPipeline, MaskedDiffusionTextToImagePipeline, MDLMPipeline, MaskedDiffusionTextPipeline)
+_PIPELINES = (
+    MaskGITPipeline,
+    MaskedDiffusionTextToImagePipeline,
+    MDLMPipeline,
+    MaskedDiffusionTextPipeline,
+    MaskedDiffusionAudioPipeline,
+)
 
 
 def load_pipeline(args: argparse.Namespace, state: PartialState) -> Any:
@@ -141,6 +148,7 @@ def _place(pipe: Any, args: argparse.Namespace, device: torch.device) -> None:
     elif args.group_offload:
         modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
         whole = [name for name, part in modules.items() if not getattr(part, "_supports_group_offloading", True)]
+        whole += [name for name in pipe._exclude_from_cpu_offload if name in modules and name not in whole]
         pipe.enable_group_offload(device, offload_type="leaf_level", exclude_modules=whole)
     elif not args.device_map:
         pipe.to(device)

@@ -28,7 +28,7 @@ configs:
 # Samples of a masked diffusion model
 
 Made by hf-maskdiff {version}. Sample `index` was drawn with `torch.Generator().manual_seed(seed)`; `tokens` are what
-the model wrote: the codes of an image, or the ids of a text.
+the model wrote: the codes of an image or of a sound, codebook by codebook, or the ids of a text.
 
 ```json
 {configuration}

@@ -1,24 +1,26 @@
-"""What makes the samples of a set: a pipeline of images of classes or from text, or one of texts."""
+"""What makes the samples of a set: a pipeline of images of classes or from text, or one of texts, or of sounds."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import wave
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from datasets import Features, Image, Value
+from datasets import Audio, Features, Image, Value
 from torch import Tensor
 
-from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline
+from hf_maskdiff.pipelines import MaskedDiffusionAudioPipeline, MaskedDiffusionTextPipeline
+from hf_maskdiff.pipelines.audio_inputs import class_ids
 from hf_maskdiff_cli.generate import require_arguments_of
-from hf_maskdiff_cli.names import OF_PROMPTS, PIPELINES, TEXTS
+from hf_maskdiff_cli.names import IMAGES, OF_PROMPTS, PIPELINES, SOUNDS, TEXTS
 from hf_maskdiff_cli.samples import kind_of_pipeline
 
 
 class Source(Protocol):
-    """Makes samples of one kind; `generate` knows nothing else about the difference between images and texts.
+    """Makes samples of one kind; `generate` knows nothing else about the difference between images, texts and sounds.
 
     Args:
         features: the columns of the set.
@@ -123,6 +125,12 @@ class PromptedImageSource(ImageSource):
 
     def read_arguments(self, pipe: Any, args: argparse.Namespace) -> None:
         """See `ImageSource`."""
+        if pipe.tokenizer is None or pipe.text_encoder is None:
+            raise ValueError(
+                "sets of images from text need a pipeline with a tokenizer and a text encoder, got one without in "
+                f"{args.pipeline!r}. Pass a folder that holds both, or call this one in Python, with `prompt_embeds` "
+                "and `encoder_hidden_states`."
+            )
         self.prompts: list[str] = args.prompts
 
     def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
@@ -175,10 +183,63 @@ class TextSource:
         return columns
 
 
+class SoundSource:
+    """Sounds of the classes in turn, or of none, stored as WAV with their label and codes, codebook by codebook.
+
+    Args:
+        pipe: the pipeline.
+        args: of `hf-maskdiff generate`; its `class_labels` and `audio_length_in_s` are read.
+        call: arguments of every call of the pipeline.
+    """
+
+    def __init__(self, pipe: MaskedDiffusionAudioPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
+        models = [part for part in (pipe.transformer, pipe.fine_transformer) if part is not None]
+        self.pipe, self.counters, self.passes = pipe, [PassCounter(model) for model in models], 0.0
+        seconds = args.audio_length_in_s or pipe.chunk_length_s
+        self.call = call | {"audio_length_in_s": seconds, "output_type": "codes"}
+        labels = class_ids(args.class_labels, pipe.transformer) if args.class_labels else None
+        self.labels: list[int | None] = [*(labels or range(pipe.transformer.config.get("num_classes") or 0))] or [None]
+        self.features = Features(
+            index=Value("int64"),
+            seed=Value("int64"),
+            label=Value("int64"),
+            audio=Audio(sampling_rate=pipe.sampling_rate),
+            tokens=[Value("int32")],
+        )
+
+    def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
+        """Waveforms `(channels, num_samples)`, with labels and codes."""
+        labels = [self.labels[i % len(self.labels)] for i in indices]
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        which = {"num_waveforms_per_prompt": len(labels)} if labels[0] is None else {"class_labels": labels}
+        codes = self.pipe(**which, **self.call, generator=generator).codes
+        self.passes += sum(counter.take() for counter in self.counters)
+        audio = [self.pipe.decode_codes(one[None])[0].cpu() for one in codes]  # alone: a batch may change last bits
+        self.pipe.maybe_free_model_hooks()
+        return {"label": labels, "tokens": codes.flatten(1).cpu().tolist(), "audio": audio}
+
+    def encode(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The waveforms as bytes of WAV."""
+        files = [{"bytes": wav(audio, self.pipe.sampling_rate), "path": None} for audio in columns["audio"]]
+        return {**columns, "audio": files}
+
+
+def wav(audio: Tensor, sampling_rate: int) -> bytes:
+    """A WAV file of 16 bits of a waveform `(channels, num_samples)` in [-1, 1]."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(len(audio))
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        file.writeframes((audio.clamp(-1, 1).T * 32767).round().to(torch.int16).contiguous().numpy().tobytes())
+    return buffer.getvalue()
+
+
+_SOURCES: dict[str, Any] = {IMAGES: ImageSource, TEXTS: TextSource, SOUNDS: SoundSource}
+
+
 def _source(pipeline: str) -> Any:
-    if pipeline in OF_PROMPTS:
-        return PromptedImageSource
-    return TextSource if PIPELINES[pipeline] == TEXTS else ImageSource
+    return PromptedImageSource if pipeline in OF_PROMPTS else _SOURCES[PIPELINES[pipeline]]
 
 
 def source_of(pipe: Any, args: argparse.Namespace) -> Source:

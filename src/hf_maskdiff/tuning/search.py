@@ -21,6 +21,7 @@ from hf_maskdiff.sets.loading import load_pipeline
 from hf_maskdiff.sets.making import settled
 from hf_maskdiff_cli.generate import add_arguments as add_generate_arguments
 from hf_maskdiff_cli.names import IMAGES, PIPELINES
+from hf_maskdiff_cli.samples import require_judged
 from hf_maskdiff_cli.tune import DECIDING
 
 from .front import Score, ranked
@@ -126,9 +127,8 @@ def _tune(args: argparse.Namespace) -> Results | None:
     kind = next(PIPELINES[base.__name__] for base in type(pipe).__mro__ if base.__name__ in PIPELINES)
     _require_judge(args, kind)
     bench = Bench(pipe, making, args.output_dir, state)
-    found = candidates(
-        pipe.scheduler, args.passes, args.samplers, args.choice_temperatures, args.num_substeps, args.thresholds
-    )
+    space = args.samplers, args.choice_temperatures, args.num_substeps, args.thresholds, args.vary or ()
+    found = candidates(pipe.scheduler, args.passes, *space)
     samples = {name: value for name, value in bench.configuration.items() if name not in (*DECIDING, "num_samples")}
     settings = {name: getattr(args, name) for name in DECIDING} | {"samples": samples}
     ledger = on_main_process(lambda: Ledger(args.output_dir, settings), state)
@@ -199,6 +199,7 @@ def _told(plan: Plan, number: int) -> str:
 
 
 def _require_judge(args: argparse.Namespace, kind: str) -> None:
+    require_judged(kind)
     if kind == IMAGES and args.own_likelihood is not None:
         raise ValueError(
             f"--own_likelihood is for texts, got {args.own_likelihood} with images. Pass --reference and --network."

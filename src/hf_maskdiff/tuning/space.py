@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from hf_maskdiff import schedulers
 from hf_maskdiff.schedulers import MaskedDiffusionScheduler, UniformScheduler
 
 AS_SHIPPED = "as it is"
+Variations = Sequence[tuple[str, Sequence[Any]]]  # names of settings, and the values of each
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Candidate:
     @property
     def key(self) -> str:
         """A name for files, unique among all candidates."""
-        return "-".join([str(self.level), "passes", *re.findall(r"[\w.]+", self.name.lower())])
+        return "-".join([str(self.level), "passes", *re.findall(r"[\w.-]+", self.name.lower())])
 
 
 def candidates(
@@ -48,6 +50,7 @@ def candidates(
     choice_temperatures: Sequence[float | None],
     substeps: Sequence[int],
     thresholds: Sequence[float],
+    variations: Variations = (),
 ) -> list[Candidate]:
     """Every combination that there is, with the settings of the pipeline's scheduler otherwise.
 
@@ -63,14 +66,19 @@ def candidates(
         substeps: numbers of groups of a step.
         thresholds: for samplers that have a threshold, which are then made to follow the masking schedule, so that
             they take at most as many steps as a level has.
+        variations: further settings and their values, each for the samplers that have it.
+
+    Raises:
+        ValueError: a variation that none of the samplers has, or a value that one of them refuses.
     """
+    _require_variations(samplers, variations)
     found = []
     for level in levels:
         own: dict[str, tuple[MaskedDiffusionScheduler, int]] = {AS_SHIPPED: (shipped, 1)}
         plain = own_candidates(shipped, UniformScheduler, [None], [1], [])
         for name in samplers:
             scheduler = getattr(schedulers, name)
-            plain |= own_candidates(shipped, scheduler, choice_temperatures, substeps, thresholds)
+            plain |= own_candidates(shipped, scheduler, choice_temperatures, substeps, thresholds, variations)
         same = _settings(shipped)
         own |= {name: one for name, one in plain.items() if (_settings(one[0]), one[1]) != (same, 1)}
         found += [Candidate(name, one, level, groups) for name, (one, groups) in own.items() if groups <= level]
@@ -83,9 +91,12 @@ def own_candidates(
     choice_temperatures: Sequence[float | None],
     substeps: Sequence[int],
     thresholds: Sequence[float],
+    variations: Variations = (),
 ) -> dict[str, tuple[MaskedDiffusionScheduler, int]]:
     """The settings of one sampler that are tried, and the groups of a step, by name."""
     known = inspect.signature(scheduler).parameters
+    own = [[(name, value) for value in values] for name, values in variations if name in known]
+    varied = [dict(chosen) for chosen in itertools.product(*own)]
     settings: list[dict[str, Any]] = [{}]
     if "choice_temperature" in known:
         may_lack = known["choice_temperature"].default is None
@@ -95,17 +106,30 @@ def own_candidates(
         settings = [{"threshold": one, **follow} for one in thresholds]
     in_groups = issubclass(scheduler, schedulers.ChooseThenSampleScheduler)
     found = {}
-    for chosen in settings:
-        for groups in substeps:
-            if groups == 1 or in_groups:
-                found[_name_of(scheduler, chosen, groups)] = (scheduler.from_config(shipped.config, **chosen), groups)
+    for chosen, more, groups in itertools.product(settings, varied, substeps):
+        if groups == 1 or in_groups:
+            without = scheduler.from_config(shipped.config, **chosen)
+            other = {name: value for name, value in more.items() if without.config[name] != value}
+            made = scheduler.from_config(shipped.config, **chosen, **other) if other else without
+            found[_name_of(scheduler, chosen, other, groups)] = (made, groups)
     return found
 
 
-def _name_of(scheduler: type, settings: Mapping[str, Any], groups: int) -> str:
+def _require_variations(samplers: Sequence[str], variations: Variations) -> None:
+    known = {setting for name in samplers for setting in inspect.signature(getattr(schedulers, name)).parameters}
+    unknown = next((name for name, _ in variations if name not in known), None)
+    if unknown is not None:
+        raise ValueError(
+            f"`vary` must name settings of the samplers that are searched, got {unknown!r}. These have "
+            f"{', '.join(sorted(known))}."
+        )
+
+
+def _name_of(scheduler: type, settings: Mapping[str, Any], varied: Mapping[str, Any], groups: int) -> str:
     words = [scheduler.__name__.removesuffix("Scheduler")]
     words += [f"{value:g}" for name, value in settings.items() if name != "follow_schedule" and value is not None]
-    return " ".join(words) + (f", R = {groups}" if groups > 1 else "")
+    more = [f"{name} {value}" for name, value in varied.items()]
+    return ", ".join([" ".join(words), *more, *([f"R = {groups}"] if groups > 1 else [])])
 
 
 def _settings(scheduler: MaskedDiffusionScheduler) -> tuple[str, str]:
