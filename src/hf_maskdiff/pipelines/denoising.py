@@ -105,8 +105,8 @@ def denoise(
             remaining = counts.remaining(i, count)
             read = masked | ~given if scheduler.reads_revealed else masked
             reading = (read.flatten(1), counts.num_read(remaining))
-            reading = (*reading, choice, start.embedding_noise)
-            now = StepRows(i - began, rows, unfinished, remaining, *reading, counts.put_back(i))
+            rest = (choice, start.embedding_noise, counts.put_back(i))
+            now = StepRows(i - began, rows, unfinished, remaining, *reading, *rest)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)
