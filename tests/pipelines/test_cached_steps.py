@@ -510,7 +510,7 @@ def test_what_is_masked_again_is_bounded_where_counting_it_would_wait(
         return queries(config, state)
 
     monkeypatch.setattr(DelayedCacheConfig, "queries", noted)
-    monkeypatch.setattr(planned_passes, "on_cpu", lambda device: False)
+    monkeypatch.setattr(planned_passes, "_waits_for", lambda device: True)
     found = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     excess = torch.stack(given) - torch.stack(true)

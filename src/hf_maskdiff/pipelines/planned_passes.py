@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..caching import PassPlan, PassState, Queries
-from ..marginals import on_cpu
 from ..schedulers import MaskedDiffusionScheduler
 from .looking_ahead import require_no_cache
 from .step_logits import at_rows
@@ -104,5 +103,10 @@ def _put(values: Tensor, rows: Tensor | slice, new: Tensor) -> Tensor:
 
 
 def _with_number(masked: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
-    """And how many these are, or at most: on an accelerator counting them would make the host wait."""
-    return masked, masked.sum(-1).cpu() if bound is None or on_cpu(masked.device) else bound
+    """And how many these are or, where counting them would make the host wait, how many at most."""
+    return masked, bound if bound is not None and _waits_for(masked.device) else masked.sum(-1).cpu()
+
+
+def _waits_for(device: torch.device) -> bool:
+    """Whether reading a value from a device makes the host wait."""
+    return device.type != "cpu"
