@@ -39,6 +39,7 @@ SHOWN: Mapping[str, Measures] = {
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
     "digits": Measures("frechet", "within-class variance", (2, 2), log=True),
     "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "words": Measures("frechet", "within-class variance", (1, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3), passes=32),
     "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),

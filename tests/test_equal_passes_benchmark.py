@@ -48,7 +48,7 @@ def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:
     for plan in bench.PLANS.values():
         assert len(set(plan.pairs)) == len(plan.pairs)
         for name in {name for name, _ in plan.pairs} - {beds.REAL, beds.FULL, beds.PLANNER, beds.TOKENIZER}:
-            assert families.scheduler_of(beds.parts(name)[0], mask_token_id=4).config.mask_token_id == 4
+            assert families.scheduler_of(beds.words.sampler_parts(name)[0], mask_token_id=4).config.mask_token_id == 4
     moment = families.scheduler_of("moment-apart-3 16", mask_token_id=4)
     assert isinstance(moment, MomentScheduler)
     assert (moment.config.min_distance, moment.config.choice_temperature) == (3, 16.0)
