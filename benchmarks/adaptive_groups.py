@@ -15,9 +15,9 @@ stop b: as long as the last partial pass has changed more than b of a token for 
 
 `--most` bounds R. Full passes are the same for all, one a step, so a rule is worth something if it lies below the line
 through the constant R at as many partial passes: the column "below the line", paired by seed. The sampler is the moment
-sampler at choice temperature 4 for text, 6 for digits; seeds, data and measures are those of `text.py` and `images.py`.
-Prints a table for each model, and writes `text/results.json`, `images/results.json` (after every cell) and
-`adaptive_groups.png`.
+sampler at choice temperature 4 for text, `--choice_temperature` for images; seeds, data and measures are those of
+`text.py` and `images.py`. Prints a table for each model, and writes `text/results.json`, `images/results.json` (after
+every cell) and `adaptive_groups.png`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 import text
 import torch
 from arguments import new_parser
+from beds import most_rows
 from cells import Cells, run_cells, seed_by_seed, summarise
 from looks import BLACK, BLUE, GREEN, VERMILLION
 from passes import draw_set, generators_from
@@ -171,7 +172,7 @@ class TextBench(text.Bench):
 
 
 class ImageBench(images.Bench):
-    """Digits of all classes, from nothing."""
+    """Images of all classes, from nothing."""
 
     def draw(self, sampler: str, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         model, number = self.pipeline.transformer, self.args.num_images
@@ -241,7 +242,9 @@ def plot(results: dict[str, Cells], path: Path, title: str = "Groups by row and 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--text_dir", help="folder of .txt files")
-    parser.add_argument("--image_dir", help="folder with IDX files")
+    parser.add_argument("--image_dir", help="folder with IDX files, or what `examples/render_letters.py` wrote")
+    parser.add_argument("--image_pipeline", default="pipelines/maskgit-mnist", help="folder or Hub name")
+    parser.add_argument("--choice_temperature", type=float, default=6.0, help="of images")
     parser.add_argument("--text_steps", type=int, default=8)
     parser.add_argument("--image_steps", type=int, default=4)
     parser.add_argument("--most", type=int, default=8, help="groups of a step at most")
@@ -262,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Cells]:
         )
     if args.image_dir:
         image_options += ["--data_dir", args.image_dir, "--num_images", str(args.num_samples or 1000)]
+        image_options += ["--pipeline", args.image_pipeline, "--choice_temperature", str(args.choice_temperature)]
+        image_options += ["--batch_size", str(most_rows(250))]
         bench = lambda options: ImageBench(options, {})  # noqa: E731
         options = images.parse_args(image_options)
         results["images"] = measure(args, options, "images", args.image_steps, bench, images.SETTINGS)

@@ -15,7 +15,7 @@ import torch
 import words
 from families import scheduler_of
 from passes import draw_codes, draw_ids, generators_from, partial_caching
-from samplers import parts
+from samplers import guidance_of, parts
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -59,7 +59,8 @@ def of_seeds(seeds: Sequence[int], number: int) -> list[torch.Generator]:
 class Images:
     """A shipped image model: Frechet distance, accuracy and the variance within a class, as `images.py` has them.
 
-    With groups, as in "moment 6, 2 groups", a step is drawn by partial caching.
+    With groups, as in "moment 6, 2 groups", a step is drawn by partial caching; "moment 6, guidance 1 to 3" is guided,
+    here by a scale that rises with the steps. A guided step computes every image twice.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class Images:
         if sampler in (REAL, TOKENIZER):
             return [self.bench.reference(sampler, seed) for seed in seeds]
         name, num_substeps = parts("uniform" if sampler == FULL else sampler)
+        name, guidance_scale = guidance_of(name)
+        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         self.pipe.scheduler = scheduler_of(name, **self.bench.shared)
         labels = torch.cat([self.bench.labels[self.bench.real(seed)[0]] for seed in seeds])
         rows, codes = batches(of_seeds(seeds, self.number), self.bench.args.batch_size), []
         self.calls.since()
         with partial_caching(self.pipe.transformer, num_substeps):
             for own, some in zip(rows, labels.split(self.bench.args.batch_size), strict=True):
-                codes.append(draw_codes(self.pipe, own, some.tolist(), num_inference_steps=steps, guidance_scale=1.0))
+                codes.append(draw_codes(self.pipe, own, some.tolist(), **options))
         calls = self.calls.since() / len(rows)
         sets = zip(torch.cat(codes).split(self.number), labels.split(self.number), seeds, strict=True)
         return [self.bench.judge_codes(own, some, seed) | {"calls": calls} for own, some, seed in sets]
@@ -101,7 +104,8 @@ class Words:
     def measure(self, sampler: str, steps: int, seeds: Sequence[int]) -> list[dict[str, float]]:
         if sampler in (REAL, TOKENIZER):
             return [self.bench.reference(seed, sampler == TOKENIZER) for seed in seeds]
-        name, num_substeps, scale = words.sampler_parts("uniform" if sampler == FULL else sampler)
+        name, num_substeps = parts("uniform" if sampler == FULL else sampler)
+        name, scale = guidance_of(name)
         scheduler, found = scheduler_of(name, **self.bench.shared), []
         for seed in seeds:
             self.calls.since()

@@ -107,6 +107,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, samplers: Samplers) -> None:
         self.args, self.samplers = args, samplers
+        self.features_of_seed: dict[int, Tensor] = {}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = open_pipeline(MaskGITPipeline, args.pipeline).to(device)
         if args.classifier:
@@ -139,10 +140,15 @@ class Bench:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
         return order[: self.args.num_images], order[self.args.num_images : 2 * self.args.num_images]
 
+    def real_features(self, seed: int) -> Tensor:
+        """The features of the first of these sets, which all samplers are compared with."""
+        if seed not in self.features_of_seed:
+            self.features_of_seed[seed] = self.classifier.read(self.images[self.real(seed)[0]])[1]
+        return self.features_of_seed[seed]
+
     def judge(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
         """Frechet distance to the seed's real images, share of images read as their label, within-class variance."""
-        real = self.real(seed)[0]
-        _, real_features = self.classifier.read(self.images[real])
+        real, real_features = self.real(seed)[0], self.real_features(seed)
         classes, features = self.classifier.read(images)
         distance = frechet_distance(*feature_statistics(real_features), *feature_statistics(features))
         real_variance = variance_within(real_features, self.labels[real]) or 1.0  # constant features have variance 0

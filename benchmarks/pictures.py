@@ -109,7 +109,7 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     beds: dict[str, Summary] = {}
     for row in read_rows("samplers_at_equal_passes"):
         beds.setdefault(row.pop("model"), {})[row.pop("sampler"), row.pop("steps")] = row
-    title = "Taking tokens back wins where the model judges known ones too (AntiBERTy), and nowhere else"
+    title = "Taking tokens back wins on AntiBERTy and on digits, an order that spreads them on text"
     equal_passes_report.plot(beds, path, title)
 
 

@@ -55,6 +55,7 @@ SECOND_ORDER: Samplers = {
     "extrapolating": ExtrapolatingScheduler,
 }
 GROUPS = re.compile(r"(.*), (\d+) groups")
+GUIDANCE = re.compile(r"(.*), guidance ([\d.]+)(?: to ([\d.]+))?")
 
 
 def shared_config(scheduler: MaskedDiffusionScheduler) -> dict[str, Any]:
@@ -92,3 +93,11 @@ def parts(sampler: str) -> tuple[str, int]:
     """Split a name into the sampler's name without groups, and R."""
     match = GROUPS.fullmatch(sampler)
     return (match[1], int(match[2])) if match else (sampler, 1)
+
+
+def guidance_of(sampler: str) -> tuple[str, float | tuple[float, float]]:
+    """Split a name into the sampler's and its guidance scale: 1 if it has none, a pair if it rises with the steps."""
+    match = GUIDANCE.fullmatch(sampler)
+    if not match:
+        return sampler, 1.0
+    return match[1], (float(match[2]), float(match[3])) if match[3] else float(match[2])

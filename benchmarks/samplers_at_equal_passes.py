@@ -4,6 +4,8 @@ r"""All samplers at equal numbers of passes, quality beside diversity, on seven 
     python benchmarks/samplers_at_equal_passes.py --image_dir FOLDER_OF_MNIST --text_dir FOLDER_OF_TXT \
         --antibody_pipeline antiberty --output_dir out/equal_passes --jobs 3
     python benchmarks/samplers_at_equal_passes.py --beds chain --output_dir out/equal_passes --resume  # after a stop
+    python benchmarks/samplers_at_equal_passes.py --report benchmarks/results/runs/samplers_at_equal_passes \
+        --output_dir out/report
 
 A lower temperature makes any sampler look better, and less diverse. So each bed also has a curve: the uniform order at
 several choice temperatures. What lies below the curve, at as many passes and as much diversity, is a better sampler;
@@ -12,8 +14,8 @@ what lies on it could be had by a temperature. `families.py` has the samplers, `
 antibodies: AntiBERTy's chains of 118 residues. Nats a residue in any order; the share of places at which two differ.
 antibodies, float32: four of them with more chains, in float32.
 digits: `pipelines/maskgit-mnist`. Frechet distance, and variance within a class relative to real images.
-letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; both orders of the hybrid and mixtures of them, each at
-several temperatures, also in two and four groups to a step.
+letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; each sampler at several temperatures, those that choose
+positions first also in two and four groups to a step, and two of them guided.
 words: `pipelines/vampnet-digits`, spoken words of four codebooks; also in two groups to a step, and guided.
 text, long text: `pipelines/mdlm-shakespeare`, and `-long`. Nats a character by a judge; entropy of a text.
 chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, which are too few where it is too likely.
@@ -21,7 +23,7 @@ chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, wh
 Only samplers with the same number of passes are compared; a step is a pass, and `calls` in the files counts the model's
 calls. All seeds of a cell are drawn in one batch, each sample by its own generator. `--jobs` processes for each bed
 draw at the same time. Writes a file for each bed after every cell, prints tables, and writes their numbers and
-`samplers_at_equal_passes.png`.
+`samplers_at_equal_passes.png`; with `--report` from the files of a folder, where nothing is measured.
 """
 
 from __future__ import annotations
@@ -41,11 +43,10 @@ import beds
 import torch
 from arguments import new_parser
 from beds import FULL, PLANNER, REAL
-from cell_files import KEY, write_cells
+from cell_files import KEY, read_cells, write_cells
 from cells import load_results, missing_cells, seed_by_seed
-from equal_passes_report import plot, print_tables, rows_of, summary_of
+from equal_passes_report import plot, print_tables, summary_of, write_summary
 from families import PLAIN, REMDM, TEMPERED, nucleus, tempered
-from tables import write_json
 from tqdm.auto import tqdm
 
 OPTIONS = (
@@ -79,18 +80,19 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
-# More passes than positions are of use to these: counts are random, or known tokens are taken back.
-UNPLANNED = ("ancestral", "trapezoidal")
-REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")
+# More passes than positions are of use to these alone: their counts are random.
+UNPLANNED = ("ancestral", "trapezoidal", *REMDM, "remdm-strong")
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 DIGITS = [*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()]
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
-MIXED = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "uniform")
-IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in MIXED for alpha in (1, 3, 6, 12, 24)]
-LETTERS = [*PLAIN, *(f"{name} {alpha}" for name in MIXED for alpha in (1, 3, 6, 12, 24)), *IN_GROUPS]
-LETTERS += [f"{name} {alpha}" for name in TEMPERED if name not in MIXED for alpha in (3, 6, 12)]
-ORDERS = ("uniform", "confidence", "halton", "uniform 6", "halton 6", "maskgit 6", "hybrid 6", "moment 6", "moment 3")
-WORDS = [*ORDERS, *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")), "moment 6, guidance 2"]
+ALPHAS = (0.5, 1, 3, 6, 12, 24)  # choice temperatures
+ORDERS = [f"{name} {alpha}" for name in TEMPERED for alpha in ALPHAS]
+CHOSEN_FIRST = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "uniform")  # they may draw in groups
+IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in CHOSEN_FIRST for alpha in ALPHAS]
+SCALES = ("1.5", "2", "3", "5", "1 to 2", "1 to 3", "1 to 5", "1 to 9")
+GUIDED = [f"{name} {alpha}, guidance {scale}" for name in ("moment", "halton") for alpha in ALPHAS for scale in SCALES]
+BY_WORDS = ["uniform", "confidence", "halton", "uniform 6", "halton 6", "maskgit 6", "hybrid 6", "moment 6", "moment 3"]
+WORDS = [*BY_WORDS, *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")), "moment 6, guidance 2"]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
@@ -98,7 +100,7 @@ PLANS: Mapping[str, Plan] = {
         [
             *pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5)), *MORE_16, *nucleus()], (4, 8, 16, 32, 64), (FULL, 118)),
             *pairs_of(SECOND, (24,)),
-            *pairs_of(REVISING, (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "antibodies, float32": Plan(partial(beds.Antibodies, dtype="float32"), 256, pairs_of(SECOND, (24,))),
@@ -107,13 +109,16 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of(DIGITS, (4, 8, 16, 32, 49), (REAL, 0), (beds.TOKENIZER, 0), (FULL, 49)),
-            *pairs_of([*UNPLANNED, *REVISING], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "letters": Plan(
         partial(beds.Images, pipeline="pipelines/maskgit-letters", folder="letter_dir", dtype="bfloat16"),
-        800,
-        pairs_of(LETTERS, (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
+        1000,
+        [
+            *pairs_of([*PLAIN, *ORDERS, *IN_GROUPS], (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
+            *pairs_of(GUIDED, (8, 16)),
+        ],
     ),
     "words": Plan(
         partial(beds.Words, pipeline="pipelines/vampnet-digits"),
@@ -125,7 +130,7 @@ PLANS: Mapping[str, Plan] = {
         128,
         [
             *pairs_of(TEXT, (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", "p2-standing", "p2-moment 4", *nucleus()[1:]], (128,)),
+            *pairs_of([*UNPLANNED, *nucleus()[1:]], (128,)),
         ],
     ),
     "long text": Plan(
@@ -138,7 +143,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of([*PLAIN, PLANNER, *tempered(16, (64, 4))], (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", PLANNER], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
 }
@@ -161,6 +166,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after so many, no further cell begins")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="measure nothing, show the files of this folder")
     return parser.parse_args(argv)
 
 
@@ -231,15 +237,21 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return results
 
 
+def read(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The contents of the files that are there."""
+    files = {bed: file_of(args.report, bed) for bed in args.beds}
+    return {bed: read_cells(path) for bed, path in files.items() if path.exists()}
+
+
 def file_of(folder: Path, bed: str) -> Path:
     return folder / f"{bed.replace(', ', '_').replace(' ', '_')}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     args = parse_args(argv)
-    results = run(args)
+    results = read(args) if args.report else run(args)
     print_tables(results)
-    write_json({"rows": list(rows_of(results))}, args.output_dir / "summary" / "samplers_at_equal_passes.json")
+    write_summary(results, args.output_dir / "summary" / "samplers_at_equal_passes.json")
     plot(
         {bed: summary_of(bed, found) for bed, found in results.items()},
         args.output_dir / "samplers_at_equal_passes.png",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from images import variance_within
 from passes import generators_from, open_pipeline, partial_caching
-from samplers import parts, shared_config
+from samplers import shared_config
 from torch import Tensor
 
 from hf_maskdiff import MaskedDiffusionAudioPipeline
@@ -73,10 +73,3 @@ class Bench:
                 call |= {"num_inference_steps": steps, "generator": generators[rows], "audio_length_in_s": seconds}
                 made.append(self.pipe(class_labels=labels[rows], **call).audios[:, 0].cpu())
         return torch.cat(made), labels
-
-
-def sampler_parts(sampler: str) -> tuple[str, int, float]:
-    """A sampler's name, its groups and its guidance: "moment 6, guidance 2", "moment 6, 2 groups"."""
-    name, num_substeps = parts(sampler)
-    name, _, scale = name.partition(", guidance ")
-    return name, num_substeps, float(scale or 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from hf_maskdiff import MomentScheduler, ReMDMScheduler
 from hf_maskdiff.evaluation.markov_chain import MarkovChain
+from hf_maskdiff_cli.results import read_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +37,11 @@ def test_runs_and_resumes(program: Callable[[str], Any], tmp_path: Path, capsys:
     assert capsys.readouterr().out == printed
     with pytest.raises(ValueError, match="must not exist yet"):
         bench.main(run)
-    rows = json.loads((tmp_path / "summary" / "samplers_at_equal_passes.json").read_text())["rows"]
-    assert {row["sampler"] for row in rows} == set(names)
-    assert all(f"{row['pairs'][0]:.4f}, {row['nats'][0]:.3f}" in printed for row in rows)
+    rows = read_results(tmp_path / "summary" / "samplers_at_equal_passes.json").records
+    assert {row.sampler for row in rows} == set(names)
+    assert all(f"{row.measures['pairs'].value:.4f}, {row.measures['nats'].value:.3f}" in printed for row in rows)
+    assert bench.main(["--report", str(tmp_path), "--output_dir", str(tmp_path / "again")]) == first
+    assert capsys.readouterr().out == printed
 
 
 def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:
@@ -48,7 +50,8 @@ def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:
     for plan in bench.PLANS.values():
         assert len(set(plan.pairs)) == len(plan.pairs)
         for name in {name for name, _ in plan.pairs} - {beds.REAL, beds.FULL, beds.PLANNER, beds.TOKENIZER}:
-            assert families.scheduler_of(beds.words.sampler_parts(name)[0], mask_token_id=4).config.mask_token_id == 4
+            own, _ = beds.guidance_of(beds.parts(name)[0])
+            assert families.scheduler_of(own, mask_token_id=4).config.mask_token_id == 4
     moment = families.scheduler_of("moment-apart-3 16", mask_token_id=4)
     assert isinstance(moment, MomentScheduler)
     assert (moment.config.min_distance, moment.config.choice_temperature) == (3, 16.0)
@@ -95,3 +98,33 @@ def test_errors_over_chains_where_their_variance_is_known(program: Callable[[str
     ]
     row = report.summary_of("antibodies", {"settings": {"number": 3}, "cells": cells})["uniform", 8]
     assert row["nats"] == pytest.approx((2.0, (0.16 / 9) ** 0.5))
+
+
+def test_names_with_guidance(program: Callable[[str], Any]) -> None:
+    samplers = program("samplers")
+    assert samplers.guidance_of("moment 6") == ("moment 6", 1.0)
+    assert samplers.guidance_of("moment 0.5, guidance 1.5") == ("moment 0.5", 1.5)
+    assert samplers.guidance_of("halton, guidance 1 to 9") == ("halton", (1.0, 9.0))
+
+
+def test_each_order_at_its_best_temperature(
+    program: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The least mean of those with all seeds; differences are paired; groups have a table of their own."""
+    bench, files = program("best_temperatures"), program("cell_files")
+    measured = {"moment 1": (5.0, 7.0), "moment 3": (9.0, 1.5), "halton": (4.0, 7.0), "halton 6": (1.0,)}
+    measured |= {"moment 1, guidance 2": (0.0, 0.0), "moment 1, 2 groups": (3.0, 3.0)}
+    cells = [
+        {"sampler": name, "steps": 8, "seed": seed, "frechet": value}
+        for name, values in measured.items()
+        for seed, value in enumerate(values)
+    ]
+    files.write_cells({"settings": {"number": 2}, "cells": cells}, tmp_path / "cells.json")
+    found = bench.main([str(tmp_path / "cells.json")])
+    assert found == {
+        (1, 8): {"moment": ("3", {0: 9.0, 1: 1.5}), "halton": ("plain", {0: 4.0, 1: 7.0})},
+        (2, 8): {"moment": ("1", {0: 3.0, 1: 3.0})},
+    }
+    printed = capsys.readouterr().out
+    assert "| moment | 5.2 +- 3.8 (3) |" in printed
+    assert "| halton | 5.5 +- 1.5 (plain); 0.2 +- 5.2 |" in printed

@@ -93,6 +93,19 @@ def test_a_set_is_what_the_pipeline_draws_and_is_completed_after_a_stop(
         assert np.abs(difference).max() <= 1  # of five images at once the last bits are others
 
 
+def test_prompts_need_something_that_reads_them(
+    pipelines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy is another folder, or Python: the command line takes no encoded prompts."""
+    pipeline().save_pretrained(tmp_path / "mute")
+    assert main(["generate", *arguments(pipelines, str(tmp_path / "mute"), tmp_path / "set")]) == 1
+    told = capsys.readouterr().err
+    assert (
+        f"got one without in {str(tmp_path / 'mute')!r}. Pass a folder that holds both, or call this one in Py" in told
+    )
+    assert not (tmp_path / "set").exists()
+
+
 def test_two_processes_draw_what_one_draws(pipelines: Path, tmp_path: Path) -> None:
     assert main(["generate", *arguments(pipelines, "row", tmp_path / "one")]) == 0
     group = launched.start(EXAMPLE, arguments(pipelines, "row", tmp_path / "two"), tmp_path / "printed")

@@ -209,10 +209,11 @@ def test_a_page_s_blocks_are_made_and_its_prose_is_kept(tmp_path: Path, capsys: 
         rendered(PAGE.replace("end of results", "end"), tmp_path)
 
 
-def test_the_results_page_is_what_its_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_what_their_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert main(["report", "--page", "docs/results.md", "--check"]) == 0
-    assert (ROOT / "docs" / "results.md").read_text().count("<!-- results: ") >= 14
+    for page, least in (("results", 13), ("letters", 6)):
+        assert main(["report", "--page", f"docs/{page}.md", "--check"]) == 0
+        assert (ROOT / "docs" / f"{page}.md").read_text().count("<!-- results: ") >= least
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def draw_keys(generator: Generators, batch_size: int, device: torch.device) -> T
     bounds = (-(2**63), 2**63 - 1)
     if isinstance(generator, Sequence):
         keys = [torch.randint(*bounds, (1,), generator=g, device=g.device) for g in generator]
-        return torch.cat([key.to(device, non_blocking=True) for key in keys])
+        together = len({key.device for key in keys}) == 1  # then one copy to `device`, rather than one for each row
+        keys = keys if together else [key.to(device, non_blocking=True) for key in keys]
+        return torch.cat(keys).to(device, non_blocking=True)
     source = device if generator is None else generator.device
     return torch.randint(*bounds, (batch_size,), generator=generator, device=source).to(device, non_blocking=True)
 

@@ -16,6 +16,7 @@ from maskgen_reference import MaskGenReference, TATiTokReference
 from meissonic_folder import SIZES, save_meissonic, save_text_encoder, write_json
 from safetensors.torch import save_file, save_model
 from test_convert import make_tokenizer
+from test_dimo_traces import tokenizer_with
 from test_sdtt import sdtt_config
 from tiny_text_to_image import transformer, vqvae
 from titok_reference import Tokenizer, UViTGenerator
@@ -81,6 +82,30 @@ def maskgen(root: Path) -> Source:
     return root / "model", {"tokenizer": root / "tokenizer", "text_encoder": root / "clip"}
 
 
+def dimo(root: Path, width: int = 512, inner: int = 2048, num_layers: int = 4) -> Source:
+    """The released sizes are 768, 3072 and 24, of 1024 codes and 1000 classes."""
+    codes, classes, places = 1024, 1000, 257
+    rows = codes + 1 + classes + 1
+    shapes: dict[str, tuple[int, ...]] = {"pos_emb": (1, places, width), "bias": (places, rows)}
+    shapes["tok_emb.weight"] = (rows, width)
+    blocks = [f"transformer.layers.{i}." for i in range(num_layers)]
+    norms = [f"{block}{part}.norm" for block in blocks for part in (0, 1)]
+    for norm in [*norms, "first_layer.0", "first_layer.4", "last_layer.0", "last_layer.4"]:
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    linears = dict.fromkeys(("first_layer.2", "first_layer.6", "last_layer.2"), (width, width))
+    for block in blocks:
+        linears |= {f"{block}0.fn.mha.out_proj": (width, width)}
+        linears |= {f"{block}1.fn.net.0": (inner, width), f"{block}1.fn.net.3": (width, inner)}
+        shapes[f"{block}0.fn.mha.in_proj_weight"], shapes[f"{block}0.fn.mha.in_proj_bias"] = (
+            (3 * width, width),
+            (3 * width,),
+        )
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    torch.save({name: torch.randn(shape) / 100 for name, shape in shapes.items()}, root / "pytorch_model.bin")
+    return root / "pytorch_model.bin", {"tokenizer": tokenizer_with(codes, root), "num_attention_heads": [16]}
+
+
 def memory(entry: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith(entry)).split()[1]) * 1024
@@ -96,7 +121,7 @@ def peak_of(source: Path, output: Path, given: Mapping[str, Any], answer: Any) -
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a program's peak")
-@pytest.mark.parametrize("make", [sdtt, amused, meissonic, titok, maskgen])
+@pytest.mark.parametrize("make", [sdtt, amused, meissonic, titok, maskgen, dimo])
 def test_memory_stays_near_the_model_s_size(make: Callable[[Path], Source], tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, given = make(tmp_path)

@@ -38,7 +38,14 @@ from .audio_inputs import (
 )
 from .audio_output import MaskedDiffusionAudioPipelineOutput
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
+from .checks import (
+    check_callback_inputs,
+    check_components,
+    check_count,
+    check_guidance_scale,
+    check_output_type,
+    tensor_inputs_of,
+)
 from .code_caching import CodeCachingMixin
 from .image_inputs import check_counts
 from .step_end import after_step
@@ -189,11 +196,15 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         """Waveforms of codes, float32 `(batch_size, channels, num_samples)`; frames that hold a mask are silent.
 
         Args:
-            codes: int64 `(batch_size, num_codebooks, num_frames)`.
+            codes: int64 `(batch_size, num_codebooks, num_frames)`, of the codec's first codebooks or all.
             chunk_length_s: seconds decoded at a time; None as in a call.
+
+        Raises:
+            ValueError: codes that the codec does not have.
         """
-        codec, codes = self._codec, codes.to(self._execution_device)
+        codec = self._codec
         codec.require()
+        codes = check_codes(codes, codec.num_codebooks, codec.codebook_size, at_least=1).to(self._execution_device)
         masked = codes == self.scheduler.config.mask_token_id
         audio = decode(codec, codes.masked_fill(masked, 0), self._chunk(chunk_length_s)).float()
         silent = masked.any(1).repeat_interleave(codec.hop_length, 1)[:, : audio.shape[-1]]
@@ -319,8 +330,7 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         defaults, codec = self._defaults, self._codec
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         fine_steps = num_fine_inference_steps
@@ -334,7 +344,7 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         check_models(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
         check_read(audio, sampling_rate, self.fine_transformer, num_fine_inference_steps)
-        if audio is not None or output_type in ("pt", "np"):
+        if audio is not None:
             codec.require()
         labels = class_ids(class_labels, self.transformer)
         counts = {"class_labels": 1 if labels is None else len(labels)}
@@ -354,8 +364,9 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         num_prompts = max(counts.values())
         num_each = as_integer(num_waveforms_per_prompt)
         batch_size = num_prompts * num_each if isinstance(num_each, int) else 0
-        names = callback_on_step_end_tensor_inputs
         self.check_inputs(counts, num_each, guidance_scale, batch_size, generator, output_type, names)
+        if output_type != "codes":
+            codec.require()
         call = PipelineCall(self.scheduler, steps, temperature, guidance_scale, sampling_temperature)
         if self.fine_transformer is not None:
             call.scheduler.set_timesteps(fine_steps, temperature)  # so that what is wrong with it is said now

@@ -125,6 +125,12 @@ class PromptedImageSource(ImageSource):
 
     def read_arguments(self, pipe: Any, args: argparse.Namespace) -> None:
         """See `ImageSource`."""
+        if pipe.tokenizer is None or pipe.text_encoder is None:
+            raise ValueError(
+                "sets of images from text need a pipeline with a tokenizer and a text encoder, got one without in "
+                f"{args.pipeline!r}. Pass a folder that holds both, or call this one in Python, with `prompt_embeds` "
+                "and `encoder_hidden_states`."
+            )
         self.prompts: list[str] = args.prompts
 
     def sample(self, indices: range, seeds: Sequence[int]) -> dict[str, Sequence[Any]]:
