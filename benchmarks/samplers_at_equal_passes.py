@@ -92,7 +92,12 @@ IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in
 SCALES = ("1.5", "2", "3", "5", "1 to 2", "1 to 3", "1 to 5", "1 to 9")
 GUIDED = [f"{name} {alpha}, guidance {scale}" for name in ("moment", "halton") for alpha in ALPHAS for scale in SCALES]
 BY_WORDS = ["uniform", "confidence", "halton", "uniform 6", "halton 6", "maskgit 6", "hybrid 6", "moment 6", "moment 3"]
-WORDS = [*BY_WORDS, *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")), "moment 6, guidance 2"]
+WORDS = [
+    *BY_WORDS,
+    *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")),
+    "moment 6, guidance 2",
+    "moment 6, guidance 3",
+]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
