@@ -214,6 +214,7 @@ LOOKS = {
     "confidence": (BROWN, "o", "confidence"),
     "remdm-rescale": (PURPLE, "o", "ReMDM, rescale"),
     "remdm-strong": (PURPLE, "s", "ReMDM, rescale, eta 0.3"),
+    "remdm-moment": (PURPLE, "P", "ReMDM, moment"),
     "remdm-dfm": (PURPLE, "D", "ReMDM, flow's corrector"),
     "remdm-loop": (PURPLE, "v", "ReMDM, loop"),
     "p2-standing": (VERMILLION, "P", "P2, standing"),
