@@ -42,6 +42,7 @@ SHOWN: Mapping[str, Measures] = {
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
     "digits": Measures("frechet", "within-class variance", (2, 2), passes=16, log=True),
     "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "words": Measures("frechet", "within-class variance", (1, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
     "long text": Measures("nats", "entropy", (3, 3)),
     "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),

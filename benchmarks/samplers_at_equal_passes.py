@@ -1,4 +1,4 @@
-r"""All samplers at equal numbers of passes, quality beside diversity, on six beds.
+r"""All samplers at equal numbers of passes, quality beside diversity, on seven beds.
 
     hf-maskdiff convert antiberty-0.1.3-py3-none-any.whl antiberty
     python benchmarks/samplers_at_equal_passes.py --image_dir FOLDER_OF_MNIST --text_dir FOLDER_OF_TXT \
@@ -16,6 +16,7 @@ antibodies, float32: four of them with more chains, in float32.
 digits: `pipelines/maskgit-mnist`. Frechet distance, and variance within a class relative to real images.
 letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; each sampler at several temperatures, those that choose
 positions first also in two and four groups to a step, and two of them guided.
+words: `pipelines/vampnet-digits`, spoken words of four codebooks; also in two groups to a step, and guided.
 text, long text: `pipelines/mdlm-shakespeare`, and `-long`. Nats a character by a judge; entropy of a text.
 chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, which are too few where it is too likely.
 
@@ -48,7 +49,14 @@ from equal_passes_report import plot, print_tables, summary_of, write_summary
 from families import PLAIN, REMDM, TEMPERED, nucleus, tempered
 from tqdm.auto import tqdm
 
-OPTIONS = ("image_dir", "letter_dir", "text_dir", "antibody_pipeline", "batch_size")  # what a bed is opened with
+OPTIONS = (
+    "image_dir",
+    "letter_dir",
+    "speech_dir",
+    "text_dir",
+    "antibody_pipeline",
+    "batch_size",
+)  # what a bed is opened with
 Group = tuple[str, str, int, tuple[int, ...]]  # bed, sampler, steps and seeds: cells that are drawn in one batch
 
 
@@ -83,6 +91,13 @@ CHOSEN_FIRST = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "unifo
 IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in CHOSEN_FIRST for alpha in ALPHAS]
 SCALES = ("1.5", "2", "3", "5", "1 to 2", "1 to 3", "1 to 5", "1 to 9")
 GUIDED = [f"{name} {alpha}, guidance {scale}" for name in ("moment", "halton") for alpha in ALPHAS for scale in SCALES]
+BY_WORDS = ["uniform", "confidence", "halton", "uniform 6", "halton 6", "maskgit 6", "hybrid 6", "moment 6", "moment 3"]
+WORDS = [
+    *BY_WORDS,
+    *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")),
+    "moment 6, guidance 2",
+    "moment 6, guidance 3",
+]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
@@ -109,6 +124,11 @@ PLANS: Mapping[str, Plan] = {
             *pairs_of([*PLAIN, *ORDERS, *IN_GROUPS], (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
             *pairs_of(GUIDED, (8, 16)),
         ],
+    ),
+    "words": Plan(
+        partial(beds.Words, pipeline="pipelines/vampnet-digits"),
+        200,
+        pairs_of(WORDS, (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
     ),
     "text": Plan(
         partial(beds.Texts, pipeline="pipelines/mdlm-shakespeare"),
@@ -139,6 +159,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--beds", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--image_dir", help="folder with IDX files")
     parser.add_argument("--letter_dir", help="what `examples/render_letters.py` wrote")
+    parser.add_argument("--speech_dir", help="what `examples/render_speech.py` wrote")
     parser.add_argument("--text_dir", help="folder of .txt files")
     parser.add_argument("--antibody_pipeline", default="antiberty", help="folder or Hub name")
     parser.add_argument("--samplers", nargs="+", help="only these; default: those of each bed")
