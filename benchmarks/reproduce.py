@@ -1,6 +1,6 @@
 r"""MAGE, Halton-MaskGIT, MDLM, SDTT and LLaDA in one command, and our numbers beside the published ones.
 
-    python benchmarks/reproduce.py --hours 8 --output_dir out/reproduce --plan   # says what would be run, and ends
+    python benchmarks/reproduce.py --hours 8 --plan   # says what would be run, and ends
     python benchmarks/reproduce.py --hours 8 --output_dir out/reproduce --mage mage-vitb.pth \
         --imagenet_val imagenet/val --adm_statistics VIRTUAL_imagenet256_labeled.npz
 
@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     add = parser.add_argument
     add("--hours", type=float, required=True, help="of this call, for all entries together")
-    add("--output_dir", type=Path, required=True)
+    add("--output_dir", type=Path, help="with --plan: where earlier calls have left something, if they have")
     add("--plan", action="store_true", help="print the plan and end")
     add("--entries", nargs="+", choices=[entry.name for entry in ENTRIES], metavar="NAME", help="only these")
     add("--teraflops", type=float, default=100.0, help="speed that the machine sustains, before it is known")
@@ -72,6 +72,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=128)
     add("--dtype", default="bfloat16", choices=("float32", "float16", "bfloat16"))
     args = parser.parse_args(argv)
+    if args.output_dir is None and not args.plan:
+        parser.error("--output_dir must be given for all but --plan: the results are kept there")
     if not args.hours > 0:
         raise ValueError(f"`hours` must be above 0, got {args.hours}. Pass how long the machine is yours.")
     return args
@@ -83,8 +85,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def load_progress(args: argparse.Namespace) -> dict[str, Any]:
     """What an earlier call has left, and an error if it had other settings."""
     settings = {name: getattr(args, name) for name in SETTINGS}
-    path = args.output_dir / "progress.json"
-    if not path.exists():
+    path = None if args.output_dir is None else args.output_dir / "progress.json"
+    if path is None or not path.exists():
         return {"settings": settings, "entries": {}}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     different = sorted(name for name in SETTINGS if found["settings"].get(name) != settings[name])
@@ -202,7 +204,7 @@ def main(argv: Sequence[str] | None = None, command: Command | None = None) -> l
     current = run_all(entries, args, command or as_program(args))
     if not args.plan and not any(one.is_done for one in current) and not any(one.runs for one in current):
         print("\nNothing was run: no entry fits and has its data. Pass more --hours, or what the plan says is missing.")
-    if (args.output_dir / "report.md").exists():
+    if args.output_dir is not None and (args.output_dir / "report.md").exists():
         print(f"\n{args.output_dir / 'report.md'} has our numbers beside the published ones.")
     return current
 

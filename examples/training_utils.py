@@ -91,24 +91,28 @@ class Clock:
             raise ValueError(f"`max_seconds` must be above 0, got {args.max_seconds}. Leave it out to use all steps.")
         self.warmup_steps, self.max_steps, self.max_seconds = args.warmup_steps, args.max_train_steps, args.max_seconds
         self.started: float | None = None
-
-    def _share_of_seconds(self) -> float:
-        return (time.monotonic() - self.started) / self.max_seconds if self.max_seconds and self.started else 0.0
+        self.share_of_seconds = 0.0  # when the last batch was taken, the same in all processes
 
     def learning_rate(self, step: int) -> float:
         """The share of the highest learning rate: it rises for `--warmup_steps` and then falls as a cosine."""
         if step < self.warmup_steps:
             return step / self.warmup_steps
-        done = max((step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps), self._share_of_seconds())
+        done = max((step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps), self.share_of_seconds)
         return 0.5 + 0.5 * math.cos(math.pi * min(done, 1.0))
 
     def is_over(self, accelerator: Accelerator) -> bool:
-        """Whether the seconds since the first call are over, on the main process's clock; it starts with that call."""
+        """Whether the seconds since the first call are over, on the main process's clock; it starts with that call.
+
+        Called before each step by all processes: learning rates of their own would let their weights drift apart.
+        """
         if self.max_seconds is None:
             return False
         self.started = self.started or time.monotonic()
-        over = torch.tensor(self._share_of_seconds() >= 1)
-        return bool(over if accelerator.num_processes == 1 else broadcast(over.to(accelerator.device)))
+        share = (time.monotonic() - self.started) / self.max_seconds
+        if accelerator.num_processes > 1:
+            share = float(broadcast(torch.tensor(share, device=accelerator.device)))
+        self.share_of_seconds = share
+        return share >= 1
 
 
 def training_batches(

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "integers": set(),
     "masking": {"torch", "integers"},
     "audio_masks": {"torch", "integers"},
+    "wav_files": {"torch"},
     "orders": {"torch", "kept_tensors"},
     "token_filters": {"torch"},
     "revising": {"torch", "orders"},
@@ -32,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "marginals": {"torch", "token_filters", "kernels", "draws"},
     "sampling": {"torch", "kept_tensors", "kernels", "draws", "marginals"},
     "hub": {"huggingface_hub", "hf_maskdiff_cli"},
+    "hub_access": {"huggingface_hub"},
     "schedulers": {
         *("torch", "diffusers", "hub", "integers", "kept_tensors", "masking", "orders", "revising", "sampling"),
     },
@@ -49,8 +51,8 @@ ARROWS: dict[str, set[str]] = {
     "likelihood": {"torch", "attention_rule", "denoisers"},
     "pipelines": {
         *("torch", "torch_xla", "PIL", "diffusers", "transformers"),
-        *("hub", "integers", "sampling", "exclusive", "pictures", "attention_rule"),
-        *("schedulers", "caching", "models", "published", "denoisers", "likelihood"),
+        *("hub", "hub_access", "integers", "sampling", "exclusive", "pictures", "attention_rule"),
+        *("schedulers", "caching", "models", "published", "denoisers", "likelihood", "wav_files"),
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
@@ -59,11 +61,11 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": ANYTHING,
     "sets": {
         *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
-        *("__init__", "caching", "pipelines", "schedulers", "devices", "hf_maskdiff_cli"),
+        *("__init__", "caching", "pipelines", "schedulers", "devices", "hub_access", "wav_files", "hf_maskdiff_cli"),
     },
     "harness": {
         *("torch", "accelerate", "tqdm", "lm_eval"),
-        *("devices", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
+        *("devices", "hub_access", "caching", "likelihood", "pipelines", "sets", "hf_maskdiff_cli"),
     },
     "tuning": {
         *("torch", "numpy", "accelerate", "datasets", "matplotlib", "huggingface_hub"),
@@ -72,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "demo": {
         *("torch", "PIL", "gradio"),
-        *("__init__", "caching", "schedulers", "devices", "evaluation", "sets", "hf_maskdiff_cli"),
+        *("__init__", "caching", "schedulers", "devices", "evaluation", "sets", "wav_files", "hf_maskdiff_cli"),
     },
     "parallel": {"sets", "hf_maskdiff_cli"},
     "generation": {"torch", "sets", "hf_maskdiff_cli"},

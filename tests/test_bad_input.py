@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from inspect import signature
 
@@ -10,13 +11,16 @@ import torch
 from concrete import SCHEDULERS
 
 from hf_maskdiff import (
+    AnnealedScheduler,
     ConfidenceScheduler,
     EntropyBoundedScheduler,
+    HaltonScheduler,
     HybridScheduler,
     MaskedDiffusionScheduler,
     MaskGITPipeline,
     MaskGITScheduler,
     MomentScheduler,
+    PathPlanningScheduler,
 )
 
 MASK = 9
@@ -49,6 +53,7 @@ SHARED_CONFIGURATIONS = [
     ({"temperature": 0}, "`temperature` must be a number above 0, got 0. For greedy tokens pass top_k=1"),
     ({"temperature": -1.0}, "`temperature` must be a number above 0, got -1.0"),
     ({"temperature": float("nan")}, "`temperature` must be a number above 0, got nan"),
+    ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
     ({"temperature": [1, 2]}, r"`temperature` must be a number above 0, got \[1, 2\]"),
     ({"top_k": 0}, "`top_k` must be an integer of at least 1, got 0. Pass a number of tokens, or None"),
     ({"top_k": 1.5}, "`top_k` must be an integer of at least 1, got 1.5"),
@@ -58,7 +63,7 @@ SHARED_CONFIGURATIONS = [
 ]
 TYPICAL = [0, 1.5, "half", float("nan"), True]
 DISTANCES = [0, -2, 1.5, None, "2"]
-CHOICE_TEMPERATURES = [-1.0, float("nan"), (1.0, -1.0), (1.0,), (1.0, 2.0, 3.0), "6"]
+CHOICE_TEMPERATURES = [-1.0, float("nan"), float("inf"), (float("inf"), 1.0), (1.0, -1.0), (1.0,), (1.0, 2.0, 3.0), "6"]
 
 
 @pytest.mark.parametrize(("config", "message"), SHARED_CONFIGURATIONS)
@@ -67,6 +72,15 @@ def test_configurations(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         scheduler_class(**({"mask_token_id": MASK} | config))
+
+
+def test_words_are_no_flags(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    """`follow_schedule=no` on the command line is a word."""
+    flags = [name for name, one in signature(scheduler_class).parameters.items() if isinstance(one.default, bool)]
+    for name in flags:
+        for value in ("no", 1, None, []):
+            with pytest.raises(ValueError, match=rf"`{name}` must be True or False, got {re.escape(repr(value))}"):
+                scheduler_class(mask_token_id=MASK, **{name: value})
 
 
 @pytest.mark.parametrize("value", TYPICAL)
@@ -104,6 +118,12 @@ def test_choice_temperatures(scheduler_class: type[MaskedDiffusionScheduler], va
         (EntropyBoundedScheduler, {"entropy_bound": -0.5}, "`entropy_bound` must be .* at least 0, got -0.5. Try 4.0"),
         (EntropyBoundedScheduler, {"entropy_bound": float("nan")}, "`entropy_bound` must be .* at least 0, got nan"),
         (EntropyBoundedScheduler, {"entropy_bound": None}, "`entropy_bound` must be a number of nats, .*, got None"),
+        (EntropyBoundedScheduler, {"entropy_bound": True}, "`entropy_bound` must be a number of nats, .*, got True"),
+        (HaltonScheduler, {"inverse_temperature": float("inf")}, "`inverse_temperature` must be above 0, .*, got inf"),
+        (HaltonScheduler, {"inverse_temperature": ("a", 1.0)}, "`inverse_temperature` must be above 0, .* pair"),
+        (AnnealedScheduler, {"logits_temperature": 1.0}, "`logits_temperature` must be None, or a pair .*, got 1.0"),
+        (AnnealedScheduler, {"logits_temperature": (float("inf"), 1)}, "`logits_temperature` must be None, or a pair"),
+        (PathPlanningScheduler, {"eta": float("inf")}, "`eta` must be a number of at least 0, got inf"),
         (HybridScheduler, {"exploration": "spiral"}, "`exploration` must be one of .*'halton'.*, got 'spiral'. Pick"),
         (HybridScheduler, {"exploitation": None}, "`exploitation` must be one of .*'moment'.*, got None. Pick"),
         (HybridScheduler, {"exploration_ratio": 1.5}, r"`exploration_ratio` must be a number in \[0, 1\].*, got 1.5"),
@@ -246,7 +266,10 @@ CALLS = {
     "temperature": ({"temperature": -1.0}, "`choice_temperature` must be a number of at least 0"),
     "output": ({"output_type": "jpeg"}, r"`output_type` must be one of \('pil', .*\), got 'jpeg'. Pick"),
     "generators": ({"generator": generators(2)}, "generators must hold one per row, got 2 for a batch of 1. Pass"),
-    "callback": ({"callback_on_step_end_tensor_inputs": ["logits"]}, r"must be among \['latents'\], got \['logits'\]"),
+    "callback": (
+        {"callback_on_step_end_tensor_inputs": ["logits"]},
+        r"a list of names among \['latents'\], got \['logits'\]",
+    ),
     "latents on a line": (
         {"latents": tokens(1, 16)},
         r"`latents` must be int64 codes of shape \(1, 4, 4\), got .*Pass",

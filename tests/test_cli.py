@@ -377,7 +377,7 @@ def test_things_that_cannot_be_loaded_are_named(
     for scheduler, reason in (
         (folder / "other", "it holds a DDPMScheduler, which is for other models"),
         (DIGITS, f"Did you mean '{DIGITS / 'scheduler'}'?"),
-        ("me/preset", "got 'me/preset': "),
+        ("me/preset", "'me/preset' is not on this machine, and the Hub was not reached: "),
     ):
         assert reason in told(capsys, *generate("--scheduler", scheduler, output_dir=new))
     assert not new.exists()

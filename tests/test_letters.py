@@ -179,6 +179,8 @@ def test_the_learning_rate_follows_the_seconds(monkeypatch: pytest.MonkeyPatch) 
     assert not clock.is_over(alone)
     assert clock.learning_rate(10) == 1
     now[0] += 20
+    assert clock.learning_rate(10) == 1  # it changes with the batch
+    assert not clock.is_over(alone)
     assert clock.learning_rate(10) == pytest.approx(0.5)
     assert clock.learning_rate(100) < 0.05
     now[0] += 19

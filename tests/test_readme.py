@@ -10,6 +10,7 @@ import antiberty_wheel
 import golden_data
 import pytest
 import tiny_llada
+from accelerate.commands.launch import launch_command_parser
 from hub_server import LoopbackHub
 from huggingface_hub import create_repo, upload_folder
 from PIL import Image
@@ -93,6 +94,17 @@ def test_many_processes_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if "accelerate launch" in block.code:
             stage.run(block)
     assert list((tmp_path / "out" / "digits").glob("train-*.parquet"))
+
+
+def test_accelerate_has_nothing_to_remark(tmp_path: Path) -> None:
+    """It notes what it was not told, unless it was configured before."""
+    stage = Stage(tmp_path)
+    commands = [words for block in BLOCKS if "accelerate launch" in block.code for words in stage.unfold(block.code)]
+    assert commands
+    for words in commands:
+        given = launch_command_parser().parse_args(words[2:])
+        told = (given.num_processes, given.num_machines, given.mixed_precision, given.dynamo_backend)
+        assert None not in told, words
 
 
 def test_the_table_has_a_row_for_every_scheduler() -> None:

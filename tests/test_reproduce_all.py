@@ -66,6 +66,20 @@ def test_the_plan_says_everything_before_it_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_needs_no_folder(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reproduce.main(["--hours", "2", "--plan"], never)
+    said = capsys.readouterr().out
+    reproduce.main(["--hours", "2", "--plan", "--output_dir", "new"], never)
+    assert said == capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit):
+        reproduce.main(["--hours", "2"], never)
+    assert "--output_dir must be given for all but --plan" in capsys.readouterr().err
+
+
 def test_what_is_done_corrects_the_estimates(reproduce: ModuleType) -> None:
     """An entry that took ten times as long as assumed makes the others longer, and what no longer fits is left out."""
     args = reproduce.parse_args(["--hours", "1", "--output_dir", "x"])

@@ -18,8 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NAMES = {"MomentScheduler": "hf_maskdiff.MomentScheduler"}
 
-pytest.importorskip("griffe")
-pytest.importorskip("mkdocs")
+for package in ("griffe", "mkdocs"):
+    pytest.importorskip(package, reason=f'{package} is not installed: pip install -e ".[docs]"')
 
 
 def module(name: str) -> ModuleType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import itertools
+import math
 import os
 import re
 import shlex
@@ -588,3 +590,31 @@ def test_two_processes_train_one_codebook(idx_folder: Path, tmp_path: Path) -> N
     # Counts are running means of latents over both processes: 2 x 16 images of 2 x 2 codes.
     assert states[0]["counts"].sum().item() == pytest.approx(2 * 16 * 4, rel=0.3)
     assert weights_of(tmp_path / "out")
+
+
+def test_two_processes_end_by_one_clock(idx_folder: Path, tmp_path: Path) -> None:
+    """That of the main process, though the other's runs five times as fast; else their weights would drift apart."""
+
+    def write_rates() -> None:
+        rank, training, times = os.environ["RANK"], program("training_utils"), itertools.count(1)
+        training.time = SimpleNamespace(monotonic=lambda: (1 + 4 * int(rank)) * next(times))  # a second for each look
+        clock, usual = training.Clock, training.Clock.learning_rate
+
+        def noted(self: object, step: int) -> float:
+            rate = usual(self, step)
+            with (tmp_path / f"rates-{rank}").open("a") as file:
+                file.write(f"{step} {rate!r}\n")
+            return rate
+
+        clock.learning_rate = noted
+
+    words = ["--data_dir", str(idx_folder), "--output_dir", str(tmp_path / "out"), *VQ_ARGUMENTS]
+    words += ["--max_train_steps", "1000000", "--max_seconds", "10"]
+    group = launched.start(EXAMPLES / "train_vq.py", words, tmp_path / "printed", first=write_rates)
+    assert group.wait(60) == [0, 0], group.printed()
+    rates = [(tmp_path / f"rates-{rank}").read_text().splitlines() for rank in range(2)]
+    assert rates[0] == rates[1]
+    steps, rate = rates[0][-1].split()
+    assert (int(steps), float(rate)) == (9, pytest.approx(0.5 + 0.5 * math.cos(math.pi * 0.9)))
+    (last,) = (tmp_path / "out").glob("checkpoint-*")
+    assert last.name == f"checkpoint-{steps}"

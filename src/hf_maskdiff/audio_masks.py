@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .integers import as_integer, is_integer
+from .integers import as_integer, is_integer, is_number
 
 # Times such as 0.1 s are no binary fractions: so much of a frame is taken for none.
 _OF_A_FRAME = 1e-6
@@ -139,11 +138,11 @@ def _frame_behind(seconds: float, frame_rate: float) -> int:
 
 
 def _is_time(value: Any, most: float) -> bool:
-    return isinstance(value, Real) and 0 <= float(value) <= most + _OF_A_FRAME and float(value) < math.inf
+    return is_number(value) and 0 <= float(value) <= most + _OF_A_FRAME and float(value) < math.inf
 
 
 def _rate(frame_rate: float) -> float:
-    if not isinstance(frame_rate, Real) or not 0 < frame_rate < math.inf:
+    if not is_number(frame_rate) or not 0 < frame_rate < math.inf:
         raise ValueError(f"`frame_rate` must be a number above 0, got {frame_rate!r}. Pass `pipe.frame_rate`.")
     return float(frame_rate)
 

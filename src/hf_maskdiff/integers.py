@@ -1,8 +1,9 @@
-"""Integers of every kind as `int`: numpy's, and tensors or arrays of one number."""
+"""Integers of every kind as `int`: numpy's, and tensors or arrays of one number. And what is a number at all."""
 
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 
@@ -20,6 +21,11 @@ def is_integer(value: Any, at_least: int) -> bool:
     """Whether it stands for an integer, not a bool, of at least so much."""
     number = as_integer(value)
     return isinstance(number, int) and not isinstance(number, bool) and number >= at_least
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def plain(value: Any) -> Any:

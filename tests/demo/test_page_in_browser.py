@@ -43,13 +43,14 @@ if BESIDE and BESIDE not in sys.path:
 
 
 def missing() -> list[str]:
-    """What the tests need and this machine lacks."""
-    packages = [name for name in ("gradio", "selenium") if find_spec(name) is None]
+    """What the tests need and this machine lacks, with what installs it."""
+    sources = {"gradio": 'pip install -e ".[demo]"', "selenium": "pip install selenium"}
+    packages = [f"{name} ({source})" for name, source in sources.items() if find_spec(name) is None]
     programs = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    return packages + programs
+    return packages + [f"{name} (the system's package)" for name in programs]
 
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"the page needs {', '.join(missing())}")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}")
 
 
 # --- the server and the browser ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from hf_maskdiff.evaluation.mauve import mauve
 
-pytest.importorskip("faiss", reason="faiss is not installed: it is MAUVE's k-means")
+pytest.importorskip("faiss", reason='faiss, for MAUVE, is not installed: pip install -e ".[mauve]"')
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ pytest.importorskip("faiss", reason="faiss is not installed: it is MAUVE's k-mea
     [(100, 100, 8, 0.5), (80, 130, 40, 0.2), (30, 25, 16, 0.0), (60, 60, 8, 3.0)],
 )
 def test_the_reference_package_s_number(samples: int, reference: int, width: int, shift: float) -> None:
-    reference_package = pytest.importorskip("mauve", reason="mauve-text, the authors' package, is not installed")
+    reference_package = pytest.importorskip("mauve", reason='mauve-text is not installed: pip install -e ".[test]"')
     rng = np.random.default_rng(samples)
     p = rng.normal(size=(samples, width)).astype(np.float32)
     q = (rng.normal(size=(reference, width)) + shift).astype(np.float32)

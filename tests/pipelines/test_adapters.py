@@ -53,7 +53,7 @@ def texts(pipe: MaskedDiffusionTextPipeline) -> list[list[int]]:
 @pytest.fixture(params=["bert", "llama"])
 def adapted(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any, Path, Path]:
     """A PeftModel, the same with its adapter merged, and the folders of the base and of the adapter."""
-    peft = pytest.importorskip("peft", reason="peft is not installed: it is what adds LoRA to a model")
+    peft = pytest.importorskip("peft", reason='peft is not installed: pip install -e ".[test]"')
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model_of(request.param).save_pretrained(base)
     tokenizer().save_pretrained(base)

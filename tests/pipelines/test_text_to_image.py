@@ -278,7 +278,7 @@ def test_a_compiled_model_is_cached_uncompiled(in_place: bool) -> None:
 
 
 def test_a_lora_is_loaded_weighed_and_unloaded(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason='peft is not installed: pip install -e ".[test]"')
     pipe = pipeline()
     given = prompts(pipe, 1)
 

@@ -12,7 +12,7 @@ from hf_maskdiff_cli.errors import USER_ERRORS, one_line
 
 from .captions import empty_panel, told
 from .opening import Opened
-from .requests import number, whole
+from .requests import MOST_GUIDANCE, number, whole
 from .samplers import Choice, samplers
 
 MOST_SUBSTEPS, MOST_CHOICE_TEMPERATURE = 8, 16
@@ -20,6 +20,31 @@ _SECOND, _ELSE = "Halton + choice temperature", "Moment"
 _TEMPERATURE = "Low is sharp, high is varied."
 _SUBSTEPS = "Groups of a step, by partial caching; 1 is off."
 _logger = logging.getLogger(__name__)
+
+
+def steps_and_guidance(most: int, steps: int, guidance: float, prefix: str, unused: str = "") -> tuple[Any, Any]:
+    """A row of the two sliders: the number of steps, and the guidance scale.
+
+    Args:
+        most: the largest number of steps.
+        steps, guidance: what they begin with.
+        prefix: of the elements' ids.
+        unused: why the model is not guided, which switches the slider off; empty if it is.
+    """
+    with gr.Row():
+        number_of_steps = gr.Slider(1, most, steps, step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
+        scale = gr.Slider(
+            1,
+            MOST_GUIDANCE,
+            guidance,
+            step=0.25,
+            label="Guidance",
+            min_width=200,
+            interactive=not unused,
+            info=unused or "1 is off; above it, a step takes two passes.",
+            elem_id=f"{prefix}-guidance",
+        )
+    return number_of_steps, scale
 
 
 class SamplerControls:

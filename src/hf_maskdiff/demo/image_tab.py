@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from .captions import remarks, told
-from .controls import Comparison, choice_of, shown
+from .controls import Comparison, choice_of, shown, steps_and_guidance
 from .editing import edit_of, painted_part, to_paint_on
 from .image_runs import MOST_IMAGES, ImageRequest, image_runs
 from .opening import Opened
@@ -38,21 +38,8 @@ def image_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         label = gr.Dropdown(classes, value=first, label="Class", elem_id=f"{prefix}-class")
         images = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images", elem_id=f"{prefix}-images")
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
-    with gr.Row():
-        steps = gr.Slider(1, side * side, first_steps, step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
-        guidance = gr.Slider(
-            1,
-            MOST_GUIDANCE,
-            first_guidance,
-            step=0.25,
-            label="Guidance",
-            min_width=200,
-            interactive=transformer.has_null_class,
-            info="1 is off; above it, a step takes two passes."
-            if transformer.has_null_class
-            else "This model was never shown an image without its class: not used.",
-            elem_id=f"{prefix}-guidance",
-        )
+    unused = "" if transformer.has_null_class else "This model was never shown an image without its class: not used."
+    steps, guidance = steps_and_guidance(side * side, first_steps, first_guidance, prefix, unused)
     compared = Comparison(opened, "Draw", prefix)
     gr.HTML(remarks(["Editing by painting needs Gradio 6: `pip install -U gradio`."]), visible=not _CAN_PAINT)
     with gr.Accordion(

@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from .controls import Comparison, choice_of, shown
+from .controls import Comparison, choice_of, shown, steps_and_guidance
 from .image_runs import MOST_IMAGES, image_runs
 from .image_tab import published_settings
 from .opening import Opened
 from .prompt_requests import PromptRequest
-from .requests import MOST_GUIDANCE, MOST_STEPS
+from .requests import MOST_STEPS
 from .runs import panels_of
 
 _PROMPTS = ("a small red house by the sea", "a cat on a windowsill, oil painting")
@@ -34,18 +34,7 @@ def prompt_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         negative = gr.Textbox("", label="Not to be seen", info="Guidance leads away from it.", elem_id=f"{prefix}-not")
         images = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Images", elem_id=f"{prefix}-images")
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
-    with gr.Row():
-        steps = gr.Slider(1, most, first_steps, step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
-        guidance = gr.Slider(
-            1,
-            MOST_GUIDANCE,
-            first_guidance,
-            step=0.25,
-            label="Guidance",
-            min_width=200,
-            info="1 is off; above it, a step takes two passes.",
-            elem_id=f"{prefix}-guidance",
-        )
+    steps, guidance = steps_and_guidance(most, first_steps, first_guidance, prefix)
     compared = Comparison(opened, "Draw", prefix)
 
     def run(*values: Any) -> Iterator[list[Any]]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from .controls import Comparison, choice_of, shown
+from .controls import Comparison, choice_of, shown, steps_and_guidance
 from .opening import Opened
-from .requests import MOST_GUIDANCE
 from .runs import panels_of
 from .text_runs import MOST_NEW_TOKENS, TextRequest, text_runs
 
@@ -34,18 +33,7 @@ def text_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         elem_id=f"{prefix}-prompt",
     )
     gr.Examples([[text] for text in _PROMPTS], [prompt], label="Try")
-    with gr.Row():
-        steps = gr.Slider(1, most, min(16, most), step=1, label="Steps", min_width=200, elem_id=f"{prefix}-steps")
-        guidance = gr.Slider(
-            1,
-            MOST_GUIDANCE,
-            1,
-            step=0.25,
-            label="Guidance",
-            min_width=200,
-            info="1 is off; above it, a step takes two passes.",
-            elem_id=f"{prefix}-guidance",
-        )
+    steps, guidance = steps_and_guidance(most, min(16, most), 1, prefix)
     with gr.Row():
         new_tokens = gr.Slider(
             0, most, 0, step=1, label="New tokens", info="0: as many as fit.", elem_id=f"{prefix}-new"

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from hf_maskdiff.devices import require_device, telling_of_memory
+from hf_maskdiff.hub_access import require_hub
 from hf_maskdiff.parallel import cost_of, start_processes
 from hf_maskdiff.published.malformed import settings_of
 from hf_maskdiff.sets.making import make_set
@@ -73,6 +74,7 @@ def _judge_all(args: argparse.Namespace) -> Report | None:
 
 def _kind_of(pipeline: str) -> str:
     """The kind of a pipeline's samples: texts if it has a tokenizer, or if it is a model without `model_index.json`."""
+    require_hub(pipeline)
     try:
         index = settings_of(f"model_index.json in {pipeline!r}", lambda: DiffusionPipeline.load_config(pipeline))
     except OSError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff.hub_access import require_hub
 from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import INCEPTION_LAYERS, require_inception_weights
 
@@ -102,6 +103,7 @@ class ClassifierNetwork:
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         try:
+            require_hub(folder)
             self.classifier = DigitClassifier.from_pretrained(folder, use_safetensors=True).to(device).eval()
             config = self.classifier.config
             self.mode = {1: "L", 3: "RGB"}[config.in_channels]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff.hub_access import require_hub
 from hf_maskdiff.published import open_tokenizer
 from hf_maskdiff_cli.errors import one_line
 from hf_maskdiff_cli.evaluate import is_statistics, require_options_of
@@ -171,6 +172,7 @@ def load_judge(name: str, tokenizer: str | None, device: str) -> tuple[Any, Any]
     from transformers import AutoModelForCausalLM
 
     try:
+        require_hub(name)
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
         return model.to(device).eval(), open_tokenizer(tokenizer or name)
     except Exception as error:  # of several libraries, by what is wrong with the files

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from hf_maskdiff.caching import CacheConfig, DelayedCacheConfig, DualCacheConfig, PartialCacheConfig, PrefixCacheConfig
 from hf_maskdiff.harness.room import Room
 from hf_maskdiff.harness.texts import HarnessTexts, Row, settings_of_task
+from hf_maskdiff.hub_access import require_hub
 from hf_maskdiff.likelihood.named import estimator_of
 from hf_maskdiff.pipelines import MaskedDiffusionTextPipeline, MDLMPipeline
 from hf_maskdiff.pipelines.transformers_tasks import Repository
@@ -381,6 +382,7 @@ def _open(name: str, dtype: str, more: dict[str, Any]) -> MaskedDiffusionTextPip
             f"`model_args` must be arguments of HarnessModel, {_OF_SCHEDULER}KEY=VALUE, or {', '.join(_OF_LOADING)}, "
             f"got {unknown[0]!r}. {did_you_mean(unknown[0], arguments) or 'Leave it out.'}"
         )
+    require_hub(name)
     found = Repository.from_pretrained(name, dtype=kind, trust_remote_code=False, **given)
     return found.open(MDLMPipeline, MaskedDiffusionTextPipeline)
 

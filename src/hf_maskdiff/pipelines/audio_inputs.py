@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..integers import as_integer
+from ..integers import as_integer, is_integer, is_number
 from .audio_codecs import AudioCodec
 from .calls import GuidanceScale, as_pair
 from .image_inputs import label_ids
@@ -32,7 +31,7 @@ def read_audio(audio: Any, sampling_rate: int | None, codec: AudioCodec) -> Tens
         ValueError: another sampling rate or number of channels, integers, values far outside [-1, 1] or NaN, clips of
             several lengths, or shorter than a frame.
     """
-    if as_integer(sampling_rate) != codec.sampling_rate:
+    if not is_integer(sampling_rate, at_least=1) or as_integer(sampling_rate) != codec.sampling_rate:
         raise ValueError(
             f"`sampling_rate` must be that of the codec, {codec.sampling_rate}, got {sampling_rate!r}. Resample the "
             f"audio first, for example with `torchaudio.functional.resample(audio, rate, {codec.sampling_rate})`."
@@ -54,14 +53,15 @@ def read_audio(audio: Any, sampling_rate: int | None, codec: AudioCodec) -> Tens
 
 def _clip(clip: Any, codec: AudioCodec) -> Tensor:
     """One clip, float32 `(channels, num_samples)`."""
-    tensor = torch.as_tensor(clip) if hasattr(clip, "__array__") else clip
+    tensor = _tensor_of(clip)
     if not isinstance(tensor, Tensor) or tensor.ndim not in (1, 2) or not tensor.is_floating_point():
         got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(clip).__name__
         raise ValueError(
             f"`audio` must be float arrays or tensors (num_samples,) or (channels, num_samples), got {got}. Divide "
             "integers of 16 bits by 32768."
         )
-    tensor = tensor.detach().float().reshape(-1, tensor.shape[-1])
+    tensor = tensor.detach().float()
+    tensor = tensor if tensor.ndim == 2 else tensor[None]
     if tensor.shape[0] != codec.channels:
         raise ValueError(
             f"`audio` must have {codec.channels} channel(s) as (channels, num_samples), got {tuple(tensor.shape)}. "
@@ -75,15 +75,27 @@ def _clip(clip: Any, codec: AudioCodec) -> Tensor:
     return tensor
 
 
-def check_codes(codes: Any, num_codebooks: int, codebook_size: int) -> Tensor:
+def _tensor_of(value: Any) -> Any:
+    """A tensor of an array of numbers or bools; anything else as it is."""
+    try:
+        return torch.as_tensor(value) if hasattr(value, "__array__") else value
+    except TypeError:  # an array of words or objects
+        return value
+
+
+def check_codes(codes: Any, num_codebooks: int, codebook_size: int, at_least: int | None = None) -> Tensor:
     """Codes to fill in or vary, int64 `(num_clips, num_codebooks, num_frames)`, the mask `codebook_size` among them.
+
+    Args:
+        at_least: they may be of this many codebooks or more; None for exactly `num_codebooks`.
 
     Raises:
         ValueError: another dtype or shape, or values that are neither codes nor the mask.
     """
-    wanted = f"(num_clips, {num_codebooks}, num_frames)"
+    least = num_codebooks if at_least is None else at_least
+    wanted = f"(num_clips, {num_codebooks if at_least is None else f'{least} to {num_codebooks}'}, num_frames)"
     valid = isinstance(codes, Tensor) and codes.dtype == torch.int64 and codes.ndim == 3 and codes.numel() > 0
-    if not valid or codes.shape[1] != num_codebooks:
+    if not valid or not least <= codes.shape[1] <= num_codebooks:
         got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
         raise ValueError(
             f"`codes` must be int64 of shape {wanted}, got {got}. Pass what `pipe.encode_audio` or an earlier call "
@@ -107,7 +119,7 @@ def read_keep(keep: Any, shape: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: no bools, or another shape.
     """
-    tensor = torch.as_tensor(keep) if hasattr(keep, "__array__") else keep
+    tensor = _tensor_of(keep)
     valid = isinstance(tensor, Tensor) and tensor.dtype == torch.bool and tensor.ndim in (2, 3)
     if not valid or any(size not in (1, full) for size, full in zip(tensor.shape[-2:], shape, strict=True)):
         got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(keep).__name__
@@ -152,7 +164,7 @@ def check_read(audio: Any, sampling_rate: Any, fine_transformer: Any, num_fine_i
 
 def frames_of(name: str, seconds: Any, frame_rate: float) -> int:
     """How many frames so many seconds are, to the nearest; at least one."""
-    if not isinstance(seconds, Real) or not 0 < float(seconds) < math.inf or round(float(seconds) * frame_rate) < 1:
+    if not is_number(seconds) or not 0 < float(seconds) < math.inf or round(float(seconds) * frame_rate) < 1:
         raise ValueError(
             f"`{name}` must be seconds of at least a frame, {1 / frame_rate:.3g}, got {seconds!r}. Pass a longer time."
         )
@@ -163,7 +175,7 @@ def overlap_of(chunk_overlap_s: float | None, chunk: int, frame_rate: float) -> 
     """Frames that two windows of `chunk` frames share: a quarter of them unless said otherwise."""
     if chunk_overlap_s is None:
         return chunk // 4
-    is_time = isinstance(chunk_overlap_s, Real) and 0 <= chunk_overlap_s < math.inf
+    is_time = is_number(chunk_overlap_s) and 0 <= chunk_overlap_s < math.inf
     if not is_time or (frames := round(float(chunk_overlap_s) * frame_rate)) >= chunk:
         raise ValueError(
             f"`chunk_overlap_s` must be seconds from 0 on and less than the chunk's {chunk / frame_rate:.4g}, got "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..integers import is_integer
+from ..integers import is_integer, is_number
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import GuidanceScale
 
@@ -83,24 +83,47 @@ def check_count(name: str, value: Any, remedy: str) -> None:
 
 def check_output_type(output_type: str, known: Sequence[str]) -> None:
     """It must be one of those that the pipeline knows."""
-    if output_type not in known:
+    if not isinstance(output_type, str) or output_type not in known:
         raise ValueError(f"`output_type` must be one of {known}, got {output_type!r}. Pick one of these.")
 
 
-def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
-    """They must be among those that the pipeline can hand to a callback."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
+def tensor_inputs_of(callback: Any, names: Any) -> Any:
+    """The tensors that a callback wants: a callback of diffusers says it itself.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        return callback.tensor_inputs
+    if callback is not None and not callable(callback):
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}. Leave it out to get the "
-            f"{known[0]}."
+            "`callback_on_step_end` must be a function of the pipeline, the step, the timestep and a dictionary of "
+            f"tensors, got {callback!r:.60}. Leave it out for none; several go into a `MultiPipelineCallbacks`."
         )
+    return names
+
+
+def check_callback_inputs(names: Any, known: Sequence[str]) -> None:
+    """They must be a list of some that the pipeline can hand to a callback."""
+    is_list = isinstance(names, list | tuple)
+    unknown = [name for name in names if name not in known] if is_list else names
+    if not is_list or unknown:
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` must be a list of names among {known}, got {unknown!r:.60}. Leave "
+            f"it out to get the {known[0]}."
+        )
+
+
+def check_flag(name: str, value: Any, remedy: str) -> None:
+    """It must be True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r:.60}. {remedy}")
 
 
 def check_guidance_scale(guidance_scale: GuidanceScale) -> None:
     """It must be a finite number of at least 0, a pair of such, or a pair, a power above 0, and steps to be ahead."""
     scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale, guidance_scale]
-    valid = len(scales) in (2, 3, 4) and all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in scales)
+    valid = len(scales) in (2, 3, 4) and all(is_number(scale) and 0 <= scale < math.inf for scale in scales)
     if not valid or scales[2:3] == [0]:
         raise ValueError(
             "`guidance_scale` must be a finite number or a pair (start, end) of such, none below 0, or with a "

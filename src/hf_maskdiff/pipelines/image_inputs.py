@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ..integers import as_integer, is_integer, plain
+from ..integers import as_integer, is_integer, is_number, plain
 from ..pictures import opaque_white, upright
 from .calls import GuidanceScale, as_pair
 
@@ -172,7 +171,7 @@ def check_unguided(guidance_scale: GuidanceScale) -> None:
 
 def check_editing(given: Mapping[str, int], strength: float, latents: Tensor | None) -> None:
     """Masks and strength need an image, codes exclude one; `given` counts what was given of each argument."""
-    if not isinstance(strength, Real) or not 0 < strength <= 1:
+    if not is_number(strength) or not 0 < strength <= 1:
         raise ValueError(
             f"`strength` must be in (0, 1], got {strength!r}. Pass the share of the steps to run; 1 draws anew."
         )

@@ -86,7 +86,7 @@ class LogitsRules:
             ValueError: a processor that needs an order of the tokens; a penalty that is no number above 0; a token that
                 the model does not have; a word of several tokens.
         """
-        if not isinstance(logits_processor, Sequence | None):
+        if not isinstance(logits_processor, Sequence | None) or isinstance(logits_processor, str):
             got = type(logits_processor).__name__
             raise ValueError(f"`logits_processor` must be a list of processors, got {got}. Pass one in a list.")
         own = list(logits_processor or [])
@@ -99,10 +99,14 @@ class LogitsRules:
         if repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
         banned = _token_ids("suppress_tokens", suppress_tokens, vocab_size)
-        for word in bad_words_ids or []:
+        words = () if bad_words_ids is None else bad_words_ids
+        remedy = "Pass one list for each word."
+        listed = isinstance(words, list | tuple) or getattr(words, "ndim", 0) == 2
+        require(listed, "bad_words_ids", "a list of lists of token ids", words, remedy)
+        for word in words:
             ids = _token_ids("bad_words_ids", word, vocab_size)
             remedy = "Tokens of one step are drawn at once, so that a longer word cannot be kept out; ban its tokens."
-            require(len(ids) == 1, "bad_words_ids", "words of one token each", list(word), remedy)
+            require(len(ids) == 1, "bad_words_ids", "words of one token each", ids, remedy)
             banned += ids
         if banned:
             processors.append(_Banned(sorted(set(banned))))
@@ -177,7 +181,7 @@ def _token_ids(name: str, ids: Sequence[int] | None, vocab_size: int) -> list[in
     """Token ids as `int`; `ValueError` for what is none of the model's."""
     if ids is None:
         return []
-    known = isinstance(ids, Iterable) and not isinstance(ids, str)
+    known = isinstance(ids, Iterable) and not isinstance(ids, str) and getattr(ids, "ndim", 1) == 1
     values = [as_integer(value) for value in ids] if known else []
     valid = known and all(is_integer(value, at_least=0) and value < vocab_size for value in values)
     remedy = "Pass ids of the tokenizer, for example `tokenizer.convert_tokens_to_ids`."

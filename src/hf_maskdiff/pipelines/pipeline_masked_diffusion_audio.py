@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..integers import as_integer
 from ..models import VampNetTransformer
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
+from ..wav_files import write_wav
 from .audio_codecs import AudioCodec, MissingCodec, audio_codec, decode, encode
 from .audio_denoising import Stage, fill_in
 from .audio_inputs import (
@@ -36,7 +38,14 @@ from .audio_inputs import (
 )
 from .audio_output import MaskedDiffusionAudioPipelineOutput
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
+from .checks import (
+    check_callback_inputs,
+    check_components,
+    check_count,
+    check_guidance_scale,
+    check_output_type,
+    tensor_inputs_of,
+)
 from .code_caching import CodeCachingMixin
 from .image_inputs import check_counts
 from .step_end import after_step
@@ -57,7 +66,7 @@ EXAMPLE_DOC_STRING = """
 
         >>> keep = keep_every(7, num_frames) & keep_codebooks(3, pipe.num_codebooks)
         >>> variation = pipe(codes=codes, keep=keep, num_inference_steps=24).audios[0]
-        >>> soundfile.write("variation.wav", variation.T.numpy(), pipe.sampling_rate)
+        >>> pipe.save_wav("variation.wav", variation)
 
         >>> keep = keep_outside(2.0, 3.5, num_frames, pipe.frame_rate)  # draws these seconds anew
         >>> inpainted = pipe(audio=audio, sampling_rate=sampling_rate, keep=keep).audios[0]
@@ -95,7 +104,6 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
     card_pipeline_tag = "audio-to-audio"
     card_tags = ("audio",)
     card_task = "masked-diffusion-audio-generation"
-    card_example = "audio = pipe(audio_length_in_s=5.0).audios[0]  # (channels, num_samples), at `pipe.sampling_rate`"
     _callback_tensor_inputs = ["codes"]  # noqa: RUF012 - diffusers' name and type
     _optional_components = ["codec", "fine_transformer"]  # noqa: RUF012 - diffusers' name and type
     # Its methods are called rather than itself, which hooks of accelerate do not see.
@@ -119,6 +127,14 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         self.register_to_config(
             call_defaults=call_defaults and dict(call_defaults), sampling_rate=sampling_rate, hop_length=hop_length
         )
+
+    @property
+    def card_example(self) -> str:  # type: ignore[override]
+        """A call that works with this model."""
+        label = "class_labels=0, " if self.transformer.config.get("num_classes") else ""
+        call = f"pipe({label}audio_length_in_s={min(5.0, self.chunk_length_s):g})"
+        made = f"audio = {call}.audios[0]  # (channels, num_samples), at `pipe.sampling_rate`"
+        return f'{made}\npipe.save_wav("sound.wav", audio)'
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -180,15 +196,23 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         """Waveforms of codes, float32 `(batch_size, channels, num_samples)`; frames that hold a mask are silent.
 
         Args:
-            codes: int64 `(batch_size, num_codebooks, num_frames)`.
+            codes: int64 `(batch_size, num_codebooks, num_frames)`, of the codec's first codebooks or all.
             chunk_length_s: seconds decoded at a time; None as in a call.
+
+        Raises:
+            ValueError: codes that the codec does not have.
         """
-        codec, codes = self._codec, codes.to(self._execution_device)
+        codec = self._codec
         codec.require()
+        codes = check_codes(codes, codec.num_codebooks, codec.codebook_size, at_least=1).to(self._execution_device)
         masked = codes == self.scheduler.config.mask_token_id
         audio = decode(codec, codes.masked_fill(masked, 0), self._chunk(chunk_length_s)).float()
         silent = masked.any(1).repeat_interleave(codec.hop_length, 1)[:, : audio.shape[-1]]
         return audio.masked_fill(silent[:, None], 0)
+
+    def save_wav(self, path: str | Path, audio: Tensor) -> None:
+        """Write one of the `audios` of a call as a WAV file of 16 bits; see `hf_maskdiff.wav_files.write_wav`."""
+        write_wav(path, audio, self.sampling_rate)
 
     def _encoded(self, audio: Tensor, chunk: int) -> Tensor:
         audio = audio.to(self._execution_device, self.codec.dtype)
@@ -306,8 +330,7 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         defaults, codec = self._defaults, self._codec
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         fine_steps = num_fine_inference_steps
@@ -321,7 +344,7 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         check_models(codec, self.transformer, self.fine_transformer, mask_token_id)
         check_sources(audio, codes, audio_length_in_s, keep)
         check_read(audio, sampling_rate, self.fine_transformer, num_fine_inference_steps)
-        if audio is not None or output_type in ("pt", "np"):
+        if audio is not None:
             codec.require()
         labels = class_ids(class_labels, self.transformer)
         counts = {"class_labels": 1 if labels is None else len(labels)}
@@ -341,8 +364,9 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         num_prompts = max(counts.values())
         num_each = as_integer(num_waveforms_per_prompt)
         batch_size = num_prompts * num_each if isinstance(num_each, int) else 0
-        names = callback_on_step_end_tensor_inputs
         self.check_inputs(counts, num_each, guidance_scale, batch_size, generator, output_type, names)
+        if output_type != "codes":
+            codec.require()
         call = PipelineCall(self.scheduler, steps, temperature, guidance_scale, sampling_temperature)
         if self.fine_transformer is not None:
             call.scheduler.set_timesteps(fine_steps, temperature)  # so that what is wrong with it is said now

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..attention_rule import BLOCK_CAUSAL, block_causal
 from ..hub import PipelineRepositoryMixin
+from ..hub_access import stop_out_of_reach
 from ..integers import as_integer
 from ..models import MDLMTransformer
 from ..published import PublishedText
@@ -28,9 +29,11 @@ from .checks import (
     check_callback_inputs,
     check_components,
     check_count,
+    check_flag,
     check_guidance_scale,
     check_lengths,
     check_output_type,
+    tensor_inputs_of,
 )
 from .logits_rules import LogitsRules
 from .published_pipelines import open_published, scheduler_of
@@ -127,7 +130,8 @@ class MaskedDiffusionTextPipeline(
                 f"model_index.json in {str(pretrained_model_name_or_path)!r}",
                 lambda: cls.load_config(pretrained_model_name_or_path, **location),
             )
-        except OSError:  # no pipeline
+        except OSError as error:  # no pipeline
+            stop_out_of_reach(error, pretrained_model_name_or_path, location.get("cache_dir"))
             scheduler, blocks_from = kwargs.pop("scheduler", None), kwargs.pop("blocks_from", "start")
             return cls._of(open_published(pretrained_model_name_or_path, **kwargs), scheduler, blocks_from)
         what = f"the pipeline in {str(pretrained_model_name_or_path)!r}"
@@ -207,6 +211,8 @@ class MaskedDiffusionTextPipeline(
         check_lengths(self.denoiser.model_length, max_new_tokens, stride, block_length)
         check_block_length(self.denoiser.rule, block_length, stride)
         check_count("num_return_sequences", num_return_sequences, "Pass how many texts you want of each prompt.")
+        if stop_at_eos is not None:
+            check_flag("stop_at_eos", stop_at_eos, "Leave it out to end chats alone.")
         if stop_at_eos and not ends_of_text(self.tokenizer, self.config.eos_token_ids):
             raise ValueError("`stop_at_eos` needs a tokenizer with an `eos_token`, got one without. Leave it out.")
         check_output_type(output_type, OUTPUT_TYPES)
@@ -344,11 +350,9 @@ class MaskedDiffusionTextPipeline(
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = (num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length)
         num_inference_steps, max_new_tokens, num_return_sequences, stride, block_length = map(as_integer, counts)
-        names = callback_on_step_end_tensor_inputs
         given = (prompt, input_ids, mask, max_new_tokens, stride, block_length, stop_at_eos, num_return_sequences)
         self.check_inputs(*given, output_type, names, attention_mask, token_type_ids)
         check_guidance_scale(guidance_scale)

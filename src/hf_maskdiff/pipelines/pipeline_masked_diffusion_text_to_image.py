@@ -20,7 +20,14 @@ from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler, MaskGITScheduler
 from .adapters import TextToImageLoraMixin, require_no_adapters
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
+from .checks import (
+    check_callback_inputs,
+    check_components,
+    check_count,
+    check_guidance_scale,
+    check_output_type,
+    tensor_inputs_of,
+)
 from .image_editing import OUTPUT_TYPES, ImageEditingMixin
 from .image_inputs import check_call_defaults, check_counts, check_editing, check_latents, first_step_of
 from .step_end import after_step
@@ -35,6 +42,8 @@ from .text_conditions import (
     micro_conditions,
     only_size,
     read_prompt,
+    texts_of,
+    widths_read,
 )
 
 EXAMPLE_DOC_STRING = """
@@ -127,9 +136,11 @@ class MaskedDiffusionTextToImagePipeline(
             Projected outputs `(num_prompts, width)`, and penultimate hidden states `(num_prompts, num_tokens, width)`;
             for a tokenizer of images that reads the text too with the last ones, normalised, behind them,
             `(num_prompts, num_tokens, 2 * width)`.
+
+        Raises:
+            ValueError: no text, or no tokenizer or text encoder.
         """
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        features = self._encoded(texts)
+        features = self._encoded(texts_of("prompt", prompt))
         return features.pooled, features.hidden
 
     def _encoded(self, texts: list[str]) -> TextFeatures:
@@ -137,9 +148,10 @@ class MaskedDiffusionTextToImagePipeline(
 
     @property
     def _reader(self) -> TextReader:
-        pad_token_id = self.transformer.config.get("text_pad_token_id")
-        num_tokens = self.vqvae.config.num_text_tokens if self._image_tokenizer_reads_text else None
-        return TextReader(self.tokenizer, self.text_encoder, pad_token_id, self._image_tokenizer_reads_text, num_tokens)
+        config, for_images = self.transformer.config, self._image_tokenizer_reads_text
+        num_tokens = self.vqvae.config.num_text_tokens if for_images else None
+        pad_token_id, read = config.get("text_pad_token_id"), widths_read(config)
+        return TextReader(self.tokenizer, self.text_encoder, pad_token_id, for_images, num_tokens, read)
 
     @property
     def _image_tokenizer_reads_text(self) -> bool:
@@ -273,8 +285,7 @@ class MaskedDiffusionTextToImagePipeline(
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         defaults: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 10.0}
         defaults |= {"micro_conditioning_aesthetic_score": 6, **(self.config.call_defaults or {})}
         if num_inference_steps is None:
@@ -309,7 +320,7 @@ class MaskedDiffusionTextToImagePipeline(
             batch_size,
             generator,
             output_type,
-            callback_on_step_end_tensor_inputs,
+            names,
         )
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         first_step = first_step_of(strength, as_integer(num_inference_steps))
@@ -334,7 +345,6 @@ class MaskedDiffusionTextToImagePipeline(
         else:
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
             start = self._start(codes, editable, first_step, generator, call)
-        names = callback_on_step_end_tensor_inputs
         on_step_end = after_step(self, call, callback_on_step_end, names, "latents")
         images = self._fill_in(call, condition, start, generator, on_step_end, output_type)
         self.maybe_free_model_hooks()

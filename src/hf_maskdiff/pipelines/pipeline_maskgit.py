@@ -25,7 +25,14 @@ from ..models import (
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import CallStateMixin, GuidanceScale, PipelineCall
-from .checks import check_callback_inputs, check_components, check_count, check_guidance_scale, check_output_type
+from .checks import (
+    check_callback_inputs,
+    check_components,
+    check_count,
+    check_guidance_scale,
+    check_output_type,
+    tensor_inputs_of,
+)
 from .image_conditions import ClassCondition
 from .image_editing import OUTPUT_TYPES, ImageEditingMixin
 from .image_inputs import (
@@ -215,8 +222,7 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
         Raises:
             ValueError: for arguments that cannot work, before any model call.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = tensor_inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs)
         defaults = {"num_inference_steps": 8, "guidance_scale": 1.0, **(self.config.call_defaults or {})}
         if num_inference_steps is None:
             num_inference_steps = defaults["num_inference_steps"]
@@ -242,7 +248,7 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
             batch_size,
             generator,
             output_type,
-            callback_on_step_end_tensor_inputs,
+            names,
         )
         call = PipelineCall(self.scheduler, num_inference_steps, temperature, guidance_scale, sampling_temperature)
         num_inference_steps = as_integer(num_inference_steps)
@@ -259,7 +265,6 @@ class MaskGITPipeline(ImageEditingMixin, CallStateMixin, PipelineRepositoryMixin
         else:
             codes, editable = rows(self.encode_image(image)), None if mask_image is None else rows(mask_image)
             start = self._start(codes, editable, first_step, generator, call)
-        names = callback_on_step_end_tensor_inputs
         on_step_end = after_step(self, call, callback_on_step_end, names, "latents")
         classes = rows(torch.tensor(labels))
         condition = ClassCondition(classes, self.transformer.config.num_classes, class_labels is not None)

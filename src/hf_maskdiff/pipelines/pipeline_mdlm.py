@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..hub_access import stop_out_of_reach
 from ..models import MDLMTransformer
 from ..models.transformer_mdlm import PUBLISHED_TYPES
 from ..published import check_ids, open_tokenizer
@@ -59,6 +60,7 @@ class MDLMPipeline(MaskedDiffusionTextPipeline):
                 f"model_index.json in {where}", lambda: cls.load_config(pretrained_model_name_or_path, **location)
             )
         except OSError as error:  # no pipeline
+            stop_out_of_reach(error, pretrained_model_name_or_path, location.get("cache_dir"))
             try:
                 config = settings_of(
                     f"config.json in {where}",

@@ -6,13 +6,12 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..integers import as_integer, is_integer
+from ..integers import as_integer, is_integer, is_number
 from .image_conditions import COND, UNCOND, Arguments
 
 
@@ -43,6 +42,7 @@ class TextReader:
         pad_token_id: what texts are filled up with; None is what the tokenizer says.
         for_images: whether the tokenizer of images reads the text too.
         num_tokens: of a text, where that tokenizer reads so many; None for any number.
+        read: widths of the pooled and the hidden features that the denoiser reads.
     """
 
     tokenizer: Any
@@ -50,14 +50,15 @@ class TextReader:
     pad_token_id: int | None = None
     for_images: bool = False
     num_tokens: int | None = None
+    read: tuple[int | None, int | None] = (None, None)
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
-        """Of pooled and hidden features; None where no encoder tells them."""
-        if self.text_encoder is None:
-            return None, None
-        config = self.text_encoder.config
-        return config.projection_dim, config.hidden_size * (2 if self.for_images else 1)
+        """Of pooled and hidden features; None where nobody tells them."""
+        pooled, hidden = self.read
+        if self.text_encoder is not None:
+            pooled, hidden = self.text_encoder.config.projection_dim, self.text_encoder.config.hidden_size
+        return pooled, hidden and hidden * (2 if self.for_images else 1)
 
     def encode(self, texts: list[str], device: torch.device) -> TextFeatures:
         """Features of texts; equal ones are encoded once.
@@ -138,7 +139,9 @@ def read_prompt(
     """
     name, of_pooled, of_hidden = f"{prefix}prompt", f"{prefix}prompt_embeds", f"{prefix}encoder_hidden_states"
     if pooled is None and hidden is None:
-        return TextInput(name, _texts(name, default if prompt is None else prompt, of_pooled))
+        return TextInput(
+            name, texts_of(name, default if prompt is None else prompt, f", or `{of_pooled}` in its place")
+        )
     if prompt is not None:
         raise ValueError(
             f"`{name}` must be left out where `{of_pooled}` is given, got both. Pass the text, or what the text "
@@ -170,12 +173,23 @@ def read_prompt(
     return TextInput(name, features=TextFeatures(*features))
 
 
-def _texts(name: str, prompt: Any, of_pooled: str) -> list[str]:
+def widths_read(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Widths of the pooled and the hidden features that a denoiser reads, as its configuration calls them."""
+    pooled = config.get("pooled_projection_dim", config.get("cond_embed_dim"))
+    return pooled, config.get("joint_attention_dim", config.get("encoder_hidden_size"))
+
+
+def texts_of(name: str, prompt: Any, in_its_place: str = "") -> list[str]:
+    """The texts of an argument that holds one or several; `ValueError` where it holds anything else.
+
+    Args:
+        in_its_place: the end of the remedy.
+    """
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(
-            f'`{name}` must be a text or a list of texts, got {prompt!r}. Pass for example `{name}="a red house"`, '
-            f"or `{of_pooled}` in its place."
+            f'`{name}` must be a text or a list of texts, got {prompt!r}. Pass for example `{name}="a red house"`'
+            f"{in_its_place}."
         )
     return list(texts)
 
@@ -204,7 +218,7 @@ def check_micro_conditioning(crop: Any, score: Any) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def check_read(transformer: Any, crop: Sequence[float]) -> None:
@@ -223,7 +237,7 @@ def only_size(height: Any, width: Any, size: tuple[int, int]) -> tuple[int, int]
         ValueError: another size.
     """
     for name, value, own in zip(("height", "width"), (height, width), size, strict=True):
-        if value is not None and as_integer(value) != own:
+        if value is not None and (not is_integer(value, at_least=1) or as_integer(value) != own):
             raise ValueError(
                 f"`{name}` must be {own} pixels, the one size of a model whose codes are no places in the image, got "
                 f"{value!r}. Leave it out."

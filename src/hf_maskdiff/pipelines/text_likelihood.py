@@ -16,7 +16,7 @@ from ..denoisers import TextDenoiser
 from ..integers import as_integer
 from ..likelihood import Estimator, Passes, Patterns, ScoredTokens, Scoring, Sobol, parts_of
 from ..sampling import Generators, check_generators, draw_keys
-from .checks import check_components, check_count, check_guidance_scale
+from .checks import check_components, check_count, check_flag, check_guidance_scale
 from .likelihood_pairs import as_pairs, encode_pair, scored_rows
 from .split_models import generator_of_all
 from .text_blocks import PROMPT
@@ -140,7 +140,7 @@ class LikelihoodMixin:
         """
         estimator = Sobol() if estimator is None else estimator
         num_samples, batch_size = as_integer(num_samples), as_integer(batch_size)
-        self._check_likelihood(estimator, num_samples, guidance_scale, batch_size)
+        self._check_likelihood(estimator, num_samples, guidance_scale, batch_size, mask_counts)
         texts = self._scored_texts(prompts, continuations, input_ids, mask, attention_mask)
         check_generators(generator, len(texts))
         asked = ([text.ids.tolist() for text in texts], num_samples, repr(estimator), guidance_scale, mask_counts)
@@ -158,7 +158,9 @@ class LikelihoodMixin:
         output = _summed(texts, parts, found, estimator, num_samples)
         return output if return_dict else tuple(vars(output).values())
 
-    def _check_likelihood(self, estimator: Estimator, num_samples: int, guidance_scale: float, batch_size: int) -> None:
+    def _check_likelihood(
+        self, estimator: Estimator, num_samples: int, guidance_scale: float, batch_size: int, mask_counts: bool
+    ) -> None:
         check_components({"scheduler": self.scheduler, "transformer": self.transformer})
         check_tokens(self.tokenizer, self.denoiser, self.mask_token_id)
         if not isinstance(estimator, Estimator):
@@ -167,6 +169,7 @@ class LikelihoodMixin:
                 "`Chain()`, or leave it out."
             )
         check_count("num_samples", num_samples, "Pass how many masks are drawn of each text.")
+        check_flag("mask_counts", mask_counts, "Pass True for what LLaDA publishes.")
         check_count("batch_size", batch_size, "Pass the rows of a model pass.")
         check_guidance_scale(guidance_scale)
         if isinstance(guidance_scale, Sequence):

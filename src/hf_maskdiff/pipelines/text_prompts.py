@@ -352,10 +352,17 @@ def check_given(prompt: Any, input_ids: Any, mask: Any, attention_mask: Any, tok
         raise ValueError("`mask` must come with `input_ids`, got it alone. In a prompt write [MASK:5].")
     if attention_mask is not None and input_ids is None:
         raise ValueError("`attention_mask` must come with `input_ids`, got it alone. Leave it out.")
-    if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+    if token_type_ids is not None and not _are_zeros(token_type_ids):
         raise ValueError(
             "`token_type_ids` must be 0 everywhere, got others. Pass texts one by one rather than as pairs."
         )
+
+
+def _are_zeros(values: Any) -> bool:
+    try:
+        return not bool(torch.as_tensor(values).any())
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        return False
 
 
 def is_prompt(value: Any) -> bool:

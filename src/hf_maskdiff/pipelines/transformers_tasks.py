@@ -14,6 +14,7 @@ from transformers import AutoConfig, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import schedulers
+from ..hub_access import stop_out_of_reach
 from ..integers import as_integer
 from ..models import MDLMConfig, MDLMForMaskedLM, MDLMTransformer
 from ..published import PUBLISHED_TYPES, open_tokenizer
@@ -72,7 +73,8 @@ class Repository:
                 f"model_index.json in {self.name!r}", lambda: DiffusionPipeline.load_config(self.name, **self.location)
             )
             return str(index.get("_class_name"))
-        except OSError:  # no pipeline: a model, perhaps in the layout of MDLM's authors
+        except OSError as error:  # no pipeline: a model, perhaps in the layout of MDLM's authors
+            stop_out_of_reach(error, self.name, self.location.get("cache_dir"))
             config = settings_of(
                 f"config.json in {self.name!r}",
                 lambda: PreTrainedConfig.get_config_dict(self.name, **self.location)[0],

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from numbers import Real
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..integers import as_integer, is_integer
+from ..integers import as_integer, is_integer, is_number
 
 ChoiceTemperature = float | Sequence[float]
 
@@ -20,11 +20,6 @@ def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> No
     """Raise `ValueError` with rule, value and remedy unless `valid`."""
     if not valid:
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, of Python or numpy, and no bool."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_steps(num_inference_steps: Any) -> int:
@@ -39,8 +34,15 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
     if value is None:
         return
     values = list(value) if isinstance(value, Sequence) else [value, value]
-    valid = len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
+    valid = len(values) == 2 and all(is_number(v) and 0 <= v < math.inf for v in values)
     require(valid, "choice_temperature", "a number of at least 0 or a pair (start, end) of such", value, "Try 6.0.")
+
+
+def check_flags(kind: type, config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless what is True or False by default is so here too: any word would count as True."""
+    for name, parameter in signature(kind).parameters.items():
+        if isinstance(parameter.default, bool):
+            require(isinstance(config[name], bool), name, "True or False", config[name], "Pass one of these.")
 
 
 def check_marginals(config: Any, typical_p: Any) -> None:
@@ -53,7 +55,7 @@ def check_marginals(config: Any, typical_p: Any) -> None:
         value = config[name]
         valid = value is None or is_integer(value, at_least=1)
         require(valid, name, "an integer of at least 1", value, f"Pass {meaning}.")
-    valid = is_number(config.temperature) and config.temperature > 0
+    valid = is_number(config.temperature) and 0 < config.temperature < math.inf
     require(valid, "temperature", "a number above 0", config.temperature, "For greedy tokens pass top_k=1.")
     for name, share in (("top_p", config.top_p), ("typical_p", typical_p)):
         valid = share is None or (is_number(share) and 0 < share <= 1)

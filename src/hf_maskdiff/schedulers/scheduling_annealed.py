@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -60,7 +63,8 @@ class AnnealedScheduler(DrawThenChooseScheduler):
     ) -> None:
         self.check_config()
         pair = self.config.logits_temperature
-        valid = pair is None or (len(pair) == 2 and all(is_number(value) and value > 0 for value in pair))
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2
+        valid = pair is None or (is_pair and all(is_number(value) and 0 < value < math.inf for value in pair))
         rule = "None, or a pair (start, end) of numbers above 0"
         require(valid, "logits_temperature", rule, pair, "Pass (1.3, 0.5) for the authors' own.")
 

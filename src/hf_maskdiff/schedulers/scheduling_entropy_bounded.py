@@ -10,7 +10,7 @@ from ..masking import MaskingSchedule
 from ..orders import largest_prefix
 from ..sampling import Marginals, Purpose
 from . import position_orders
-from .checks import require
+from .checks import is_number, require
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 
@@ -65,7 +65,7 @@ class EntropyBoundedScheduler(ChooseThenSampleScheduler):
         follow_schedule: bool = False,
         typical_p: float | None = None,
     ) -> None:
-        valid = isinstance(entropy_bound, int | float) and entropy_bound >= 0
+        valid = is_number(entropy_bound) and entropy_bound >= 0
         require(valid, "entropy_bound", "a number of nats, at least 0", entropy_bound, "Try 4.0.")
         self.check_config()
 

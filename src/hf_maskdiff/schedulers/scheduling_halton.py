@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from diffusers.configuration_utils import register_to_config
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..masking import MaskingSchedule
 from ..sampling import Marginals, Purpose
 from . import position_orders
-from .checks import ChoiceTemperature, require
+from .checks import ChoiceTemperature, is_number, require
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
 
@@ -70,7 +71,7 @@ class HaltonScheduler(ChooseThenSampleScheduler):
     ) -> None:
         ends = inverse_temperature if isinstance(inverse_temperature, Sequence) else [inverse_temperature] * 2
         rule = "above 0, or a pair (start, end) of such"
-        valid = len(ends) == 2 and all(end > 0 for end in ends)
+        valid = len(ends) == 2 and all(is_number(end) and 0 < end < math.inf for end in ends)
         require(valid, "inverse_temperature", rule, inverse_temperature, "Pass 1.0 for the model's own temperature.")
         self.check_config()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..masking import MaskingSchedule
 from ..orders import explore_first, ranking
 from ..sampling import Marginals, Purpose
-from .checks import ChoiceTemperature, require
+from .checks import ChoiceTemperature, is_number, require
 from .position_orders import POSITION_ORDERS, WITHOUT_LOGITS
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
@@ -75,7 +75,7 @@ class HybridScheduler(ChooseThenSampleScheduler):
         for name, value in (("exploration", exploration), ("exploitation", exploitation)):
             require(value in POSITION_ORDERS, name, f"one of {sorted(POSITION_ORDERS)}", value, "Pick one of these.")
         ratios = exploration_ratio if isinstance(exploration_ratio, Sequence) else (exploration_ratio,) * 2
-        valid = len(ratios) == 2 and all(isinstance(ratio, int | float) and 0 <= ratio <= 1 for ratio in ratios)
+        valid = len(ratios) == 2 and all(is_number(ratio) and 0 <= ratio <= 1 for ratio in ratios)
         rule = "a number in [0, 1] or a pair (start, end) of such"
         require(valid, "exploration_ratio", rule, exploration_ratio, "Try 0.5.")
         valid, remedy = min_distance == 1 or not plain_exploration, "Leave one of them out."

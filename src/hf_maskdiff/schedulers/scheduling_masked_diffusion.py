@@ -22,6 +22,7 @@ from .block_refinement import BlockRefinementMixin
 from .checks import (
     ChoiceTemperature,
     check_choice_temperature,
+    check_flags,
     check_marginals,
     flatten_logits,
     require,
@@ -95,6 +96,7 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
         mask = config.mask_token_id
         valid = is_integer(mask, at_least=0)
         require(valid, "mask_token_id", "an integer of at least 0", mask, "Pass the id of the mask.")
+        check_flags(type(self), config)
         check_marginals(config, self.own_setting("typical_p"))
         if "choice_temperature" in config:
             schedule = config.choice_temperature_schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ class PathPlanningScheduler(RevisingScheduler):
         token_temperature: float = 1.0,
         typical_p: float | None = None,
     ) -> None:
-        require(is_number(eta) and eta >= 0, "eta", "a number of at least 0", eta, "Try 1.0.")
+        require(is_number(eta) and 0 <= eta < math.inf, "eta", "a number of at least 0", eta, "Try 1.0.")
         measures = sorted([*CERTAINTIES, _DRAWN, _MOMENT, _UNIFORM])
         require(measure in measures, "measure", f"one of {measures}", measure, "Pick one of these.")
         check_token_temperature(token_temperature)
@@ -99,6 +100,11 @@ class PathPlanningScheduler(RevisingScheduler):
     def reads_revealed(self) -> bool:
         """Unless the scores of revealed positions are random, or do not matter."""
         return self.planner is None and self.config.measure != _UNIFORM and self.config.eta > 0
+
+    def most_put_back(self, step_index: int, remaining: Tensor, num_free: Tensor) -> Tensor:
+        if self.config.eta == 0:  # no score is higher than that of what is revealed
+            return torch.zeros_like(remaining)
+        return super().most_put_back(step_index, remaining, num_free)
 
     def with_planner(self, planner: Planner | None) -> PathPlanningScheduler:
         """A copy that scores revealed tokens by another model.

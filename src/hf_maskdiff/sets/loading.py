@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from hf_maskdiff.caching import PartialCacheConfig
 from hf_maskdiff.devices import is_out_of_memory
+from hf_maskdiff.hub_access import HubOutOfReach, require_hub
 from hf_maskdiff.pipelines import (
     MaskedDiffusionAudioPipeline,
     MaskedDiffusionTextPipeline,
@@ -81,6 +82,7 @@ def open_pipeline(pipeline: str, loading: dict[str, Any]) -> Any:
     """
     repository = Repository(pipeline, {}, loading)
     try:
+        require_hub(pipeline)
         name = repository.pipeline_name
     except Exception as error:
         raise _cannot_be_loaded(pipeline, error) from error
@@ -97,7 +99,8 @@ def open_pipeline(pipeline: str, loading: dict[str, Any]) -> Any:
 
 
 def _cannot_be_loaded(pipeline: str, error: Exception) -> ValueError:
-    hint = "" if Path(pipeline).exists() else did_you_mean_folder(pipeline) or "Check the spelling."
+    is_answered = not Path(pipeline).exists() and not isinstance(error, HubOutOfReach)
+    hint = did_you_mean_folder(pipeline) or ("Check the spelling." if is_answered else "")
     return ValueError(
         f"`pipeline` must be a folder or a repository of the Hub that can be loaded, got {pipeline!r}: "
         f"{one_line(error)} {hint}".rstrip()
@@ -106,6 +109,8 @@ def _cannot_be_loaded(pipeline: str, error: Exception) -> ValueError:
 
 def _scheduler_of(name: str, pipe: Any) -> Any:
     """The scheduler of a name, or of a preset in a folder or on the Hub."""
+    if name not in SCHEDULERS:
+        require_hub(name)
     try:
         if name not in SCHEDULERS:
             found = MaskedDiffusionScheduler.load_config(name).get("_class_name")
