@@ -114,7 +114,7 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
 
 
 def draw_letters(path: Path) -> None:
-    title = "Letters: guidance is worth most, then the temperature, then the order"
+    title = "Letters: from 16 passes on guidance is worth most, and then the temperature"
     names = ("letters", "letters_in_groups", "letters_guided", "letters_more")
     letters_plot.plot({key: row for name in names for key, row in read_summary(name).items()}, path, title)
 
