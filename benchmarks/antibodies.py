@@ -24,9 +24,9 @@ beyond: nats minus those of the uniform order at the choice temperature with as 
     order at several temperatures. Below 0 is what no temperature does.
 
 Standard errors are over designs. The last table compares samplers two by two in nats and in law, design by design,
-since design i of both comes from the same noise. `antibodies_chain.png` is the picture of it.
-
-    python benchmarks/antibodies.py --table benchmarks/results/runs/antibodies_chain.json --output_dir out/antibodies
+since design i of both comes from the same noise. Beside the designs are written, in the form of docs/reporting.md,
+`antibodies_chain.json`, the same of each seed (`_seeds`), what is compared two by two (`_compared`), and a picture.
+`--table FOLDER/results.json` makes all of these of designs that are there.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from antibody_report import plot, print_report
+from antibody_report import by_pair, contrasts, plot, print_report, summary_of
+from antibody_results import compared_of, results_of, with_records
 from arguments import add_cell_arguments, new_parser
 from cell_files import KEY
-from cells import Cells, load_results, missing_cells, seed_by_seed
+from cells import Cells, Summary, load_results, missing_cells, seed_by_seed
 from design_files import read_designs, write_designs
 from families import scheduler_of
 from passes import generators_from, partial_caching
@@ -51,6 +52,7 @@ from tqdm.auto import tqdm
 from hf_maskdiff import MaskedDiffusionTextPipeline
 from hf_maskdiff.evaluation.any_order_likelihood import any_order_log_likelihood
 from hf_maskdiff.evaluation.text_metrics import sentence_entropy
+from hf_maskdiff_cli.results import write_results
 
 # Trastuzumab's heavy chain around its third loop, and how long that is.
 BEFORE = "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRYADSVKGRFTISADTSKNTAYLQMNSLRAEDTAVYYC"
@@ -164,8 +166,26 @@ def main(argv: Sequence[str] | None = None) -> Cells:
     results = read_designs(args.table) if args.table else run(args)
     design, length = results["settings"]["design"], results["settings"]["length"]
     summary = print_report(results["cells"], design, length)
+    write_files(summary, results, args.output_dir / f"antibodies_{design}.json")
     plot(summary, length, args.output_dir / f"antibodies_{design}.png")
     return results["cells"]
+
+
+def write_files(summary: Summary, found: dict[str, Any], path: Path) -> None:
+    """Files of results of all seeds together, of each by itself, and of samplers two by two."""
+    settings, cells = found["settings"], found["cells"]
+    size = settings["design"], settings["length"]
+    write_results(results_of(summary, settings, seeds_of(cells)), path)
+    write_results(compared_of(contrasts(cells), settings), path.with_name(f"{path.stem}_compared.json"))
+    each = []
+    for seed in sorted({cell["seed"] for cell in cells}):
+        own = [cell for cell in cells if cell["seed"] == seed]
+        each.append(results_of(summary_of(own, *size), settings, seeds_of(own)))
+    write_results(with_records(each[0], each[1:]), path.with_name(f"{path.stem}_seeds.json"))
+
+
+def seeds_of(cells: Cells) -> dict[tuple[str, int], list[int]]:
+    return {key: sorted(own) for key, own in by_pair(cells).items()}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ below 0 as often as above. Errors are those of the jackknife, which leaves out o
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ def _jackknife(without: Tensor) -> float:
     return float(((n - 1) / n * (without - without.mean()).square().sum()).sqrt())
 
 
+@cache
 def nearest_germline(chain: str) -> tuple[str, float]:
     """The gene of `GERMLINES` whose framework a chain is nearest to, and the share of its residues that the chain has.
 
@@ -115,6 +117,7 @@ def nearest_germline(chain: str) -> tuple[str, float]:
     return best, shares[best]
 
 
+@cache
 def is_mixed(chain: str) -> bool:
     """Whether a chain begins as a heavy chain and goes on as a light one, or the other way round: by FR1 and FR3."""
     first, third = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from antibody_measures import Value, apart, distance, is_mixed, nearest_germline
 from cells import Cells, Row, Summary
-from equal_passes_report import LABELS, LOOKS, Measures, beyond_curve, curve_of
+from equal_passes_report import LABELS, LOOKS, Measures, beyond_curve, curve_of, is_of_curve
 from looks import BLACK
 from plots import figure
 from samplers import parts
@@ -94,6 +94,11 @@ def summary_of(cells: Cells, design: str, length: int) -> Summary:
             row["heavy"] = mean_of([float(gene.startswith("IGH")) for gene, _ in nearest])
             row["mixed"] = mean_of([float(is_mixed(chain)) for chain in chains])
         summary[key] = row
+    plain = _plain(summary)
+    for (sampler, steps), row in summary.items():
+        beyond = None if is_of_curve(sampler) else beyond_curve(row, SHOWN, curve_of(plain, SHOWN, steps))
+        if beyond:
+            row["beyond"] = beyond
     return summary
 
 
@@ -123,21 +128,19 @@ def contrasts(cells: Cells) -> Iterator[tuple[str, str, int, Value, Value]]:
 # Digits of each measure that is shown, if any row has it.
 COLUMNS = {
     **{"nats": 3, "apart": 3, "entropy": 3, "distinct": 2, "places": 3, "pairs": 3},
-    **{"framework": 3, "heavy": 2, "mixed": 2},
+    **{"framework": 3, "heavy": 2, "mixed": 2, "beyond": 3},
 }
 
 
 def print_report(cells: Cells, design: str, length: int) -> Summary:
-    """Prints both tables, and returns what they are made of."""
+    """Prints both tables, and returns what the first is made of."""
     summary = summary_of(cells, design, length)
     columns = [name for name in COLUMNS if any(name in row for row in summary.values())]
     rows = []
     for (sampler, steps), row in sorted(summary.items(), key=lambda item: item[0][1]):
-        curve = curve_of(_plain(summary), SHOWN, steps)
-        beyond = None if sampler.split(" ")[0] == "uniform" else beyond_curve(row, SHOWN, curve)
         values = [with_error(row[name], COLUMNS[name]) if name in row else "" for name in columns]
-        rows.append((sampler, steps, int(row["number"][0]), *values, with_error(beyond, 3) if beyond else ""))
-    print_table(["sampler", "steps", "designs", *columns, "beyond"], rows)
+        rows.append((sampler, steps, int(row["number"][0]), *values))
+    print_table(["sampler", "steps", "designs", *columns], rows)
     print("\ncompared two by two: difference in nats, and the squared distance of the laws of two places\n")
     compared = [
         (first, second, steps, with_error(nats, 3), with_error(law, 3))
@@ -156,18 +159,23 @@ def _plain(summary: Summary) -> Summary:
 
 
 def plot(summary: Summary, length: int, path: Path, title: str = "Antibodies at equal passes") -> None:
-    """Nats against diversity for the two numbers of steps with the most samplers."""
+    """Nats against diversity for up to four numbers of steps, those with the most samplers."""
     counts: dict[int, int] = {}
     for _, steps in _plain(summary):
         if steps != length:
             counts[steps] = counts.get(steps, 0) + 1
-    panels = sorted(sorted(counts, key=lambda steps: -counts[steps])[:2])
+    panels = sorted(sorted(counts, key=lambda steps: -counts[steps])[:4])
+    num_rows = -(-len(panels) // 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with figure(path, title=title, figsize=(11, 5.8)) as page:
-        axes = page.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
-        for axis, steps in zip(axes, panels, strict=True):
+    with figure(path, title=title, figsize=(11, 1.8 + 4 * num_rows)) as page:
+        grid = page.subplots(num_rows, min(len(panels), 2), squeeze=False, sharex=True, sharey=True)
+        axes = list(grid.flat)
+        for axis, steps in zip(axes, panels, strict=False):
             draw_panel(axis, summary, steps, length)
-        axes[0].set_ylabel("nats a residue")
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("nats a residue")
         legends = (axis.get_legend_handles_labels() for axis in axes)
         handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
         page.legend(handles.values(), handles, fontsize=10, loc="outside lower center", ncols=4, frameon=False)

@@ -12,6 +12,7 @@ import images
 import markov_chain
 import text
 import torch
+import words
 from families import scheduler_of
 from passes import draw_codes, draw_ids, generators_from, partial_caching
 from samplers import guidance_of, parts
@@ -88,6 +89,30 @@ class Images:
         calls = self.calls.since() / len(rows)
         sets = zip(torch.cat(codes).split(self.number), labels.split(self.number), seeds, strict=True)
         return [self.bench.judge_codes(own, some, seed) | {"calls": calls} for own, some, seed in sets]
+
+
+class Words:
+    """A shipped model of spoken words: Frechet distance, accuracy and the variance within a word, as in `words.py`.
+
+    With groups, as in "moment 6, 2 groups", a step is drawn by partial caching; "moment 6, guidance 2" is guided.
+    """
+
+    def __init__(self, args: argparse.Namespace, number: int, pipeline: str) -> None:
+        self.bench = words.Bench(pipeline, args.speech_dir, number, args.batch_size or most_rows(100))
+        self.calls = Calls(self.bench.pipe.transformer)
+
+    def measure(self, sampler: str, steps: int, seeds: Sequence[int]) -> list[dict[str, float]]:
+        if sampler in (REAL, TOKENIZER):
+            return [self.bench.reference(seed, sampler == TOKENIZER) for seed in seeds]
+        name, num_substeps = parts("uniform" if sampler == FULL else sampler)
+        name, scale = guidance_of(name)
+        scheduler, found = scheduler_of(name, **self.bench.shared), []
+        for seed in seeds:
+            self.calls.since()
+            drawn = self.bench.drawn(scheduler, num_substeps, steps, seed, guidance_scale=scale)
+            calls = self.calls.since() / -(-self.bench.number // self.bench.batch_size)
+            found.append(self.bench.judged(*drawn, seed) | {"calls": calls})
+        return found
 
 
 class Texts:

@@ -9,10 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Row, Summary, summarise
+from cells import Cells, Row, Summary, differences, summarise
 from looks import BLACK, BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+from measures import measure_of
 from plots import figure, set_ticks
 from tables import print_table, with_error
+
+from hf_maskdiff_cli import results
 
 Value = tuple[float, float]  # mean and standard error
 
@@ -37,10 +40,11 @@ class Measures:
 SHOWN: Mapping[str, Measures] = {
     "antibodies": Measures("nats", "apart", (3, 3)),
     "antibodies, float32": Measures("nats", "apart", (3, 3), curve=False),
-    "digits": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "digits": Measures("frechet", "within-class variance", (2, 2), passes=16, log=True),
     "letters": Measures("frechet", "within-class variance", (2, 2), log=True),
+    "words": Measures("frechet", "within-class variance", (1, 2), log=True),
     "text": Measures("nats", "entropy", (3, 3)),
-    "long text": Measures("nats", "entropy", (3, 3), passes=32),
+    "long text": Measures("nats", "entropy", (3, 3)),
     "chain": Measures("pairs", "nats", (4, 3), curve=False, log=True),
 }
 
@@ -97,24 +101,38 @@ def beyond_curve(row: Row, shown: Measures, curve: Sequence[tuple[Value, Value]]
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def rows_of(found: Mapping[str, Any]) -> Iterator[results.Record]:
     """A row for each bed, sampler and number of passes, rounded as the tables are."""
-    for bed, found in results.items():
+    for bed, own in found.items():
         shown = SHOWN[bed]
-        for (sampler, steps), row in summary_of(bed, found).items():
+        for (sampler, steps), row in summary_of(bed, own).items():
             measures = {
                 name: rounded(row[name], digits)
                 for name, digits in zip((shown.quality, shown.diversity), shown.digits, strict=True)
             }
-            yield {"bed": bed, "sampler": sampler, "steps": steps} | measures
+            yield results.Record(sampler, steps, measures, model=bed)
 
 
-def rounded(value: Value, digits: int) -> list[float | None]:
-    return [round(value[0], digits), None if math.isnan(value[1]) else round(value[1], digits)]
+def rounded(value: Value, digits: int) -> results.Value:
+    return results.Value(round(value[0], digits), None if math.isnan(value[1]) else round(value[1], digits))
 
 
-def print_tables(results: Mapping[str, Any]) -> None:
-    for bed, found in results.items():
+def write_summary(found: Mapping[str, Any], path: Path) -> None:
+    """The rows of all beds as one file of results, in which a bed is a model."""
+    rows = list(rows_of(found))
+    samplers = dict.fromkeys(row.sampler for row in rows)
+    summary = results.Results(
+        command="python benchmarks/samplers_at_equal_passes.py",
+        measures={name: measure_of(name) for row in rows for name in row.measures},
+        samplers={name: results.Sampler() for name in samplers},
+        records=rows,
+        about="means over seeds of the files of the beds; a model is a bed",
+    )
+    results.write_results(summary, path)
+
+
+def print_tables(beds: Mapping[str, Any]) -> None:
+    for bed, found in beds.items():
         shown, summary = SHOWN[bed], summary_of(bed, found)
         steps = sorted({number for _, number in summary})
         names = list(dict.fromkeys(name for name, _ in summary))
@@ -125,7 +143,37 @@ def print_tables(results: Mapping[str, Any]) -> None:
         if shown.curve:
             print(f"\n{bed}: {shown.quality} beyond the uniform order's at as much {shown.diversity}\n")
             rows = [(name, *beyond(summary, shown, name, steps)) for name in names if not is_of_curve(name)]
-            print_table(["sampler", *map(str, steps)], rows)
+            print_table(["sampler", *map(str, steps)], [row for row in rows if any(row[1:])])
+        print_paired(bed, found["cells"], shown, [number for number in steps if number])
+
+
+# Samplers of second order, and those that take much back: what each of them is otherwise.
+PLAIN_ONE = {
+    "trapezoidal": "ancestral",
+    "extrapolating": "uniform",
+    "extrapolating-halton": "halton",
+    "remdm-strong": "ancestral",
+    "remdm-loop": "ancestral",
+    "remdm-dfm": "ancestral",
+}
+
+
+def print_paired(bed: str, cells: Cells, shown: Measures, steps: Sequence[int]) -> None:
+    """Differences of the quality from the sampler without the change, seed by seed."""
+    summary = summarise(differences(cells, PLAIN_ONE))
+    rows = [
+        (
+            f"{name} minus {plain}",
+            *(
+                with_error(summary[name, n][shown.quality], shown.digits[0]) if (name, n) in summary else ""
+                for n in steps
+            ),
+        )
+        for name, plain in PLAIN_ONE.items()
+    ]
+    if rows := [row for row in rows if any(row[1:])]:
+        print(f"\n{bed}: {shown.quality}, paired by seed\n")
+        print_table(["samplers", *map(str, steps)], rows)
 
 
 def two_of(summary: Summary, shown: Measures, name: str, steps: Sequence[int]) -> list[str]:
@@ -166,6 +214,8 @@ LOOKS = {
     "confidence": (BROWN, "o", "confidence"),
     "remdm-rescale": (PURPLE, "o", "ReMDM, rescale"),
     "remdm-strong": (PURPLE, "s", "ReMDM, rescale, eta 0.3"),
+    "remdm-moment": (PURPLE, "P", "ReMDM, moment"),
+    "remdm-dfm": (PURPLE, "D", "ReMDM, flow's corrector"),
     "remdm-loop": (PURPLE, "v", "ReMDM, loop"),
     "p2-standing": (VERMILLION, "P", "P2, standing"),
     "p2-redrawn": (VERMILLION, "X", "P2, redrawn"),
@@ -191,10 +241,10 @@ def plot(beds: Mapping[str, Summary], path: Path, title: str = "Quality and dive
     if not names:
         return
     with figure(path, title=title, figsize=(11, 2.2 + 3.4 * ((len(names) + 1) // 2))) as page:
-        panels = page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat
+        panels = list(page.subplots((len(names) + 1) // 2, 2, squeeze=False).flat)
         for axis, bed in zip(panels, names, strict=False):
             draw_panel(axis, beds[bed], bed)
-        for axis in list(panels)[len(names) :]:
+        for axis in panels[len(names) :]:
             axis.set_visible(False)
         legends = (axis.get_legend_handles_labels() for axis in page.axes)
         handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}

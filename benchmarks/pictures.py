@@ -23,7 +23,6 @@ import second_order
 import text
 from arguments import new_parser
 from cells import Summary
-from design_files import read_designs
 from partial_caching_plot import draw_moment, draw_others
 from samplers import in_groups
 
@@ -109,15 +108,13 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     beds: dict[str, Summary] = {}
     for row in read_rows("samplers_at_equal_passes"):
         beds.setdefault(row.pop("model"), {})[row.pop("sampler"), row.pop("steps")] = row
-    title = "Taking tokens back wins where the model judges known ones too (AntiBERTy), and nowhere else"
+    title = "Taking tokens back wins on AntiBERTy and on digits, an order that spreads them on text"
     equal_passes_report.plot(beds, path, title)
 
 
 def draw_antibodies(path: Path) -> None:
-    found = read_designs(RESULTS / "runs" / "antibodies_chain.json")
-    length = found["settings"]["length"]
     title = "AntiBERTy: what takes residues back lies far below any temperature"
-    antibody_report.plot(antibody_report.summary_of(found["cells"], "chain", length), length, path, title)
+    antibody_report.plot(read_summary("antibodies_chain"), 118, path, title)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {

@@ -1,9 +1,11 @@
-r"""All samplers at equal numbers of passes, quality beside diversity, on six beds.
+r"""All samplers at equal numbers of passes, quality beside diversity, on seven beds.
 
     hf-maskdiff convert antiberty-0.1.3-py3-none-any.whl antiberty
     python benchmarks/samplers_at_equal_passes.py --image_dir FOLDER_OF_MNIST --text_dir FOLDER_OF_TXT \
         --antibody_pipeline antiberty --output_dir out/equal_passes --jobs 3
     python benchmarks/samplers_at_equal_passes.py --beds chain --output_dir out/equal_passes --resume  # after a stop
+    python benchmarks/samplers_at_equal_passes.py --report benchmarks/results/runs/samplers_at_equal_passes \
+        --output_dir out/report
 
 A lower temperature makes any sampler look better, and less diverse. So each bed also has a curve: the uniform order at
 several choice temperatures. What lies below the curve, at as many passes and as much diversity, is a better sampler;
@@ -14,13 +16,14 @@ antibodies, float32: four of them with more chains, in float32.
 digits: `pipelines/maskgit-mnist`. Frechet distance, and variance within a class relative to real images.
 letters: `pipelines/maskgit-letters`, a finer grid, in bfloat16; each sampler at several temperatures, those that choose
 positions first also in two and four groups to a step, and two of them guided.
+words: `pipelines/vampnet-digits`, spoken words of four codebooks; also in two groups to a step, and guided.
 text, long text: `pipelines/mdlm-shakespeare`, and `-long`. Nats a character by a judge; entropy of a text.
 chain: 64 tokens with exact conditionals. KL of adjacent pairs; nats a token, which are too few where it is too likely.
 
 Only samplers with the same number of passes are compared; a step is a pass, and `calls` in the files counts the model's
 calls. All seeds of a cell are drawn in one batch, each sample by its own generator. `--jobs` processes for each bed
 draw at the same time. Writes a file for each bed after every cell, prints tables, and writes their numbers and
-`samplers_at_equal_passes.png`.
+`samplers_at_equal_passes.png`; with `--report` from the files of a folder, where nothing is measured.
 """
 
 from __future__ import annotations
@@ -40,14 +43,20 @@ import beds
 import torch
 from arguments import new_parser
 from beds import FULL, PLANNER, REAL
-from cell_files import KEY, write_cells
+from cell_files import KEY, read_cells, write_cells
 from cells import load_results, missing_cells, seed_by_seed
-from equal_passes_report import plot, print_tables, rows_of, summary_of
+from equal_passes_report import plot, print_tables, summary_of, write_summary
 from families import PLAIN, REMDM, TEMPERED, nucleus, tempered
-from tables import write_json
 from tqdm.auto import tqdm
 
-OPTIONS = ("image_dir", "letter_dir", "text_dir", "antibody_pipeline", "batch_size")  # what a bed is opened with
+OPTIONS = (
+    "image_dir",
+    "letter_dir",
+    "speech_dir",
+    "text_dir",
+    "antibody_pipeline",
+    "batch_size",
+)  # what a bed is opened with
 Group = tuple[str, str, int, tuple[int, ...]]  # bed, sampler, steps and seeds: cells that are drawn in one batch
 
 
@@ -71,9 +80,8 @@ def pairs_of(samplers: Sequence[str], steps: Sequence[int], *more: tuple[str, in
 
 
 SECOND = ("ancestral", "trapezoidal", "uniform", "extrapolating")
-# More passes than positions are of use to these: counts are random, or known tokens are taken back.
-UNPLANNED = ("ancestral", "trapezoidal")
-REVISING = (*REMDM, "remdm-strong", "p2-standing", "p2-moment 6")
+# More passes than positions are of use to these alone: their counts are random.
+UNPLANNED = ("ancestral", "trapezoidal", *REMDM, "remdm-strong")
 MORE_16 = ("moment 16", "p2-moment 16", "freecorrection 16")
 DIGITS = [*PLAIN, *tempered(6, (16, 3, 1, 0.5), apart=2), *nucleus()]
 TEXT = [*PLAIN, *tempered(4, (16, 8, 2, 1, 0.5)), "moment 16", "halton 16", *nucleus()]
@@ -83,6 +91,13 @@ CHOSEN_FIRST = ("moment", "hybrid-0.5", "hybrid", "hybrid-1>0", "halton", "unifo
 IN_GROUPS = [f"{name} {alpha}, {groups} groups" for groups in (2, 4) for name in CHOSEN_FIRST for alpha in ALPHAS]
 SCALES = ("1.5", "2", "3", "5", "1 to 2", "1 to 3", "1 to 5", "1 to 9")
 GUIDED = [f"{name} {alpha}, guidance {scale}" for name in ("moment", "halton") for alpha in ALPHAS for scale in SCALES]
+BY_WORDS = ["uniform", "confidence", "halton", "uniform 6", "halton 6", "maskgit 6", "hybrid 6", "moment 6", "moment 3"]
+WORDS = [
+    *BY_WORDS,
+    *(f"{name}, 2 groups" for name in ("halton", "hybrid 6", "moment 6")),
+    "moment 6, guidance 2",
+    "moment 6, guidance 3",
+]
 PLANS: Mapping[str, Plan] = {
     "antibodies": Plan(
         partial(beds.Antibodies, dtype="bfloat16"),
@@ -90,7 +105,7 @@ PLANS: Mapping[str, Plan] = {
         [
             *pairs_of([*PLAIN, *tempered(6, (16, 3, 1, 0.5)), *MORE_16, *nucleus()], (4, 8, 16, 32, 64), (FULL, 118)),
             *pairs_of(SECOND, (24,)),
-            *pairs_of(REVISING, (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "antibodies, float32": Plan(partial(beds.Antibodies, dtype="float32"), 256, pairs_of(SECOND, (24,))),
@@ -99,7 +114,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of(DIGITS, (4, 8, 16, 32, 49), (REAL, 0), (beds.TOKENIZER, 0), (FULL, 49)),
-            *pairs_of([*UNPLANNED, *REVISING], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
     "letters": Plan(
@@ -110,12 +125,17 @@ PLANS: Mapping[str, Plan] = {
             *pairs_of(GUIDED, (8, 16)),
         ],
     ),
+    "words": Plan(
+        partial(beds.Words, pipeline="pipelines/vampnet-digits"),
+        200,
+        pairs_of(WORDS, (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
+    ),
     "text": Plan(
         partial(beds.Texts, pipeline="pipelines/mdlm-shakespeare"),
         128,
         [
             *pairs_of(TEXT, (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", "p2-standing", "p2-moment 4", *nucleus()[1:]], (128,)),
+            *pairs_of([*UNPLANNED, *nucleus()[1:]], (128,)),
         ],
     ),
     "long text": Plan(
@@ -128,7 +148,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of([*PLAIN, PLANNER, *tempered(16, (64, 4))], (4, 8, 16, 32, 64), (REAL, 0), (FULL, 64)),
-            *pairs_of([*UNPLANNED, *REMDM, "remdm-strong", PLANNER], (128,)),
+            *pairs_of(UNPLANNED, (128,)),
         ],
     ),
 }
@@ -139,6 +159,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--beds", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--image_dir", help="folder with IDX files")
     parser.add_argument("--letter_dir", help="what `examples/render_letters.py` wrote")
+    parser.add_argument("--speech_dir", help="what `examples/render_speech.py` wrote")
     parser.add_argument("--text_dir", help="folder of .txt files")
     parser.add_argument("--antibody_pipeline", default="antiberty", help="folder or Hub name")
     parser.add_argument("--samplers", nargs="+", help="only these; default: those of each bed")
@@ -150,6 +171,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after so many, no further cell begins")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true", help="keep the cells already in OUTPUT_DIR")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="measure nothing, show the files of this folder")
     return parser.parse_args(argv)
 
 
@@ -220,15 +242,21 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return results
 
 
+def read(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The contents of the files that are there."""
+    files = {bed: file_of(args.report, bed) for bed in args.beds}
+    return {bed: read_cells(path) for bed, path in files.items() if path.exists()}
+
+
 def file_of(folder: Path, bed: str) -> Path:
     return folder / f"{bed.replace(', ', '_').replace(' ', '_')}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     args = parse_args(argv)
-    results = run(args)
+    results = read(args) if args.report else run(args)
     print_tables(results)
-    write_json({"rows": list(rows_of(results))}, args.output_dir / "summary" / "samplers_at_equal_passes.json")
+    write_summary(results, args.output_dir / "summary" / "samplers_at_equal_passes.json")
     plot(
         {bed: summary_of(bed, found) for bed, found in results.items()},
         args.output_dir / "samplers_at_equal_passes.png",

@@ -22,9 +22,10 @@ from mel_images import SIDE, WINDOW, images_of, rows_above, sounds_of
 from PIL import Image
 from torch import Tensor
 from training_utils import errors_in_one_line
-from vary_audio import read_wav, write_wav
+from vary_audio import read_wav
 
 from hf_maskdiff import MaskGITPipeline
+from hf_maskdiff.wav_files import write_wav
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

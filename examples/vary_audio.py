@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hf_maskdiff import MaskedDiffusionAudioPipeline
 from hf_maskdiff.audio_masks import keep_codebooks, keep_every, keep_outside
+from hf_maskdiff.wav_files import write_wav
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,16 +51,6 @@ def read_wav(path: Path) -> tuple[Tensor, int]:
             )
         data = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
         return data.view(-1, file.getnchannels()).float().mean(1) / 32768, file.getframerate()
-
-
-def write_wav(path: Path, audio: Tensor, sampling_rate: int) -> None:
-    """Write a clip `(channels, num_samples)`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(len(audio))
-        file.setsampwidth(2)
-        file.setframerate(sampling_rate)
-        file.writeframes((audio.clamp(-1, 1).T * 32767).round().to(torch.int16).contiguous().numpy().tobytes())
 
 
 def kept(args: argparse.Namespace, num_frames: int, pipe: MaskedDiffusionAudioPipeline) -> Tensor:

@@ -14,6 +14,7 @@ from test_study import program
 from torch import Tensor
 
 from hf_maskdiff.conversion.convert import convert
+from hf_maskdiff_cli.results import read_results
 
 __all__ = ["program"]  # a fixture
 
@@ -116,7 +117,32 @@ def test_the_program_goes_on_where_it_stopped(
     printed = capsys.readouterr().out
     assert "| moment 6, 2 groups | 2 | 8 | " in printed
     assert "| maskgit 6 | moment 6 | 2 | " in printed
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["antibodies_loop.png"]
+    names = [f"antibodies_loop{ending}" for ending in (".json", ".png", "_compared.json", "_seeds.json")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    found = read_results(tmp_path / "out" / "antibodies_loop.json")
+    assert (found.settings["num_chains"], found.settings["length"]) == (4, 5)
+    (groups,) = [record for record in found.records if record.num_substeps == 2]
+    assert (groups.sampler, groups.steps, groups.num_samples, groups.seeds) == ("moment 6", 2, 4, [0, 1])
+    nats = [value for cell in again if cell["sampler"] == "moment 6, 2 groups" for value in cell["nats"]]
+    assert groups.measures["nats"].value == pytest.approx(sum(nats) / 8, abs=1e-4)
+    seeds = read_results(tmp_path / "out" / "antibodies_loop_seeds.json").records
+    assert len(seeds) == 2 * len(found.records)
+    assert [record.seeds for record in seeds if record.num_substeps == 2] == [[0], [1]]
+    compared = {record.sampler: record for record in read_results(tmp_path / "out" / names[2]).records}
+    difference = [a - b for a, b in zip(*(_nats(again, name) for name in ("maskgit 6", "moment 6")), strict=True)]
+    assert compared["maskgit 6 less moment 6"].measures["difference"].value == pytest.approx(
+        sum(difference) / 8, abs=1e-4
+    )
+
+
+def _nats(cells: list[dict[str, Any]], sampler: str) -> list[float]:
+    return [
+        value
+        for seed in (0, 1)
+        for cell in cells
+        if (cell["sampler"], cell["steps"], cell["seed"]) == (sampler, 2, seed)
+        for value in cell["nats"]
+    ]
 
 
 def test_where_a_loop_stands_and_how_far_rounds_are_apart_there(program: Callable[[str], Any], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "integers": set(),
     "masking": {"torch", "integers"},
     "audio_masks": {"torch", "integers"},
+    "wav_files": {"torch"},
     "orders": {"torch", "kept_tensors"},
     "token_filters": {"torch"},
     "revising": {"torch", "orders"},
@@ -51,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "pipelines": {
         *("torch", "torch_xla", "PIL", "diffusers", "transformers"),
         *("hub", "hub_access", "integers", "sampling", "exclusive", "pictures", "attention_rule"),
-        *("schedulers", "caching", "models", "published", "denoisers", "likelihood"),
+        *("schedulers", "caching", "models", "published", "denoisers", "likelihood", "wav_files"),
     },
     "conversion": {
         *("torch", "safetensors", "huggingface_hub", "diffusers", "transformers", "tokenizers"),
@@ -60,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": ANYTHING,
     "sets": {
         *("torch", "transformers", "accelerate", "datasets", "pyarrow", "tqdm", "huggingface_hub"),
-        *("__init__", "caching", "pipelines", "schedulers", "devices", "hub_access", "hf_maskdiff_cli"),
+        *("__init__", "caching", "pipelines", "schedulers", "devices", "hub_access", "wav_files", "hf_maskdiff_cli"),
     },
     "harness": {
         *("torch", "accelerate", "tqdm", "lm_eval"),
@@ -73,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "demo": {
         *("torch", "PIL", "gradio"),
-        *("__init__", "caching", "schedulers", "devices", "evaluation", "sets", "hf_maskdiff_cli"),
+        *("__init__", "caching", "schedulers", "devices", "evaluation", "sets", "wav_files", "hf_maskdiff_cli"),
     },
     "parallel": {"sets", "hf_maskdiff_cli"},
     "generation": {"torch", "sets", "hf_maskdiff_cli"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from hf_maskdiff import MomentScheduler, ReMDMScheduler
 from hf_maskdiff.evaluation.markov_chain import MarkovChain
+from hf_maskdiff_cli.results import read_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +37,11 @@ def test_runs_and_resumes(program: Callable[[str], Any], tmp_path: Path, capsys:
     assert capsys.readouterr().out == printed
     with pytest.raises(ValueError, match="must not exist yet"):
         bench.main(run)
-    rows = json.loads((tmp_path / "summary" / "samplers_at_equal_passes.json").read_text())["rows"]
-    assert {row["sampler"] for row in rows} == set(names)
-    assert all(f"{row['pairs'][0]:.4f}, {row['nats'][0]:.3f}" in printed for row in rows)
+    rows = read_results(tmp_path / "summary" / "samplers_at_equal_passes.json").records
+    assert {row.sampler for row in rows} == set(names)
+    assert all(f"{row.measures['pairs'].value:.4f}, {row.measures['nats'].value:.3f}" in printed for row in rows)
+    assert bench.main(["--report", str(tmp_path), "--output_dir", str(tmp_path / "again")]) == first
+    assert capsys.readouterr().out == printed
 
 
 def test_every_sampler_of_every_bed(program: Callable[[str], Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,15 @@ def test_which_codes_the_options_keep() -> None:
     keep = vary.kept(args, 12, pipe)
     assert keep.any(0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 8, 9, 10, 11]
     assert keep.any(1).tolist() == [True, True, False, False]
+
+
+def test_a_wav_file_holds_what_it_was_given(tmp_path: Path) -> None:
+    pipe = tiny_audio.pipeline()
+    audio = torch.tensor([[0.0, 0.5, -0.5, 2.0], [1.0, -1.0, 0.25, -3.0]])
+    pipe.save_wav(tmp_path / "new" / "two.wav", audio)
+    with wave.open(str(tmp_path / "new" / "two.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, tiny_audio.RATE)
+        samples = np.frombuffer(file.readframes(4), "<i2").reshape(4, 2).T / 32767
+    np.testing.assert_allclose(samples, audio.clamp(-1, 1), atol=1e-4)
+    with pytest.raises(ValueError, match=r"must have the shape \(channels, num_samples\), got \(4,\)"):
+        pipe.save_wav(tmp_path / "one.wav", audio[0])

@@ -26,14 +26,16 @@ from hf_maskdiff import (
     MDLMTransformer,
     MomentScheduler,
     PartialCacheConfig,
+    PathPlanningScheduler,
     PrefixCacheConfig,
+    ReMDMScheduler,
     StepContext,
     ThresholdScheduler,
     UniformScheduler,
 )
 from hf_maskdiff.caching import CachePlanConfig, KeyValueSlot, PassState, Queries
 from hf_maskdiff.denoisers import transformers_denoiser
-from hf_maskdiff.pipelines import text_run
+from hf_maskdiff.pipelines import planned_passes, text_run
 from hf_maskdiff.pipelines.step_logits import StepLogits, StepRows
 from hf_maskdiff.pipelines.substeps import groups_of
 from hf_maskdiff.pipelines.text_denoising import WindowDenoiser
@@ -478,6 +480,43 @@ def test_a_model_that_cannot_have_it_is_refused() -> None:
     pipe.scheduler = MaskGITScheduler(mask_token_id=MASK)
     with pytest.raises(ValueError, match=r"partial caching needs a scheduler that chooses"):
         pipe("w7", max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "spare"),
+    [
+        (ReMDMScheduler, {"exact_order": "uniform", "eta": 0.4}, 1),
+        (ReMDMScheduler, {"exact_order": "moment", "remasking": "conf"}, 1),
+        (ReMDMScheduler, {"exact_order": "uniform", "remasking": "rescale", "eta": 0.2}, 1),
+        (PathPlanningScheduler, {"measure": "uniform"}, 12),
+        (PathPlanningScheduler, {"measure": "confidence", "eta": 0}, 0),
+    ],
+)
+def test_what_is_masked_again_is_bounded_where_counting_it_would_wait(
+    kind: Any, own: dict[str, Any], spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator is given the bound, and computes at most so many positions more; the texts are the same."""
+    pipe = make_pipeline()
+    pipe.scheduler = kind(mask_token_id=MASK, **own)
+    pipe.enable_cache(DelayedCacheConfig(refresh_every=None))
+    call = {"max_new_tokens": 24, "num_inference_steps": 8}
+    expected = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
+    true, given = [], []
+    queries = DelayedCacheConfig.queries
+
+    def noted(config: DelayedCacheConfig, state: PassState) -> Queries | None:
+        true.append(state.masked.sum(-1))
+        given.append(state.num_masked)
+        return queries(config, state)
+
+    monkeypatch.setattr(DelayedCacheConfig, "queries", noted)
+    monkeypatch.setattr(planned_passes, "_waits_for", lambda device: True)
+    found = pipe(["w7 w8", "w9"], generator=seeds(0, 1), **call).sequences
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    excess = torch.stack(given) - torch.stack(true)
+    assert len(given) == 8
+    assert 0 <= excess.min() <= excess.max() <= spare
+    assert not spare or excess.any()
 
 
 class OperationsBesideTheModel(TorchDispatchMode):

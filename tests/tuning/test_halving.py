@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_maskdiff.tuning.front import Score, differ, pareto_front, ranked
-from hf_maskdiff.tuning.halving import plan_search, run_rounds, sizes_of
+from hf_maskdiff.tuning.halving import going_on, plan_search, run_rounds, sizes_of
 
 
 def test_front_of_few_points() -> None:
@@ -88,6 +88,25 @@ def test_without_noise_the_best_of_each_level_stays() -> None:
     assert sorted(ranked(scores, floor)[:2]) == ["4/8", "8/8"]  # of value 1: what has 0 is not diverse
     assert len(asked) == sum(sum(one.num_kept.values()) for one in plan.rounds) == len(set(asked))
     assert {number: num for _, number, num in asked} == {k: one.num_samples for k, one in enumerate(plan.rounds)}
+
+
+def test_what_seems_diverse_enough_keeps_half_of_the_places() -> None:
+    """Sharp candidates whose diversity is low, but on few samples not surely so, do not crowd out all others."""
+    sharp = {f"sharp {i}": Score(1.0 + i / 10, 0.1, 2.9, 0.1) for i in range(6)}
+    fair = {f"fair {i}": Score(2.0 + i / 10, 0.1, 3.1, 0.1) for i in range(6)}
+    assert going_on(sharp | fair, 3.0, 5) == ["fair 0", "fair 1", "fair 2", "sharp 0", "sharp 1"]
+    assert going_on(sharp | fair, 2.0, 3) == ["sharp 0", "sharp 1", "sharp 2"]
+    assert going_on(sharp, 3.0, 2) == ["sharp 0", "sharp 1"]
+    values = {**{key: (one.value, 2.9) for key, one in sharp.items()}, "fair": (3.0, 3.1)}
+
+    def judge(key: str, number: int, num_samples: int) -> Score:
+        return Score(values[key][0], 0.0, values[key][1], 0.5 / num_samples)
+
+    plan = plan_search({8: 7}, {8: 8.0}, 2000, 1, 1, 2)
+    scores, floor = run_rounds(plan, dict.fromkeys(values, 8), judge, lambda _: 3.0)
+    best = ranked(scores, floor)[0]
+    assert best == "fair"
+    assert not scores[best].lacks(floor)
 
 
 NUM_RUNS, NUM_CANDIDATES, SPREAD, NOISE = 400, 50, 0.3, 1.0

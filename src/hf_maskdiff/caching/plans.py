@@ -29,7 +29,7 @@ class PassState:
         lengths: the lengths of the windows, int64 `(R,)` on the CPU.
         masked: which positions of each window were masked before the row's last pass, or have been masked again since,
             bool `(R, L)`. These are the positions that are masked now, and those whose tokens have been drawn since.
-        num_masked: their number in each row, int64 `(R,)` on the CPU.
+        num_masked: their number in each row, or at most so many, int64 `(R,)` on the CPU.
         resumed: where the block of the row that this call filled in before began in its window, int64 `(R,)` on the
             CPU; -1 if this is the row's first block, for which nothing is stored yet.
         block_starts: where the blocks begin that the model sees from left to right and in which `starts` are, int64

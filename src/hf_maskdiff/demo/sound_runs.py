@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_maskdiff.evaluation.mel import FLOOR, log_mel
-from hf_maskdiff.sets.sources import wav
+from hf_maskdiff.wav_files import wav
 
 from .frames import as_html
 from .heat_map import grid_picture

@@ -104,8 +104,8 @@ def denoise(
             choice = take_step.ahead(step)
             remaining = counts.remaining(i, count)
             read = masked | ~given if scheduler.reads_revealed else masked
-            reading = (read.flatten(1), counts.num_read(remaining))
-            now = StepRows(i - began, rows, unfinished, remaining, *reading, choice, start.embedding_noise)
+            reading = (read.flatten(1), counts.num_read(remaining), choice, start.embedding_noise, counts.put_back(i))
+            now = StepRows(i - began, rows, unfinished, remaining, *reading)
             if logits is None or len(rows) == len(unfinished):
                 logits = None  # free their memory before the next logits are computed
                 logits = pass_of_step(sample, t, now)

@@ -56,7 +56,8 @@ class ImageDenoiser:
         chosen = None
         if now.choice is not None:
             chosen = torch.where(now.choice.valid, now.choice.positions, ~now.choice.positions)[rows]
-        queries = self._planned.next(now.step, rows, of_rows, masked[rows], now.remaining[of_rows], chosen)
+        latest = (masked[rows], now.remaining[of_rows], now.put_back)
+        queries = self._planned.next(now.step, rows, of_rows, *latest, chosen)
         self._unfinished = now.unfinished
         if queries is not None and self._runs_without(t) and self._caches.lack(UNCOND, now.rows):
             queries = None  # a callback has switched guidance on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..integers import as_integer
 from ..models import VampNetTransformer
 from ..sampling import Generators, check_generators
 from ..schedulers import MaskedDiffusionScheduler
+from ..wav_files import write_wav
 from .audio_codecs import AudioCodec, MissingCodec, audio_codec, decode, encode
 from .audio_denoising import Stage, fill_in
 from .audio_inputs import (
@@ -64,7 +66,7 @@ EXAMPLE_DOC_STRING = """
 
         >>> keep = keep_every(7, num_frames) & keep_codebooks(3, pipe.num_codebooks)
         >>> variation = pipe(codes=codes, keep=keep, num_inference_steps=24).audios[0]
-        >>> soundfile.write("variation.wav", variation.T.numpy(), pipe.sampling_rate)
+        >>> pipe.save_wav("variation.wav", variation)
 
         >>> keep = keep_outside(2.0, 3.5, num_frames, pipe.frame_rate)  # draws these seconds anew
         >>> inpainted = pipe(audio=audio, sampling_rate=sampling_rate, keep=keep).audios[0]
@@ -102,7 +104,6 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
     card_pipeline_tag = "audio-to-audio"
     card_tags = ("audio",)
     card_task = "masked-diffusion-audio-generation"
-    card_example = "audio = pipe(audio_length_in_s=5.0).audios[0]  # (channels, num_samples), at `pipe.sampling_rate`"
     _callback_tensor_inputs = ["codes"]  # noqa: RUF012 - diffusers' name and type
     _optional_components = ["codec", "fine_transformer"]  # noqa: RUF012 - diffusers' name and type
     # Its methods are called rather than itself, which hooks of accelerate do not see.
@@ -126,6 +127,14 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         self.register_to_config(
             call_defaults=call_defaults and dict(call_defaults), sampling_rate=sampling_rate, hop_length=hop_length
         )
+
+    @property
+    def card_example(self) -> str:  # type: ignore[override]
+        """A call that works with this model."""
+        label = "class_labels=0, " if self.transformer.config.get("num_classes") else ""
+        call = f"pipe({label}audio_length_in_s={min(5.0, self.chunk_length_s):g})"
+        made = f"audio = {call}.audios[0]  # (channels, num_samples), at `pipe.sampling_rate`"
+        return f'{made}\npipe.save_wav("sound.wav", audio)'
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -200,6 +209,10 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         audio = decode(codec, codes.masked_fill(masked, 0), self._chunk(chunk_length_s)).float()
         silent = masked.any(1).repeat_interleave(codec.hop_length, 1)[:, : audio.shape[-1]]
         return audio.masked_fill(silent[:, None], 0)
+
+    def save_wav(self, path: str | Path, audio: Tensor) -> None:
+        """Write one of the `audios` of a call as a WAV file of 16 bits; see `hf_maskdiff.wav_files.write_wav`."""
+        write_wav(path, audio, self.sampling_rate)
 
     def _encoded(self, audio: Tensor, chunk: int) -> Tensor:
         audio = audio.to(self._execution_device, self.codec.dtype)

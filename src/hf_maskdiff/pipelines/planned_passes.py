@@ -68,6 +68,7 @@ class PlannedPasses:
         of_rows: Tensor | slice,
         masked: Tensor,
         num_masked: Tensor,
+        put_back: Tensor | None = None,
         chosen: Tensor | None = None,
     ) -> Queries | None:
         """What the next pass of some rows computes; None for all positions.
@@ -77,6 +78,8 @@ class PlannedPasses:
             rows, of_rows: the rows, on the device and on the host.
             masked: which positions of their windows are masked now, bool `(num_rows, L)`.
             num_masked: their number, int64 `(num_rows,)` on the CPU.
+            put_back: how many positions of each row of the batch the last step has masked again at most, int64 on the
+                CPU; None if that is not known.
             chosen: see `PassState`.
         """
         if self.plan is None:
@@ -84,7 +87,8 @@ class PlannedPasses:
         starts, ends, lengths, resumed = (at_rows(values, of_rows) for values in self._on_host)
         latest = (at_rows(self._masked, rows), at_rows(self._num_masked, of_rows))
         if self._revises:  # what was masked again is stored as the token that stood there
-            latest = _and_their_number(latest[0] | masked)
+            bound = None if put_back is None else latest[1] + at_rows(put_back, of_rows)
+            latest = _with_number(latest[0] | masked, bound)
         block_starts = None if self._block_starts is None else at_rows(self._block_starts, of_rows)
         now = (masked, num_masked, chosen)
         queries = self.plan.queries(PassState(step, starts, ends, lengths, *latest, resumed, block_starts, *now))
@@ -98,5 +102,11 @@ def _put(values: Tensor, rows: Tensor | slice, new: Tensor) -> Tensor:
     return new if isinstance(rows, slice) else values.index_put((rows,), new)
 
 
-def _and_their_number(masked: Tensor) -> tuple[Tensor, Tensor]:
-    return masked, masked.sum(-1).cpu()
+def _with_number(masked: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    """And how many these are or, where counting them would make the host wait, how many at most."""
+    return masked, bound if bound is not None and _waits_for(masked.device) else masked.sum(-1).cpu()
+
+
+def _waits_for(device: torch.device) -> bool:
+    """Whether reading a value from a device makes the host wait."""
+    return device.type != "cpu"

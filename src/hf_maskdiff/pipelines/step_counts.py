@@ -95,6 +95,15 @@ class StepCounts:
         exact where a step only reveals, or the counts are planned."""
         return self._left[i] if self.hold and self.planned is not None else count
 
+    def put_back(self, i: int) -> Tensor | None:
+        """How many positions of each row the step before step i has masked again at most, int64 `(batch_size,)` on the
+        CPU; None if nothing is known without looking."""
+        if not self.hold or self.planned is None:
+            return None
+        if i == 0:
+            return torch.zeros_like(self._num_free)
+        return self.scheduler.most_put_back(self.first_step + i - 1, self._left[i - 1], self._num_free)
+
     def num_read(self, remaining: Tensor) -> Tensor:
         """How many positions' logits a step reads at most, given what is masked, int64 `(batch_size,)` on the CPU."""
         return self._num_free if self.scheduler.reads_revealed else remaining

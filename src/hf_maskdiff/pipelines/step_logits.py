@@ -34,6 +34,8 @@ class StepRows:
         num_read: their number in each row at most, int64 `(batch_size,)` on the CPU.
         choice: the positions that the step draws, if they are known already; logits of others are not needed.
         embedding_noise: what the passes of the run do to the embeddings of the batch's tokens; None for nothing.
+        put_back: how many positions of each row the last step has masked again at most, int64 `(batch_size,)` on the
+            CPU; None if that is not known.
     """
 
     step: int
@@ -44,6 +46,7 @@ class StepRows:
     num_read: Tensor
     choice: Choice | None = None
     embedding_noise: EmbeddingNoise | None = None
+    put_back: Tensor | None = None
 
     def require_no_noise(self) -> None:
         """Raise `ValueError` if the run has noise for embeddings, of which the model takes none."""

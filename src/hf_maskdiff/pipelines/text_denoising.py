@@ -112,7 +112,8 @@ class WindowDenoiser:
         if self.denoiser.plan is not None:
             num_masked = at_rows(self._num_outside + now.remaining, of_rows)
             chosen = None if now.choice is None else torch.where(wanted, at, ~at)
-            queries = self._planned.next(now.step, rows, of_rows, batch.masked(windows), num_masked, chosen)
+            latest = (batch.masked(windows), num_masked, now.put_back)
+            queries = self._planned.next(now.step, rows, of_rows, *latest, chosen)
         values = self._guided(t, rows, lambda contexts: self._computed(contexts, windows, t, rows, now, queries, at))
         values = self._ruled(values, windows, rows)
         self._unfinished = now.unfinished

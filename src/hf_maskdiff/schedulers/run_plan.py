@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..masking import planned_counts
@@ -69,6 +70,16 @@ class RunPlanMixin:
             remaining: number of masks of each row before the step.
         """
         return planned
+
+    def most_put_back(self, step_index: int, remaining: Tensor, num_free: Tensor) -> Tensor:
+        """How many positions a step masks again at most, where its count is planned; int64 `(batch_size,)` like these.
+
+        Args:
+            step_index: the step.
+            remaining: number of masks of each row before the step.
+            num_free: number of positions of each row that are not given.
+        """
+        return torch.zeros_like(remaining)
 
     def open_counts(self, masked: Tensor, given: Tensor, memory: RunMemory) -> Tensor:
         """How many positions the next step draws at most, where no plan says so; 0 in rows that are finished.

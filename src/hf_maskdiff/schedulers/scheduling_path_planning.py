@@ -101,6 +101,11 @@ class PathPlanningScheduler(RevisingScheduler):
         """Unless the scores of revealed positions are random, or do not matter."""
         return self.planner is None and self.config.measure != _UNIFORM and self.config.eta > 0
 
+    def most_put_back(self, step_index: int, remaining: Tensor, num_free: Tensor) -> Tensor:
+        if self.config.eta == 0:  # no score is higher than that of what is revealed
+            return torch.zeros_like(remaining)
+        return super().most_put_back(step_index, remaining, num_free)
+
     def with_planner(self, planner: Planner | None) -> PathPlanningScheduler:
         """A copy that scores revealed tokens by another model.
 

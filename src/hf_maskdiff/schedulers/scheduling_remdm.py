@@ -17,6 +17,8 @@ from .scheduling_choose_then_sample import Choice
 from .scheduling_revising import RevisingScheduler
 from .step_context import StepContext
 
+# A sum over a row may be a hair above what is a whole number in exact arithmetic.
+_TIE = 1e-9
 _STRATEGIES = ("cap", "rescale", "conf", "loop", "forward_backward", "dfm")
 
 
@@ -121,6 +123,12 @@ class ReMDMScheduler(RevisingScheduler):
             return num_masked
         free = (masked | ~given).any(-1)
         return torch.where(free, num_masked.clamp(min=1), 0)  # a row without masks may have some again
+
+    def most_put_back(self, step_index: int, remaining: Tensor, num_free: Tensor) -> Tensor:
+        revealed, sigma = num_free - remaining, self.probabilities(step_index)[1]
+        # The sum over a row, see `sigma_of`; it is rounded up or down.
+        total = sigma * (revealed.clamp(max=1) if self.config.remasking == "conf" else revealed).double()
+        return ((total + _TIE).long() + 1).minimum(super().most_put_back(step_index, remaining, num_free))
 
     def probabilities(self, step_index: int) -> tuple[float, float]:
         """Of a step: the probability that a masked position is revealed, and sigma; sigma_max for `"conf"`."""

@@ -63,6 +63,9 @@ class RevisingScheduler(ChooseThenSampleScheduler):
             context: the step; `context.count` is by how much the masks get fewer.
         """
 
+    def most_put_back(self, step_index: int, remaining: Tensor, num_free: Tensor) -> Tensor:
+        return (num_free - remaining).minimum(remaining)  # what is revealed, and no more than may be masked after it
+
     def most_drawn(self, planned: Tensor, remaining: Tensor) -> Tensor:
         return remaining
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import wave
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from hf_maskdiff.pipelines import MaskedDiffusionAudioPipeline, MaskedDiffusionTextPipeline
 from hf_maskdiff.pipelines.audio_inputs import class_ids
+from hf_maskdiff.wav_files import wav
 from hf_maskdiff_cli.generate import require_arguments_of
 from hf_maskdiff_cli.names import IMAGES, OF_PROMPTS, PIPELINES, SOUNDS, TEXTS
 from hf_maskdiff_cli.samples import kind_of_pipeline
@@ -222,17 +222,6 @@ class SoundSource:
         """The waveforms as bytes of WAV."""
         files = [{"bytes": wav(audio, self.pipe.sampling_rate), "path": None} for audio in columns["audio"]]
         return {**columns, "audio": files}
-
-
-def wav(audio: Tensor, sampling_rate: int) -> bytes:
-    """A WAV file of 16 bits of a waveform `(channels, num_samples)` in [-1, 1]."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(len(audio))
-        file.setsampwidth(2)
-        file.setframerate(sampling_rate)
-        file.writeframes((audio.clamp(-1, 1).T * 32767).round().to(torch.int16).contiguous().numpy().tobytes())
-    return buffer.getvalue()
 
 
 _SOURCES: dict[str, Any] = {IMAGES: ImageSource, TEXTS: TextSource, SOUNDS: SoundSource}

@@ -111,6 +111,27 @@ def plan_search(
     return Plan(rounds, num_held_out, first * cost_of_first, grid)
 
 
+def going_on(scores: Mapping[str, Score], floor: float, number: int) -> list[str]:
+    """Who goes on to the next round: the best, and at least half of them those that seem diverse enough.
+
+    On few samples a candidate has the benefit of the doubt where its diversity is a little low. If all places were
+    given to such ones, which score best as they repeat themselves, a search could end without any that may be chosen.
+
+    Example:
+        >>> sharp, fair = Score(1.0, 0.1, 2.9, 0.1), Score(1.5, 0.1, 3.5, 0.1)
+        >>> going_on({"sharp": sharp, "sharper": Score(0.9, 0.1, 2.9, 0.1), "fair": fair}, floor=3.0, number=2)
+        ['fair', 'sharper']
+
+    Args:
+        scores: of the last round.
+        floor: the least diversity that is wanted.
+        number: how many go on.
+    """
+    order = ranked(scores, floor)
+    sure = [key for key in order if scores[key].diversity >= floor][: ceil(number / 2)]
+    return [*sure, *(key for key in order if key not in sure)][:number]
+
+
 def run_rounds(
     plan: Plan,
     levels: Mapping[str, int],
@@ -135,7 +156,7 @@ def run_rounds(
         keys = []
         for level, kept in one.num_kept.items():
             own = [key for key in left if levels[key] == level]
-            keys += ranked({key: scores[key] for key in own}, floor)[:kept] if number else own
+            keys += going_on({key: scores[key] for key in own}, floor, kept) if number else own
         scores = {key: judge(key, number, one.num_samples) for key in keys}
         if number == 0:
             floor = floor_of(scores)
