@@ -18,6 +18,7 @@ import antibody_report
 import entropy_bound
 import equal_passes_report
 import equivalence
+import letters_plot
 import markov_chain
 import second_order
 import text
@@ -112,6 +113,12 @@ def draw_samplers_at_equal_passes(path: Path) -> None:
     equal_passes_report.plot(beds, path, title)
 
 
+def draw_letters(path: Path) -> None:
+    title = "Letters: from 16 passes on guidance is worth most, and then the temperature"
+    names = ("letters", "letters_in_groups", "letters_guided", "letters_more")
+    letters_plot.plot({key: row for name in names for key, row in read_summary(name).items()}, path, title)
+
+
 def draw_antibodies(path: Path) -> None:
     title = "AntiBERTy: what takes residues back lies far below any temperature"
     antibody_report.plot(read_summary("antibodies_chain"), 118, path, title)
@@ -126,6 +133,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "samplers_images": draw_samplers_images,
     "second_order": draw_second_order,
     "samplers_at_equal_passes": draw_samplers_at_equal_passes,
+    "letters_passes": draw_letters,
     "antibodies": draw_antibodies,
 }
 

@@ -122,7 +122,7 @@ PLANS: Mapping[str, Plan] = {
         1000,
         [
             *pairs_of([*PLAIN, *ORDERS, *IN_GROUPS], (4, 8, 16, 32), (REAL, 0), (beds.TOKENIZER, 0)),
-            *pairs_of(GUIDED, (8, 16)),
+            *pairs_of(GUIDED, (4, 8, 16)),
         ],
     ),
     "words": Plan(

@@ -33,6 +33,7 @@ def judge() -> DigitClassifier:
 
 def test_it_draws_the_letters_that_it_is_asked_for(pipe: MaskGITPipeline, judge: DigitClassifier) -> None:
     assert pipe.get_label_ids(LETTERS) == list(range(26))
+    assert pipe.card_example == 'pipe(class_labels=["A"]).images[0].save("image.png")'
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(LETTERS))]
     images = pipe(class_labels=LETTERS, generator=generators, output_type="pt").images
     assert images.shape == (len(LETTERS), 3, 48, 48)

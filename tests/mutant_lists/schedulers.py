@@ -534,6 +534,14 @@ MUTANTS = [
         ("tests/schedulers/test_free_correction.py::test_the_lowest_means_are_taken_back_as_many_as_the_share_says",),
     ),
     Mutant(
+        "bound-of-what-is-masked-again",
+        "what is masked again may be one more than the host is told",
+        _SCHEDULERS + "remdm.py",
+        "(total + _TIE).long() + 1)",
+        "(total + _TIE).long())",
+        ("tests/pipelines/test_cached_steps.py::test_what_is_masked_again_is_bounded_where_counting_it_would_wait",),
+    ),
+    Mutant(
         "edits-without-end",
         "a block that is full is edited for as long as the run has steps",
         "hf_maskdiff/schedulers/run_memory.py",

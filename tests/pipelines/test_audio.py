@@ -384,6 +384,21 @@ def test_caches_of_both_models(
     assert torch.equal(codes_of(pipe, generator=seeds(0, 1), **call), plain)
 
 
+def test_a_model_that_joins_a_cached_pipeline_is_cached_too(pipe: MaskedDiffusionAudioPipeline) -> None:
+    fine, passes = pipe.fine_transformer, list[bool]()
+    fine.register_forward_pre_hook(lambda _, args, kw: passes.append("positions" in kw), with_kwargs=True)
+    pipe.fine_transformer = None
+    pipe.enable_cache(PartialCacheConfig(num_substeps=2))
+    pipe.fine_transformer = fine
+    codes_of(pipe, audio_length_in_s=1.2, num_inference_steps=2, generator=seeds(0))
+    assert any(passes)
+    pipe.disable_cache()
+    passes.clear()
+    codes_of(pipe, audio_length_in_s=1.2, num_inference_steps=2, generator=seeds(0))
+    assert passes
+    assert not any(passes)
+
+
 def test_save_load_and_share(pipe: MaskedDiffusionAudioPipeline, tmp_path: Path) -> None:
     pipe.scheduler = UniformScheduler.from_config(pipe.scheduler.config)
     pipe.register_to_config(call_defaults={"num_inference_steps": 3})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,8 +112,9 @@ def test_without_a_memory_it_is_the_plain_sampler(name: str) -> None:
     plain.set_timesteps(5)
     logits = passes(5, 20)
     expected = run(plain, logits, sample)
-    with pytest.warns(UserWarning, match=r"its second is a plain one\. Pass `memory="):
+    with pytest.warns(UserWarning, match=r"its second is a plain one\. Pass `memory=") as caught:
         found = run(scheduler, logits, sample, memory=None)
+    assert {Path(one.filename) for one in caught} == {Path(__file__)}  # not in torch's or this package's
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     ours = run(scheduler, logits, sample)
     assert torch.equal(ours[1], expected[1])

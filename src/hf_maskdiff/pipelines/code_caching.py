@@ -27,6 +27,8 @@ class CodeCachingMixin:
             made = CacheSwitch(image_denoiser(model))
             if before is not None and unwrap_module(before[0]) is unwrap_module(model):
                 made.take_over(before[1])  # the same model, compiled or not any more
+            elif name != self._denoiser_names[0]:
+                made.take_over(self._cache_switch)  # a denoiser that joins is cached as the first one is
             self._switches = {**self._switches, name: (model, made)}
         return self._switches[name][1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..integers import as_integer, is_integer, is_number
+from ..schedulers.checks import warn_user
 from .image_conditions import COND, UNCOND, Arguments
 
 
@@ -94,7 +94,7 @@ class TextReader:
             if len(self.tokenizer(text, verbose=False).input_ids) > len(kept):
                 start = text if len(text) <= 40 else f"{text[:40]} ..."
                 message = f"the text encoder reads {length} tokens, what follows is left out: {start!r}"
-                warnings.warn(message, stacklevel=4)
+                warn_user(message)
         if self.pad_token_id is None:
             return found.input_ids
         return found.input_ids.masked_fill(found.attention_mask == 0, self.pad_token_id)

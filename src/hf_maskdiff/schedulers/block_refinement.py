@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checks import require
+from .checks import require, warn_user
 from .output import MaskedDiffusionSchedulerOutput
 
 # What `LLaDA2Pipeline` passes to `step` beside the arguments that every scheduler has.
@@ -110,10 +109,9 @@ class BlockRefinementMixin:
             remedy = f"Pass `editing_threshold={own}` to the pipeline, whose default is 0.5."
             require(value in (None, own), "editing_threshold", f"None or the scheduler's own {own}", value, remedy)
         elif (value or 0) > 0:
-            warnings.warn(
+            warn_user(
                 f"{name} does not edit tokens that are revealed already, so `editing_threshold="
-                f"{given['editing_threshold']}` has no effect. Pass `editing_threshold=None`.",
-                stacklevel=4,
+                f"{given['editing_threshold']}` has no effect. Pass `editing_threshold=None`."
             )
 
     @staticmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from inspect import signature
@@ -14,12 +16,24 @@ from torch import Tensor
 from ..integers import as_integer, is_integer, is_number
 
 ChoiceTemperature = float | Sequence[float]
+_NOT_THE_USER = {"hf_maskdiff", "torch", "diffusers", "contextlib"}
 
 
 def require(valid: bool, name: str, rule: str, value: object, remedy: str) -> None:
     """Raise `ValueError` with rule, value and remedy unless `valid`."""
     if not valid:
         raise ValueError(f"`{name}` must be {rule}, got {value!r}. {remedy}")
+
+
+def warn_user(message: str) -> None:
+    """Warn at the user's line: that of the first caller that is neither in this package nor in those it is built on.
+
+    How many callers lie between differs: torch wraps functions that take no gradients or are not to be compiled.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def require_steps(num_inference_steps: Any) -> int:

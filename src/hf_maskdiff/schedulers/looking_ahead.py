@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..integers import is_integer
 from ..orders import negative_entropy
 from ..sampling import Generators, Marginals, Purpose, first_rows, keys_of_positions
-from .checks import flatten_logits, is_number, require
+from .checks import flatten_logits, is_number, require, warn_user
 from .run_memory import RunMemory
 from .step_context import StepContext
 
@@ -102,10 +101,9 @@ class LookingAheadMixin:
     def warn_of_one_candidate(self) -> None:
         """To be called where a step is taken without a model to look ahead with."""
         if self.num_candidates > 1:
-            warnings.warn(
+            warn_user(
                 f"`step` of {type(self).__name__} has no model to look ahead with, so it takes the first of "
-                f"{self.num_candidates} candidates. Call `propose` and `pick`, or use a pipeline.",
-                stacklevel=3,
+                f"{self.num_candidates} candidates. Call `propose` and `pick`, or use a pipeline."
             )
 
     @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..masking import MaskingSchedule
 from ..sampling import Generators, Purpose, draw_keys, float64_device, position_noise
-from .checks import ChoiceTemperature, is_number, require, require_drawn, require_steps
+from .checks import ChoiceTemperature, is_number, require, require_drawn, require_steps, warn_user
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
 from .run_start import EmbeddingNoise, RunStart
@@ -165,8 +164,7 @@ class OneStepScheduler(MaskedDiffusionScheduler):
 
     def _warn_of_known(self, masked: Tensor) -> None:
         if masked.device.type == "cpu" and not bool(masked.all()):  # elsewhere looking would make the host wait
-            warnings.warn(
+            warn_user(
                 "OneStepScheduler cannot tell the random codes of its start from tokens to keep, so it draws masks "
-                "alone. Pass `given=torch.zeros_like(sample, dtype=torch.bool)` to draw every token.",
-                stacklevel=3,
+                "alone. Pass `given=torch.zeros_like(sample, dtype=torch.bool)` to draw every token."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..orders import sort_positions
 from ..sampling import Generators, Marginals
+from .checks import warn_user
 from .run_memory import RunMemory
 from .scheduling_choose_then_sample import ChooseThenSampleScheduler
 from .step_context import StepContext
@@ -101,9 +101,8 @@ class RevisingScheduler(ChooseThenSampleScheduler):
         arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
         marginals, context = super().start_step(*arguments)
         if memory is None and given is None and context.step_index > 0 and not context.is_last:
-            warnings.warn(
+            warn_user(
                 f"{type(self).__name__} cannot tell given tokens from revealed ones, so it takes none back. Pass "
-                "`given=`, or `memory=scheduler.new_memory()` in every step of the run.",
-                stacklevel=3,
+                "`given=`, or `memory=scheduler.new_memory()` in every step of the run."
             )
         return marginals, context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..orders import ranking
 from ..sampling import Generators, Marginals, Purpose, first_rows
-from .checks import require_drawn
+from .checks import require_drawn, warn_user
 from .extrapolation import draw_extrapolated
 from .output import MaskedDiffusionSchedulerOutput
 from .run_memory import RunMemory
@@ -122,10 +121,9 @@ class TwoPassScheduler(MaskedDiffusionScheduler):
         if memory is not None:
             return memory.take(step_index)
         if step_index % 2:
-            warnings.warn(
+            warn_user(
                 f"{type(self).__name__} knows nothing of an interval's first pass, so its second is a plain one. Pass "
-                "`memory=scheduler.new_memory()`, the same object in every step of the run.",
-                stacklevel=3,
+                "`memory=scheduler.new_memory()`, the same object in every step of the run."
             )
         return None
 
