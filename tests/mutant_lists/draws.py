@@ -300,8 +300,8 @@ MUTANTS = [
         "ties-taken-for-one-token",
         "of tokens that tie the first is drawn",
         "hf_maskdiff/draws.py",
-        "return tokens if rows.tolist() == list(range(len(exponents))) else None",
-        "return exponents.argmax(-1)",
+        "return tokens if rows.tolist() == list(range(len(block))) else rows.new_full((len(block),), -1)",
+        "return block.argmax(-1)",
         ("tests/test_sampling.py::test_a_sharp_draw_is_that_of_any_other",),
     ),
     Mutant(

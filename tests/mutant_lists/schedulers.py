@@ -211,8 +211,8 @@ MUTANTS = [
         "token-noise-of-the-rank",
         "the noise of a draw belongs to the rank, not to the position",
         _CHOOSE,
-        "noise=context.uniform(Purpose.TOKEN).gather(1, positions)",
-        "noise=context.uniform(Purpose.TOKEN)[:, :num_ranks]",
+        "make_noise=lambda: context.uniform(Purpose.TOKEN).gather(1, positions)",
+        "make_noise=lambda: context.uniform(Purpose.TOKEN)[:, : positions.shape[1]]",
         (
             "tests/schedulers/test_entropy_bounded.py::test_no_bound_is_one_pass_and_a_bound_of_zero_one_position_a_step",
         ),
@@ -221,8 +221,8 @@ MUTANTS = [
         "token-noise-of-the-choice",
         "tokens are drawn with the noise that chose their positions",
         _CHOOSE,
-        "noise=context.uniform(Purpose.TOKEN).gather(1, positions)",
-        "noise=context.uniform(Purpose.CHOICE).gather(1, positions)",
+        "make_noise=lambda: context.uniform(Purpose.TOKEN).gather(1, positions)",
+        "make_noise=lambda: context.uniform(Purpose.CHOICE).gather(1, positions)",
         ("tests/test_properties.py::test_which_position_comes_first_says_nothing_about_its_token",),
     ),
     Mutant(
@@ -335,8 +335,8 @@ MUTANTS = [
         "factor-without-one",
         "the factor bounds r (1 - c), not (r + 1) (1 - c)",
         "hf_maskdiff/orders.py",
-        "torch.arange(2, log_confidences.shape[1] + 2,",
-        "torch.arange(1, log_confidences.shape[1] + 1,",
+        "-torch.arange(2, length + 2, device=device)",
+        "-torch.arange(1, length + 1, device=device)",
         (
             "tests/schedulers/test_threshold.py::test_a_step_reveals_what_is_sure_in_each_row_and_never_less_than_the_least",
         ),
@@ -513,8 +513,8 @@ MUTANTS = [
         "masked-again-and-not-computed",
         "a token that is masked again stays in the store as it was",
         "hf_maskdiff/pipelines/planned_passes.py",
-        "latest = _and_their_number(latest[0] | masked)",
-        "latest = _and_their_number(latest[0])",
+        "latest = _with_number(latest[0] | masked, bound)",
+        "latest = _with_number(latest[0], bound)",
         ("tests/pipelines/test_given.py::test_a_token_that_is_masked_again_is_computed_as_a_mask",),
     ),
     Mutant(

@@ -70,8 +70,8 @@ MUTANTS = [
         "labels-by-the-place-in-a-block",
         "every block begins with the first label",
         _SOURCES,
-        "labels = [self.labels[i % len(self.labels)] for i in indices]",
-        "labels = [self.labels[i % len(self.labels)] for i in range(len(indices))]",
+        'which = {"num_images_per_prompt"',
+        'labels = (self.labels * len(labels))[: len(labels)]\n        which = {"num_images_per_prompt"',
         ("tests/test_parallel.py::test_images_open_with_labels_and_seeds_and_are_the_pipeline_s",),
     ),
 ]

@@ -167,6 +167,22 @@ MUTANTS = [
         _WHOLE,
     ),
     Mutant(
+        "tune-scores-what-was-added",
+        "what the tokenizer adds around a prompt is put there twice, and scored",
+        _JUDGING,
+        "rows = [_without(ids.tolist(), before, after) for ids in samples.tokens]",
+        "rows = [ids.tolist() for ids in samples.tokens]",
+        (f"{_TUNED}::test_what_a_tokenizer_adds_around_a_prompt_is_not_scored",),
+    ),
+    Mutant(
+        "tune-revises-in-groups",
+        "a sampler that masks again is tried in groups, which take more passes than its level has",
+        _SPACE,
+        " and not issubclass(",
+        " or not issubclass(",
+        (f"{_TUNED}::test_the_space_holds_each_candidate_once",),
+    ),
+    Mutant(
         "tune-likelihood-by-the-place",
         "a text's nats are those of the whole text instead of one token's",
         _JUDGING,

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import antiberty_wheel as upstream
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hf_maskdiff import MaskedDiffusionScheduler, MDLMPipeline, MomentScheduler
+from hf_maskdiff import MaskedDiffusionScheduler, MaskedDiffusionTextPipeline, MDLMPipeline, MomentScheduler
+from hf_maskdiff.conversion.convert import convert
 from hf_maskdiff.evaluation.samples import TextSamples
 from hf_maskdiff.evaluation.text_metrics import sentence_entropy
 from hf_maskdiff.likelihood import Stratified
@@ -47,6 +49,8 @@ def test_the_space_holds_each_candidate_once() -> None:
         assert one.num_inference_steps == one.level - one.num_substeps + 1
         assert one.scheduler.config.masking_schedule == "linear"
         assert (one.scheduler.config.mask_token_id, one.scheduler.config.codebook_size) == (16, 16)
+    revising = candidates(shipped, [8], ["PathPlanningScheduler", "FreeCorrectionScheduler"], [4.0], [1, 2], [])
+    assert not any("R = 2" in one.name for one in revising)
     threshold = next(one.scheduler for one in found if one.name == "Threshold 0.9")
     assert (threshold.config.threshold, threshold.config.follow_schedule) == (0.9, True)
     assert next(one.scheduler for one in found if one.name == "Uniform").config.choice_temperature is None
@@ -150,6 +154,21 @@ def test_the_model_s_own_likelihood_is_that_of_the_pipeline() -> None:
     assert score.value == pytest.approx(nats.mean().item(), rel=0.05)
     assert score.error == pytest.approx(nats.std().item() / 3**0.5, rel=0.2)
     assert score.diversity == pytest.approx(sentence_entropy(tokens).mean().item())
+
+
+def test_what_a_tokenizer_adds_around_a_prompt_is_not_scored(tmp_path: Path) -> None:
+    """A set that was drawn from prompts has it among its tokens, one without prompts has not."""
+    convert(upstream.write_wheel(tmp_path / "antiberty.whl", upstream.contents()), tmp_path / "antiberty")
+    pipe = MaskedDiffusionTextPipeline.from_pretrained(tmp_path / "antiberty")
+    pipe.set_progress_bar_config(disable=True)
+    texts = ["EVQLVESGG", "QVQLQQW"]
+    whole = [torch.tensor(pipe.tokenizer(text).input_ids) for text in texts]
+    bare = [torch.tensor(pipe.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    assert [len(one) - len(other) for one, other in zip(whole, bare, strict=True)] == [2, 2]
+    judge = OwnLikelihood(pipe, 4, 8)
+    found = judge(TextSamples("with", texts, whole))
+    assert found == judge(TextSamples("without", texts, bare))
+    assert found.diversity == pytest.approx(sentence_entropy(bare).mean().item())
 
 
 @pytest.mark.exhaustive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,7 +96,7 @@ class OwnLikelihood:
         before, after = PromptEncoder(
             self.pipe.tokenizer, self.pipe.mask_token_id, self.pipe.denoiser.vocab_size
         ).special_tokens
-        rows = [ids.tolist() for ids in samples.tokens]
+        rows = [_without(ids.tolist(), before, after) for ids in samples.tokens]
         found = self.pipe.log_likelihood(
             num_samples=self.passes,
             estimator=Stratified(self.passes),
@@ -105,7 +106,14 @@ class OwnLikelihood:
             mask=[[False] * len(before) + [True] * len(ids) + [False] * len(after) for ids in rows],
         )
         nats = (-found.log_likelihoods / found.num_tokens).tolist()
-        return Score(*mean_and_error(nats), *mean_and_error(sentence_entropy(samples.tokens).tolist()))
+        return Score(*mean_and_error(nats), *mean_and_error(sentence_entropy([*map(torch.tensor, rows)]).tolist()))
+
+
+def _without(ids: list[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """A text's tokens without those that the tokenizer adds around a prompt, which the model was given."""
+    start = len(before) if ids[: len(before)] == list(before) else 0
+    end = len(ids) - len(after) if after and ids[-len(after) :] == list(after) else len(ids)
+    return ids[start:end] or ids
 
 
 def _generator(ids: list[int]) -> torch.Generator:

@@ -104,7 +104,10 @@ def own_candidates(
     elif "threshold" in known:
         follow = {"follow_schedule": True} if "follow_schedule" in known else {}
         settings = [{"threshold": one, **follow} for one in thresholds]
-    in_groups = issubclass(scheduler, schedulers.ChooseThenSampleScheduler)
+    # One that masks again draws more tokens than there are, and so its groups cost more than R - 1 passes.
+    in_groups = issubclass(scheduler, schedulers.ChooseThenSampleScheduler) and not issubclass(
+        scheduler, schedulers.RevisingScheduler
+    )
     found = {}
     for chosen, more, groups in itertools.product(settings, varied, substeps):
         if groups == 1 or in_groups:
