@@ -278,7 +278,7 @@ def test_choosing_and_sampling_in_groups_is_a_step(
             generator.set_state(state)
         bound = data.draw(st.integers(int(choice.count.max()), length))
         bounded = scheduler.choose(logits, t, sample, case.ratios, generators, max_count=bound)
-        assert bounded.positions.shape == choice.positions.shape
+        assert bounded.positions.shape[1] == bound
         assert torch.equal(
             bounded.positions[:, : choice.positions.shape[1]][choice.valid], choice.positions[choice.valid]
         )

@@ -160,7 +160,7 @@ def test_an_upper_bound_of_the_caller_cuts_the_set_short() -> None:
     for most, expected in ((3, 3), (5, 5), (8, 5), (30, 5)):
         choice = scheduler.choose(logits, 1.0, sample, max_count=most)
         assert choice.count.tolist() == [expected]
-        assert choice.positions.shape[1] == expected  # a CPU knows it
+        assert choice.positions.shape[1] == min(most, 12)
         after = scheduler.step(logits, 1.0, sample, max_count=most).prev_sample
         assert (after != MASK).sum() == expected
 

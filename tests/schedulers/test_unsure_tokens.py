@@ -59,7 +59,7 @@ def test_unsure_positions_come_last_with_every_measure(measure: str) -> None:
     sample = torch.full((1, LENGTH), MASK)
     config = {"measure": measure, "mask_token_id": MASK}
     scheduler = ConfidenceScheduler(**config, choice_temperature=2.0, unsure_token_ids=[*ENDS, 10_000])  # 10,000: none
-    scheduler.set_timesteps(3)
+    scheduler.set_timesteps(1)  # all positions, in their order
     order = scheduler.choose(logits_of(sample), 1.0, sample, max_count=LENGTH).positions[0]
     unsure = torch.isin(logits_of(sample)[0, :, :MASK].argmax(-1), torch.tensor(ENDS))
     assert 0 < unsure.sum() < LENGTH

@@ -223,8 +223,8 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         scheduler that `chooses_without_logits` takes None for the logits.
 
         Returns:
-            A `Choice` of K ranks. K is the largest count of any row on a CPU; elsewhere, where reading it would make
-            the host wait, it is `max_count`, or L without that.
+            A `Choice` of K ranks. K is `max_count` if that is given; else it is the largest count of any row on a CPU,
+            and L on an accelerator.
         """
         if model_output is None and self.chooses_without_logits:
             columns = self.config.mask_token_id + 2  # more than the mask's
@@ -241,7 +241,7 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         num_ranks, full = length if max_count is None else min(max_count, length), False
         if context.count.device.type == "cpu" and len(context.count):
             counts = context.count.tolist()
-            num_ranks = min(max(counts), num_ranks)
+            num_ranks = max(counts) if max_count is None else num_ranks
             full = min(counts) >= num_ranks
         positions = ranked[:, :num_ranks]
         return Choice(
@@ -315,7 +315,8 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         with torch.inference_mode():
             arguments = (model_output, timestep, sample, starting_mask_ratio, generator, logits_at, memory, given)
             marginals, context = self.start_step(*arguments)
-            choice = self._choose(*self._plan_whole_step(marginals, context), max_count)
+            context, ranked, revised = self._plan_whole_step(marginals, context)
+            choice = self._choose(context, ranked, revised, _most_ranks(context.count, max_count))
             rows = choice.positions + first_rows(*context.tokens.shape, choice.positions.device)
             tokens = self._sample(marginals, choice, rows, None)
 
@@ -328,3 +329,11 @@ class ChooseThenSampleScheduler(LookingAheadMixin, MaskedDiffusionScheduler):
         return output.with_details(model_output, sample) if details else output
 
     step.__doc__ = MaskedDiffusionScheduler.step.__doc__
+
+
+def _most_ranks(count: Tensor, max_count: int | None) -> int | None:
+    """How many ranks a whole step needs: `max_count`, or less on a CPU, which knows the largest count."""
+    if count.device.type != "cpu" or not len(count):
+        return max_count
+    most = int(count.max())
+    return most if max_count is None else min(most, max_count)
