@@ -471,6 +471,7 @@ def test_suggestions_are_made_where_they_are_likely() -> None:
     from hf_maskdiff_cli.names import SCHEDULERS, did_you_mean, did_you_mean_folder
 
     assert did_you_mean("MomentSheduler", SCHEDULERS) == "Did you mean 'MomentScheduler'?"
+    assert did_you_mean("moment", SCHEDULERS) == "Did you mean 'MomentScheduler'?"
     assert did_you_mean("gpt2", SCHEDULERS) == did_you_mean("x", []) == ""
     assert did_you_mean_folder("/no/where") == did_you_mean_folder(str(DIGITS)) == ""
     assert did_you_mean_folder(str(ROOT / "maskgit-mist")) == f"Did you mean '{DIGITS}'?"

@@ -70,6 +70,8 @@ SECTIONS = {
         """
         Random weights in bfloat16, guidance off. A partial pass over k of L positions against a full one, and n steps
         with two groups against n and 2n plain steps: it pays where the last column is below 1 and the result as good.
+        The last column of the first table is the median over repeats of the ratio in each, not the ratio of the two
+        medians beside it.
         """,
     ),
     "cached_decoding": _section(

@@ -66,8 +66,13 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
         >>> did_you_mean("MomentSheduler", SCHEDULERS)
         "Did you mean 'MomentScheduler'?"
     """
-    found = max(known, key=lambda name: _likeness(value, name), default="")
-    return f"Did you mean {found!r}?" if _likeness(value, found) >= _ALIKE else ""
+
+    def alike(name: str) -> float:
+        """A scheduler is known by its short name, too: `halton`."""
+        return max(_likeness(value, name), _likeness(value, name.removesuffix("Scheduler")))
+
+    found = max(known, key=alike, default="")
+    return f"Did you mean {found!r}?" if alike(found) >= _ALIKE else ""
 
 
 def did_you_mean_folder(value: str) -> str:

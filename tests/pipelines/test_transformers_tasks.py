@@ -332,6 +332,10 @@ def test_bad_input_is_one_clear_error(
         pipeline(IMAGE, model=pipe)
     with pytest.raises(ValueError, match=r"arguments must be among.*got \['num_steps'\]"):
         pipeline(TEXT, model=pipe, num_steps=3)
+    with pytest.raises(ValueError, match=r"got \['class_labels'\]\. Pass class_labels first, and without a name\."):
+        pipeline(IMAGE, model=image_pipe)(class_labels=1)
+    with pytest.raises(ValueError, match=r"got \['output_type'\]\. Check their spelling\."):
+        pipeline(IMAGE, model=image_pipe)(output_type="pt")
     write = pipeline(TEXT, model=pipe)
     with pytest.raises(ValueError, match="one per row, got 2 for a batch of 3"):
         write(["a", "b", "c"], generator=seeds(0, 1))

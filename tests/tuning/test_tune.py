@@ -101,7 +101,9 @@ def test_a_row_that_new_seeds_belie_is_marked() -> None:
 
 
 def test_a_search_chooses_what_is_diverse_and_writes_presets(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(command(tmp_path / "one")) == 0
+    assert main(command(tmp_path / "one", "--max_passes", "3")) == 1
+    assert "Raise it, or search less" in capsys.readouterr().err
+    assert main(command(tmp_path / "one")) == 0  # a budget that was refused may be raised in the same folder
     told = capsys.readouterr().out
     found = json.loads((tmp_path / "one" / "results.json").read_text())
     trials = json.loads((tmp_path / "one" / "tune.json").read_text())["trials"]

@@ -261,7 +261,9 @@ class MaskedDiffusionTask(Pipeline):
         known = [name for name in inspect.signature(self.model.__call__).parameters if name not in self._own_arguments]
         unknown = sorted(kwargs.keys() - set(known))
         if unknown:
-            raise ValueError(f"arguments must be among {known}, got {unknown}. Check their spelling.")
+            inputs = {"prompt", "class_labels", "audio"} & set(unknown) & set(self._own_arguments)
+            remedy = f"Pass {min(inputs)} first, and without a name." if inputs else "Check their spelling."
+            raise ValueError(f"arguments must be among {known}, got {unknown}. {remedy}")
         return {}, kwargs, {}
 
     def preprocess(self, inputs: Any) -> dict[str, list]:

@@ -64,11 +64,10 @@ class _Search:
 
     def plan(self) -> Plan:
         """The plan, by the budget in passes; one in seconds is converted by what a first small set took."""
-        if "budget" not in self.ledger.content:
+        is_new = "budget" not in self.ledger.content
+        if is_new:
             budget = float(self.args.max_passes) if self.args.max_passes else self._passes_in(self.args.max_seconds)
             self.ledger.content["budget"] = on_main_process(lambda: budget, self.bench.state)
-            if self.bench.state.is_main_process:
-                self.ledger.save()
 
         def planned() -> Plan:
             judge: Judge = self.judge()
@@ -78,7 +77,10 @@ class _Search:
             block = self.bench.making.block_size
             return plan_search(levels, costs, self.ledger.content["budget"], *numbers, self.args.factor, block)
 
-        return on_main_process(planned, self.bench.state)
+        plan = on_main_process(planned, self.bench.state)
+        if is_new and self.bench.state.is_main_process:
+            self.ledger.save()  # not before: a budget that was refused is raised in the same folder
+        return plan
 
     def _passes_in(self, seconds: float) -> float:
         """Model passes that so many seconds of all processes together hold."""
