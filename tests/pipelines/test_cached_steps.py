@@ -554,4 +554,4 @@ def test_a_step_asks_little_beside_the_model(adapts: bool, monkeypatch: pytest.M
         with OperationsBesideTheModel(monkeypatch) as operations:
             pipe(**call, num_inference_steps=steps)
         counts.append(operations.count)
-    assert 50 < (counts[1] - counts[0]) / 8 < 110
+    assert 50 < (counts[1] - counts[0]) / 8 < 118  # 106 and 108 by torch 2.13, 112 and 115 by 2.6
