@@ -83,6 +83,15 @@ def test_words_are_no_flags(scheduler_class: type[MaskedDiffusionScheduler]) -> 
                 scheduler_class(mask_token_id=MASK, **{name: value})
 
 
+def test_a_flag_of_a_subclass_may_be_no_setting() -> None:
+    class Own(ConfidenceScheduler):
+        def __init__(self, mask_token_id: int, verbose: bool = False) -> None:
+            super().__init__(mask_token_id)
+            self.verbose = verbose
+
+    assert Own(MASK, verbose=True).verbose
+
+
 @pytest.mark.parametrize("value", TYPICAL)
 @pytest.mark.parametrize("scheduler_class", [c for c in SCHEDULERS if "typical_p" in signature(c).parameters])
 def test_typical_tokens(scheduler_class: type[MaskedDiffusionScheduler], value: object) -> None:

@@ -220,6 +220,14 @@ def test_the_trial_before_their_first_use(on_kernels: Callable[[bool], None], mo
     cpu = torch.device("cpu")
     on_kernels(True)
     assert kernels._differences(cpu) == ""
+    try:  # what the user has set is no fault of the kernels
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        with torch.device("meta"):
+            assert kernels._differences(cpu) == ""
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
     wrong: dict[str, Callable[..., Any]] = {
         "row_scores": lambda *_: torch.zeros(2, 2),
         "row_draws": lambda *_: (torch.zeros(2, 2, dtype=torch.int64), None),

@@ -63,6 +63,7 @@ def test_a_length_and_a_class(words: Path, tmp_path: Path) -> None:
     [
         (["generate", "--num_samples", "1", "--max_new_tokens", "3"], "`max_new_tokens` must be left out for a pip"),
         (["generate", "--num_samples", "1", "--audio_length_in_s", "0.01"], "must be seconds of at least a frame"),
+        (["generate", "--num_samples", "1", "--audio_length_in_s", "0"], "must be seconds of at least a frame"),
         (["evaluate", "--num_samples", "2"], "`pipeline` must make images or texts to be judged, got one of sounds"),
         (["tune", "--max_passes", "4"], "`pipeline` must make images or texts to be judged, got one of sounds"),
     ],

@@ -124,5 +124,11 @@ def test_a_wav_file_holds_what_it_was_given(tmp_path: Path) -> None:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, tiny_audio.RATE)
         samples = np.frombuffer(file.readframes(4), "<i2").reshape(4, 2).T / 32767
     np.testing.assert_allclose(samples, audio.clamp(-1, 1), atol=1e-4)
-    with pytest.raises(ValueError, match=r"must have the shape \(channels, num_samples\), got \(4,\)"):
-        pipe.save_wav(tmp_path / "one.wav", audio[0])
+    first = (tmp_path / "new" / "two.wav").read_bytes()
+    pipe.save_wav(tmp_path / "array.wav", audio.numpy())  # a call with `output_type="np"` returns arrays
+    assert (tmp_path / "array.wav").read_bytes() == first
+    for wrong, got in ((audio[0], r"torch.float32 \(4,\)"), (audio.long(), r"torch.int64 \(2, 4\)")):
+        with pytest.raises(
+            ValueError, match=rf"must have the shape \(channels, num_samples\) and hold floats, got {got}"
+        ):
+            pipe.save_wav(tmp_path / "one.wav", wrong)

@@ -23,6 +23,7 @@ from hf_maskdiff import (
     MaskGITPipeline,
     MaskGITScheduler,
     MomentScheduler,
+    OneStepScheduler,
     ThresholdScheduler,
 )
 
@@ -41,6 +42,25 @@ def test_a_keyword_that_nobody_knows(
     with pytest.raises(ValueError, match=r"settings of .* must be among \[.*'mask_token_id'.*\], got `x`\. Leave it"):
         getattr(scheduler_class, route)(source, x=1)
     assert getattr(scheduler_class, route)(source, mask_token_id=4).config.mask_token_id == 4
+
+
+def test_the_default_dtype_changes_nothing(scheduler_class: type[MaskedDiffusionScheduler]) -> None:
+    found = []
+    logits = [torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    try:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            scheduler = scheduler_class(mask_token_id=7)
+            scheduler.set_timesteps(1 if scheduler_class is OneStepScheduler else 4)
+            memory, sample = scheduler.new_memory(), torch.full((2, 9), 7)
+            none, generator = torch.zeros_like(sample, dtype=torch.bool), torch.Generator().manual_seed(0)
+            for n, t in enumerate(scheduler.timesteps):
+                taken = scheduler.step(logits[n], t, sample, 1.0, generator, memory=memory, given=none)
+                sample = taken.prev_sample
+            found.append(sample)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(sample, found[0]) for sample in found)
 
 
 def test_the_choice_temperature_misspelt() -> None:

@@ -72,18 +72,22 @@ _TRIAL_NOISE = ((3774766793162929, 4252590154780699), (318233585316903, 10342438
 
 
 def _differences(device: torch.device) -> str:
-    """What the kernels compute otherwise than torch on this device; nothing if they are right."""
-    noise = torch.tensor(_TRIAL_NOISE, dtype=torch.float64, device=device) * 2.0**-52
-    logits = torch.linspace(-3, 3, 2 * 2 * 37, device=device).sin_().mul_(4).view(2, 2, 37)
-    rows = Rows(logits, 37, 5, 0.7)
-    allowed = torch.arange(37, device=device) != 5
+    """What the kernels compute otherwise than torch; nothing if they are right.
+
+    Torch computes on the CPU, and nothing is left to a default: whatever the user has set, such as float64 or
+    deterministic algorithms, which a sum on a GPU refuses, must not look like a fault of the kernels.
+    """
+    noise = torch.tensor(_TRIAL_NOISE, dtype=torch.float64, device="cpu") * 2.0**-52
+    logits = torch.linspace(-3, 3, 2 * 2 * 37, dtype=torch.float32, device="cpu").sin_().mul_(4).view(2, 2, 37)
+    allowed = torch.arange(37, device="cpu") != 5
     log_probs = logits.where(allowed, -torch.inf).div_(0.7).log_softmax(-1)
     tokens = (log_probs.double().exp_().cumsum(-1) < noise[..., None]).sum(-1)
+    keys, rows = torch.tensor(_TRIAL_KEYS, device="cpu").to(device), Rows(logits.to(device), 37, 5, 0.7)
     scores = row_scores(rows, log_confidence)
     right = {
-        "noise": torch.equal(position_noise(torch.tensor(_TRIAL_KEYS, device=device), 2, (0,), 5)[0], noise),
-        "scores": scores is not None and torch.allclose(scores, log_probs.amax(-1), atol=1e-4),
-        "draws": torch.equal(row_draws(rows, noise)[0], tokens),
+        "noise": torch.equal(position_noise(keys, 2, (0,), 5)[0].cpu(), noise),
+        "scores": scores is not None and torch.allclose(scores.cpu(), log_probs.amax(-1), atol=1e-4),
+        "draws": torch.equal(row_draws(rows, noise.to(device))[0].cpu(), tokens),
     }
     wrong = [name for name, same in right.items() if not same]
     return f"other {', '.join(wrong)} than torch's" if wrong else ""

@@ -53,9 +53,12 @@ def check_choice_temperature(value: ChoiceTemperature | None) -> None:
 
 
 def check_flags(kind: type, config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless what is True or False by default is so here too: any word would count as True."""
+    """Raise `ValueError` unless what is True or False by default is so here too: any word would count as True.
+
+    A subclass may have arguments of its own that are no settings.
+    """
     for name, parameter in signature(kind).parameters.items():
-        if isinstance(parameter.default, bool):
+        if name in config and isinstance(parameter.default, bool):
             require(isinstance(config[name], bool), name, "True or False", config[name], "Pass one of these.")
 
 

@@ -79,13 +79,13 @@ class DrawMemory(RunMemory):
     def record(self, places: Tensor, probabilities: Tensor, shape: torch.Size) -> None:
         """Note that tokens were drawn; flat places of tokens `(batch_size, L)`, those beyond the last are left out."""
         if self._drawn_with is None:
-            self._drawn_with = torch.full((shape.numel() + 1,), torch.nan, device=places.device)
+            self._drawn_with = probabilities.new_full((shape.numel() + 1,), torch.nan, dtype=torch.float32)
         self._drawn_with.scatter_(0, places, probabilities.float())
 
     def drawn_with(self, shape: torch.Size, device: torch.device) -> Tensor:
         """The probabilities, float32 `(batch_size, L)`; NaN where no token was drawn."""
         if self._drawn_with is None:
-            return torch.full(shape, torch.nan, device=device)
+            return torch.full(shape, torch.nan, dtype=torch.float32, device=device)
         return self._drawn_with[:-1].view(shape)
 
 
@@ -176,7 +176,7 @@ class LastMarginals:
             known = self._rows[index] == rows
             if bool(known.all()):  # the usual case: nothing was masked anew
                 return self._places[index], known
-        fresh = torch.zeros(len(rows), num_tokens, device=rows.device)
+        fresh = torch.zeros(len(rows), num_tokens, dtype=torch.float32, device=rows.device)
         if bool(known.any()):
             fresh[known] = self._log_probs[self._places[index][known]]
         self._log_probs = fresh

@@ -79,7 +79,7 @@ class RunPlanMixin:
             remaining: number of masks of each row before the step.
             num_free: number of positions of each row that are not given.
         """
-        return torch.zeros_like(remaining)
+        return num_free - remaining if self.revises else torch.zeros_like(remaining)
 
     def open_counts(self, masked: Tensor, given: Tensor, memory: RunMemory) -> Tensor:
         """How many positions the next step draws at most, where no plan says so; 0 in rows that are finished.

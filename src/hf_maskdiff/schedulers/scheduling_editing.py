@@ -104,7 +104,7 @@ class EditingScheduler(RevisingScheduler):
         """Adds steps at time 0, for blocks that are full and still edited."""
         regular = [1 - n / self._require_run() for n in range(self._require_run())]
         more = self.config.max_post_steps + 1 if self.config.edits == _OVERWRITE else 0
-        self.timesteps = torch.tensor([*regular, *[0.0] * more])
+        self.timesteps = torch.tensor([*regular, *[0.0] * more], dtype=torch.float32)
         return first_step
 
     def new_memory(self) -> EditingMemory:

@@ -205,7 +205,8 @@ class MaskedDiffusionScheduler(BlockRefinementMixin, RunPlanMixin, ModelCardMixi
                 f"{num_inference_steps}. Pass {len(table)}, or use a named schedule such as 'cosine'."
             )
         self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.tensor([1 - n / num_inference_steps for n in range(num_inference_steps)])
+        times = [1 - n / num_inference_steps for n in range(num_inference_steps)]
+        self.timesteps = torch.tensor(times, dtype=torch.float32)
         self._choice_temperatures = self._anneal(temperature)
         self._run_keys = RunKeys()
 

@@ -195,7 +195,7 @@ class SoundSource:
     def __init__(self, pipe: MaskedDiffusionAudioPipeline, args: argparse.Namespace, call: dict[str, Any]) -> None:
         models = [part for part in (pipe.transformer, pipe.fine_transformer) if part is not None]
         self.pipe, self.counters, self.passes = pipe, [PassCounter(model) for model in models], 0.0
-        seconds = args.audio_length_in_s or pipe.chunk_length_s
+        seconds = pipe.chunk_length_s if args.audio_length_in_s is None else args.audio_length_in_s
         self.call = call | {"audio_length_in_s": seconds, "output_type": "codes"}
         labels = class_ids(args.class_labels, pipe.transformer) if args.class_labels else None
         self.labels: list[int | None] = [*(labels or range(pipe.transformer.config.get("num_classes") or 0))] or [None]
