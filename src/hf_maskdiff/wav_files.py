@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import wave
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 
-def wav(audio: Tensor | np.ndarray, sampling_rate: int) -> bytes:
+def wav(audio: Any, sampling_rate: int) -> bytes:
     """The bytes of a WAV file of 16 bits.
 
     Args:
@@ -37,7 +36,7 @@ def wav(audio: Tensor | np.ndarray, sampling_rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_wav(path: str | Path, audio: Tensor | np.ndarray, sampling_rate: int) -> None:
+def write_wav(path: str | Path, audio: Any, sampling_rate: int) -> None:
     """Write a clip `(channels, num_samples)` as a WAV file of 16 bits; see `wav`. Folders are made where needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(wav(audio, sampling_rate))

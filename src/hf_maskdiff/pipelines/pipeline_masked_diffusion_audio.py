@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -211,7 +210,7 @@ class MaskedDiffusionAudioPipeline(CodeCachingMixin, CallStateMixin, PipelineRep
         silent = masked.any(1).repeat_interleave(codec.hop_length, 1)[:, : audio.shape[-1]]
         return audio.masked_fill(silent[:, None], 0)
 
-    def save_wav(self, path: str | Path, audio: Tensor | np.ndarray) -> None:
+    def save_wav(self, path: str | Path, audio: Any) -> None:
         """Write one of the `audios` of a call as a WAV file of 16 bits; see `hf_maskdiff.wav_files.write_wav`."""
         write_wav(path, audio, self.sampling_rate)
 
