@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from concrete import SCHEDULERS
@@ -22,6 +23,7 @@ from hf_maskdiff import (
     MomentScheduler,
     PathPlanningScheduler,
 )
+from hf_maskdiff.pipelines.checks import check_flag
 
 MASK = 9
 
@@ -81,6 +83,14 @@ def test_words_are_no_flags(scheduler_class: type[MaskedDiffusionScheduler]) -> 
         for value in ("no", 1, None, []):
             with pytest.raises(ValueError, match=rf"`{name}` must be True or False, got {re.escape(repr(value))}"):
                 scheduler_class(mask_token_id=MASK, **{name: value})
+
+
+def test_flags_of_numpy_and_torch() -> None:
+    for value in (True, np.False_, torch.tensor(True)):
+        check_flag("stop_at_eos", value, "")
+    for wrong in (1, "no", None, np.int64(1), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="`stop_at_eos` must be True or False, got"):
+            check_flag("stop_at_eos", wrong, "")
 
 
 def test_a_flag_of_a_subclass_may_be_no_setting() -> None:

@@ -519,6 +519,15 @@ def test_what_is_masked_again_is_bounded_where_counting_it_would_wait(
     assert not spare or excess.any()
 
 
+def test_who_revises_and_says_no_bound_may_mask_all_that_is_revealed() -> None:
+    class Own(UniformScheduler):
+        revises = True
+
+    remaining, num_free = torch.tensor([3, 0]), torch.tensor([8, 5])
+    assert Own(MASK).most_put_back(1, remaining, num_free).tolist() == [5, 5]
+    assert UniformScheduler(MASK).most_put_back(1, remaining, num_free).tolist() == [0, 0]
+
+
 class OperationsBesideTheModel(TorchDispatchMode):
     """Counts what is asked of torch outside the passes of the model."""
 

@@ -10,7 +10,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..integers import is_integer, is_number
+from ..integers import is_integer, is_number, plain
 from ..schedulers import MaskedDiffusionScheduler
 from .calls import GuidanceScale
 
@@ -115,8 +115,8 @@ def check_callback_inputs(names: Any, known: Sequence[str]) -> None:
 
 
 def check_flag(name: str, value: Any, remedy: str) -> None:
-    """It must be True or False."""
-    if not isinstance(value, bool):
+    """It must be True or False, of Python, numpy or torch."""
+    if not isinstance(plain(value), bool):
         raise ValueError(f"`{name}` must be True or False, got {value!r:.60}. {remedy}")
 
 
