@@ -24,6 +24,7 @@ from hf_maskdiff import (
     MomentScheduler,
     PathPlanningScheduler,
     UniformScheduler,
+    kernels,
 )
 
 from .measures import Bench, Case, Row
@@ -100,6 +101,7 @@ class Watch:
 
 
 def cases(bench: Bench) -> Iterator[Case]:
+    kernels.usable(bench.device)  # their trial, once in a process, waits
     small = Bench(bench.device, tiny=True)  # whether the host waits does not depend on sizes
     for build in subjects(small).values():
         subject = build()
