@@ -100,7 +100,8 @@ class SoundRun(Run):
         for audio in audios:
             data = base64.b64encode(wav(audio, rate)).decode()
             picture = as_html(spectrogram(audio, rate), f"spectrogram {said}", pixelated=True)
-            parts.append(f'<audio controls title="sound {said}" src="data:audio/wav;base64,{data}"></audio>{picture}')
+            source = f'style="width: 100%" src="data:audio/wav;base64,{data}"'  # else it covers what is beside it
+            parts.append(f'<audio controls title="sound {said}" {source}></audio>{picture}')
         return "".join(parts)
 
     def heat_map(self, num_steps: int) -> str:
