@@ -13,7 +13,7 @@ from torch import Tensor
 from .editing import Edit
 from .frames import as_html, history_sheet, keep_pixels, sheet
 from .opening import Opened
-from .requests import guidance_of, seed_of, steps_of, whole
+from .requests import guidance_of, remarks_on_guidance, seed_of, steps_of, whole
 from .runs import Run
 from .samplers import Choice
 
@@ -67,9 +67,7 @@ class ImageRequest:
 
     def remarks(self) -> list[str]:
         """What must be said of its settings."""
-        if self.guidance_scale > 1 and self.label is None:
-            return ["No class is chosen, so there is nothing to guide towards: “Guidance” is not used."]
-        return []
+        return remarks_on_guidance(self.guidance_scale, self.label)
 
 
 class Request(Protocol):

@@ -49,3 +49,10 @@ def steps_of(value: Any) -> int:
 def seed_of(value: Any) -> int:
     """The seed; errors as of `whole`."""
     return whole("Seed", value, 0, _LARGEST_SEED)
+
+
+def remarks_on_guidance(guidance_scale: float, label: int | None) -> list[str]:
+    """What must be said where a scale has no class to guide towards."""
+    if guidance_scale > 1 and label is None:
+        return ["No class is chosen, so there is nothing to guide towards: “Guidance” is not used."]
+    return []

@@ -17,7 +17,7 @@ from hf_maskdiff.wav_files import wav
 from .frames import as_html
 from .heat_map import grid_picture
 from .opening import Opened
-from .requests import guidance_of, seed_of, steps_of, whole
+from .requests import guidance_of, remarks_on_guidance, seed_of, steps_of, whole
 from .runs import Run
 from .samplers import Choice
 
@@ -63,9 +63,7 @@ class SoundRequest:
 
     def remarks(self) -> list[str]:
         """What must be said of its settings."""
-        if self.guidance_scale > 1 and self.label is None:
-            return ["No class is chosen, so there is nothing to guide towards: “Guidance” is not used."]
-        return []
+        return remarks_on_guidance(self.guidance_scale, self.label)
 
 
 class SoundRun(Run):

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from .controls import Comparison, choice_of, shown
+from .controls import Comparison, choice_of, shown, steps_and_guidance
 from .image_tab import NO_CLASS, classes_of, first_class, published_settings
 from .opening import Opened
-from .requests import MOST_GUIDANCE
 from .runs import panels_of
 from .sound_runs import MOST_SOUNDS, SoundRequest, sound_runs
 
@@ -32,18 +31,8 @@ def sound_tab(opened: Opened, prefix: str, concurrency_id: str) -> None:
         label = gr.Dropdown(classes, value=first, label="Class", elem_id=f"{prefix}-class")
         sounds = gr.Slider(1, MOST_SOUNDS, 2, step=1, label="Sounds", elem_id=f"{prefix}-sounds")
         seed = gr.Number(0, precision=0, label="Seed", elem_id=f"{prefix}-seed")
-    with gr.Row():
-        steps = gr.Slider(1, _MOST_STEPS, first_steps, step=1, label="Steps", elem_id=f"{prefix}-steps")
-        guidance = gr.Slider(
-            1,
-            MOST_GUIDANCE,
-            first_guidance if transformer.config.get("num_classes") else 1,
-            step=0.25,
-            label="Guidance",
-            interactive=bool(transformer.config.get("num_classes")),
-            info="1 is off; above it, a step takes two passes.",
-            elem_id=f"{prefix}-guidance",
-        )
+    unused = "" if transformer.config.get("num_classes") else "This model has no classes: not used."
+    steps, guidance = steps_and_guidance(_MOST_STEPS, first_steps, 1 if unused else first_guidance, prefix, unused)
     compared = Comparison(opened, "Draw", prefix)
 
     def run(*values: Any) -> Iterator[list[Any]]:
